@@ -1,0 +1,195 @@
+"""TagiConfig: everything that shapes a TAGI model, checked once, saved as JSON."""
+
+import difflib
+import inspect
+import re
+from typing import Optional, Union
+
+from transformers import AutoConfig, PretrainedConfig
+
+FUSIONS = ("cross_attention", "concat", "none")
+GENERATORS = ("per_layer", "per_module", "shared")
+
+# PEFT's conventions: a name matches a module whose path is that name or ends in "." + name.
+DEFAULT_TARGET_MODULES = {
+    "t5": ["q", "v"],
+    "mt5": ["q", "v"],
+    "umt5": ["q", "v"],
+    "llama": ["q_proj", "v_proj"],
+    "mistral": ["q_proj", "v_proj"],
+    "qwen2": ["q_proj", "v_proj"],
+    "qwen3": ["q_proj", "v_proj"],
+    "gemma": ["q_proj", "v_proj"],
+    "gemma2": ["q_proj", "v_proj"],
+    "gpt2": ["c_attn"],
+}
+
+# T5 has relative positions and no limit of its own; Table 6 of the paper reads 1024 tokens.
+_DEFAULT_MAX_INSTRUCTION_LENGTH = 1024
+
+# Written by transformers into any config.json, or handed over by its loaders.
+_FOREIGN_FIELDS = {
+    "architectures", "attn_implementation", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype",
+    "eos_token_id", "model_type", "name_or_path", "pad_token_id", "quantization_config", "tie_word_embeddings",
+    "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+class TagiConfig(PretrainedConfig):
+    r"""Configuration of a [`TagiModel`].
+
+    Args:
+        backbone_config: Config (object or dict) of the language model that adapters are generated for: any
+            `AutoModelForSeq2SeqLM` or `AutoModelForCausalLM`.
+        r: Rank of the generated LoRA updates. The paper's is 32.
+        lora_alpha: The update is scaled by `lora_alpha / r`, as in PEFT.
+        target_modules: Names of the Linear / Conv1D modules that get an update, matched as PEFT does. `None` takes
+            the backbone family's default (T5: q and v of every attention, as in the paper).
+        fusion: What the language model sees of the instruction beside the adapter. `"cross_attention"`: a
+            cross-attention to the encoded instruction in every encoder layer (eq. 1) and the encoded instruction
+            before the encoder's output in the decoder's memory (TAGI). `"concat"`: the latter alone (HINT).
+            `"none"`: nothing; the adapter is all there is and exports to PEFT without loss. A causal backbone has
+            its keys and values of the instruction as a prefix in place of the decoder's memory.
+        generator: How many two-layer MLPs there are. `"per_layer"`: one for each layer, shared over its target
+            modules by an index (eq. 2). `"per_module"`: one for each target module. `"shared"`: one for all.
+        generator_hidden_size: Width of the generator's hidden layer.
+        generator_index_size: Width of the learned index that tells the targets of one MLP apart.
+        max_instruction_length: Most tokens of an instruction (with its demonstrations). `None`: what the backbone's
+            positions allow, 1024 where they set no limit.
+        backbone_name_or_path: Where the backbone's weights come from, if they were not made here.
+        backbone_revision: Hub revision of these weights.
+        backbone_in_checkpoint: Whether a saved checkpoint holds the backbone's weights. If not, they are loaded from
+            `backbone_name_or_path`.
+        backbone_trained: Whether training has changed the backbone, so that exported adapters do not fit the stock
+            one.
+
+    Raises:
+        ValueError: for an unknown field or a value that is not allowed; the message names both and what is.
+    """
+
+    model_type = "tagi"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    def __init__(
+        self,
+        backbone_config: Optional[Union[PretrainedConfig, dict]] = None,
+        r: int = 32,
+        lora_alpha: float = 64,
+        target_modules: Optional[list[str]] = None,
+        fusion: str = "cross_attention",
+        generator: str = "per_layer",
+        generator_hidden_size: int = 128,
+        generator_index_size: int = 32,
+        max_instruction_length: Optional[int] = None,
+        backbone_name_or_path: Optional[str] = None,
+        backbone_revision: Optional[str] = None,
+        backbone_in_checkpoint: bool = True,
+        backbone_trained: bool = False,
+        **kwargs,
+    ):
+        _refuse_unknown(kwargs)
+        self.backbone_config = backbone_config = _as_config(backbone_config)
+        self.r = _positive_int("r", r)
+        self.lora_alpha = _positive("lora_alpha", lora_alpha)
+        self.fusion = _one_of("fusion", fusion, FUSIONS)
+        self.generator = _one_of("generator", generator, GENERATORS)
+        self.generator_hidden_size = _positive_int("generator_hidden_size", generator_hidden_size)
+        self.generator_index_size = _positive_int("generator_index_size", generator_index_size)
+        self.backbone_name_or_path = backbone_name_or_path
+        self.backbone_revision = backbone_revision
+        self.backbone_in_checkpoint = _true_or_false("backbone_in_checkpoint", backbone_in_checkpoint)
+        self.backbone_trained = _true_or_false("backbone_trained", backbone_trained)
+
+        if backbone_config is None:
+            # transformers builds a config without arguments when it prints the difference to the defaults.
+            self.target_modules, self.max_instruction_length = target_modules, max_instruction_length
+            super().__init__(**kwargs)
+            return
+
+        self.target_modules = _target_modules(target_modules, backbone_config)
+        positions = getattr(backbone_config, "max_position_embeddings", None)
+        limit = max_instruction_length or positions or _DEFAULT_MAX_INSTRUCTION_LENGTH
+        self.max_instruction_length = _positive_int("max_instruction_length", limit)
+        if positions and self.max_instruction_length > positions:
+            raise ValueError(
+                f"TagiConfig: max_instruction_length is {max_instruction_length}, but the backbone "
+                f"({backbone_config.model_type}) has positions for {positions} tokens"
+            )
+        # Where transformers (and the Trainer) look for them.
+        kwargs["is_encoder_decoder"] = bool(backbone_config.is_encoder_decoder)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "tie_word_embeddings"):
+            kwargs[name] = getattr(backbone_config, name, None)
+        super().__init__(**kwargs)
+
+    @property
+    def scaling(self) -> float:
+        """Factor of every low-rank update, `lora_alpha / r`."""
+        return self.lora_alpha / self.r
+
+    def get_text_config(self, decoder=None, encoder=None):
+        """The backbone's config: caches, vocabulary and lengths are the backbone's."""
+        return self.backbone_config if self.backbone_config is not None else self
+
+
+def _refuse_unknown(kwargs: dict):
+    fields = [name for name in inspect.signature(TagiConfig.__init__).parameters if name not in ("self", "kwargs")]
+    known = _FOREIGN_FIELDS | set(vars(PretrainedConfig()))
+    for name in kwargs:
+        if name in known or name.startswith("_"):
+            continue
+        close = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(fields)}"
+        raise ValueError(f"TagiConfig: unknown field {name!r} (value {kwargs[name]!r}); {hint}")
+
+
+def _as_config(backbone_config):
+    if backbone_config is None or isinstance(backbone_config, PretrainedConfig):
+        return backbone_config
+    if isinstance(backbone_config, dict) and "model_type" in backbone_config:
+        return AutoConfig.for_model(**backbone_config)
+    raise ValueError(
+        f"TagiConfig: backbone_config is {type(backbone_config).__name__} {backbone_config!r}, but must be a "
+        "transformers config or a dict with its 'model_type'; to name a checkpoint, use "
+        "TagiModel.from_backbone(name_or_folder)"
+    )
+
+
+def _target_modules(names, backbone_config) -> list[str]:
+    if isinstance(names, str):
+        names = [names]
+    if names is None:
+        names = DEFAULT_TARGET_MODULES.get(backbone_config.model_type)
+        if names is None:
+            raise ValueError(
+                f"TagiConfig: target_modules is None and there is no default for the backbone family "
+                f"{backbone_config.model_type!r}; name its modules, for example ['q_proj', 'v_proj'] "
+                f"(defaults exist for {', '.join(DEFAULT_TARGET_MODULES)})"
+            )
+    names = list(names)
+    if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.]+", name) for name in names):
+        raise ValueError(f"TagiConfig: target_modules is {names!r}, but must be a list of module names, at least one")
+    return names
+
+
+def _one_of(field: str, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"TagiConfig: {field} is {value!r}, but must be one of {', '.join(map(repr, allowed))}")
+    return value
+
+
+def _positive_int(field: str, value):
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"TagiConfig: {field} is {value!r}, but must be a whole number of at least 1")
+    return value
+
+
+def _positive(field: str, value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"TagiConfig: {field} is {value!r}, but must be a number above 0")
+    return value
+
+
+def _true_or_false(field: str, value):
+    if not isinstance(value, bool):
+        raise ValueError(f"TagiConfig: {field} is {value!r}, but must be true or false")
+    return value

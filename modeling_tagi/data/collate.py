@@ -1,0 +1,166 @@
+"""Records and passages to tensors: each instruction of a batch once, with an index from the rows to it."""
+
+import random
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from ..instructions import instruction_text, prompt_text
+from .records import Record
+from .text import cut_passage
+
+
+class Tokens:
+    """Tokenizes texts, each distinct one once.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        is_encoder_decoder: Whether inputs and targets are two sequences or one.
+        max_input_length: Tokens kept of an input (or a prompt), from its beginning.
+        max_target_length: Tokens kept of a target, end of sequence included.
+    """
+
+    def __init__(self, tokenizer, is_encoder_decoder: bool, max_input_length: int, max_target_length: int):
+        self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
+        self.max_input_length, self.max_target_length = max_input_length, max_target_length
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._known: dict[str, list[int]] = {}
+
+    def plain(self, text: str) -> list[int]:
+        """The text's tokens, without special ones."""
+        if text not in self._known:
+            self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known[text]
+
+    def instruction(self, text: str) -> list[int]:
+        """As `TagiModel.generate_adapter` reads it: with the tokenizer's special tokens, never cut."""
+        key = "\0" + text
+        if key not in self._known:
+            self._known[key] = self.tokenizer(text)["input_ids"]
+        return self._known[key]
+
+    def input(self, text: str) -> list[int]:
+        return self._ended(self.plain(text), self.max_input_length, self.is_encoder_decoder)
+
+    def target(self, text: str) -> list[int]:
+        return self._ended(self.plain(text), self.max_target_length, True)
+
+    def _ended(self, ids: list[int], length: int, eos: bool) -> list[int]:
+        if eos and self.tokenizer.eos_token_id is not None:
+            return [*ids[: length - 1], self.tokenizer.eos_token_id]
+        return ids[:length]
+
+
+def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """`[rows, longest]` token ids and mask."""
+    length = max(map(len, rows))
+    fill = [[value] * (length - len(row)) for row in rows]
+    gaps = [[0] * (length - len(row)) for row in rows]
+    ones = [[1] * len(row) for row in rows]
+    ids = [f + r if left else r + f for r, f in zip(rows, fill)]
+    mask = [g + o if left else o + g for o, g in zip(ones, gaps)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `labels` for a forward pass.
+
+    Encoder-decoder: `[batch, seq]` and labels `[batch, target_len]`. Causal: input and target in one sequence, labels
+    `[batch, seq]` with -100 on the input.
+    """
+    if tokens.is_encoder_decoder:
+        input_ids, mask = pad(inputs, tokens.pad)
+        labels, _ = pad(targets, -100)
+    else:
+        input_ids, mask = pad([i + t for i, t in zip(inputs, targets)], tokens.pad)
+        labels, _ = pad([[-100] * len(i) + t for i, t in zip(inputs, targets)], -100)
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def generation_tensors(tokens: Tokens, inputs: Sequence[list[int]]) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` for `generate`; a causal model's are padded on the left."""
+    input_ids, mask = pad(inputs, tokens.pad, left=not tokens.is_encoder_decoder)
+    return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def instruction_tensors(tokens: Tokens, texts: Sequence[str]) -> dict[str, Tensor]:
+    """The distinct ones among `texts` (one a row), and the `task_index [batch]` from the rows to them."""
+    unique = list(dict.fromkeys(texts))
+    ids, mask = pad([tokens.instruction(text) for text in unique], tokens.pad)
+    position = {text: index for index, text in enumerate(unique)}
+    return {
+        "instruction_input_ids": ids,
+        "instruction_attention_mask": mask,
+        "task_index": torch.tensor([position[text] for text in texts]),
+    }
+
+
+class RecordCollator:
+    """Training batches of records.
+
+    Args:
+        tokens: How texts become tokens.
+        reads: `"adapter"`: the model reads the input, the hypernetwork the instruction. `"prompt"`: the model reads
+            both in one text. `"input"`: the input is all there is.
+        bank_index: Task or group name -> number of its task adapter. With `"adapter"` it adds `teacher_*` tensors (the
+            prompt, for the teacher) and `teacher_index [tasks]`, -1 for a task without an adapter; else
+            `adapter_index [batch]`.
+        bank_by: Whether `bank_index` is by `"task"` or by `"group"`.
+    """
+
+    def __init__(
+        self, tokens: Tokens, reads: str = "adapter", bank_index: Optional[dict[str, int]] = None, bank_by: str = "group"
+    ):
+        self.tokens, self.reads, self.bank_index, self.bank_by = tokens, reads, bank_index, bank_by
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        tokens = self.tokens
+        targets = [tokens.target(record.targets[0]) for record in records]
+        inputs = [tokens.input(record.input) for record in records]
+        prompts = None
+        if self.reads == "prompt" or self.bank_index is not None:
+            texts = (prompt_text(r.instruction, r.input, r.demonstrations) for r in records)
+            prompts = [tokens.input(text) for text in texts]
+        batch = training_tensors(tokens, prompts if self.reads == "prompt" else inputs, targets)
+        if self.reads == "adapter":
+            instructions = [instruction_text(r.instruction, r.demonstrations) for r in records]
+            batch.update(instruction_tensors(tokens, instructions))
+        if self.bank_index is not None:
+            numbers = [self.bank_index.get(getattr(record, self.bank_by), -1) for record in records]
+            if self.reads != "adapter":
+                return {**batch, "adapter_index": torch.tensor(numbers)}
+            teacher = training_tensors(tokens, prompts, targets)
+            batch.update({f"teacher_{name}": tensor for name, tensor in teacher.items()})
+            first = {index: row for row, index in reversed(list(enumerate(batch["task_index"].tolist())))}
+            batch["teacher_index"] = torch.tensor([numbers[first[index]] for index in range(len(first))])
+        return batch
+
+
+class TextCollator:
+    """Batches of raw text, cut into a, b and c (eq. 3).
+
+    Args:
+        tokens: How texts become tokens.
+        passages: The texts.
+        max_length: Most tokens of a, b and c together.
+        to_hypernetwork: If true, `a` is the instruction, `b` the input and `c` the target; else `a` and `b` together
+            are the input (plain language modelling with a prefix).
+    """
+
+    def __init__(self, tokens: Tokens, passages: Sequence[str], max_length: int, to_hypernetwork: bool):
+        self.tokens, self.max_length, self.to_hypernetwork = tokens, max_length, to_hypernetwork
+        self.passages = [text for text in passages if len(tokens.plain(text)) >= 3]
+
+    def __call__(self, draws: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        tokens, cuts = self.tokens, []
+        for passage, draw in draws:
+            cuts.append(cut_passage(tokens.plain(self.passages[passage]), random.Random(draw), self.max_length))
+        eos = [tokens.tokenizer.eos_token_id] if tokens.is_encoder_decoder else []
+        inputs = [(b if self.to_hypernetwork else a + b) + eos for a, b, _ in cuts]
+        batch = training_tensors(tokens, inputs, [c for _, _, c in cuts])
+        if self.to_hypernetwork:
+            ids, mask = pad([a + eos for a, _, _ in cuts], tokens.pad)
+            batch["instruction_input_ids"], batch["instruction_attention_mask"] = ids, mask
+            batch["task_index"] = torch.arange(len(cuts))
+        return batch

@@ -1,0 +1,153 @@
+"""P3, the prompted data sets of T0, with prompt templates told apart from instances; a task is one template."""
+
+import json
+import logging
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Optional, Union
+
+from .records import Record, Splits
+from .splits import cap_tasks, drop_duplicates, drop_instances, instance_texts, normalise_text
+from .tables import field, read_json_rows
+
+logger = logging.getLogger(__name__)
+
+
+def read_p3(
+    folder: Union[str, Path],
+    held_out_templates: int = 1,
+    max_per_template: Optional[int] = None,
+    seed: int = 0,
+    max_eval_per_task: Optional[int] = None,
+) -> Splits:
+    """Splits by how far they are from training: "train" and four evaluation splits.
+
+    "seen_templates" has new instances of the templates trained on, "unseen_templates" the same instances through
+    templates kept out of training, "valid_datasets" and "unseen_datasets" data sets kept out. The instruction is the
+    template's text; the group is the data set. Left out are records whose template and instance could not be told
+    apart, records that repeat another, and evaluation records whose input is also in the training fold.
+
+    Args:
+        folder: Holds `splits.json` and `{train,valid,test}/<data set>.jsonl.gz`.
+        held_out_templates: Templates kept out of each training data set that has at least 4; at least 2, unless 0,
+            where it has 9 or more. A template whose wording another training template shares is never kept out.
+        max_per_template: Most training records of a template; None for all.
+        seed: Of the choice of templates and records.
+        max_eval_per_task: Most records of a task in each evaluation split; None for all.
+
+    Raises:
+        FileNotFoundError: if `splits.json` or a file that it calls for is missing.
+        ValueError: if a file cannot be read, a field is missing, or a data set is in two splits.
+    """
+    folder = Path(folder)
+    if held_out_templates < 0:
+        raise ValueError(f"held_out_templates is {held_out_templates}, but must be 0 or more")
+    datasets = _datasets(folder / "splits.json")
+    folds = defaultdict(list)
+    for part, names in datasets.items():
+        for name in names:
+            for fold, record in _read(folder / part / f"{name}.jsonl.gz", "fold"):
+                if fold not in (("train", "dev") if part == "train" else (part,)):
+                    raise ValueError(
+                        f"{folder / part / name}.jsonl.gz: a record has the fold {fold!r}, but must have "
+                        f"{'train or dev' if part == 'train' else part}; correct the file"
+                    )
+                folds[fold].append(record)
+    kept_out = _choose_templates(folds["train"] + folds["dev"], held_out_templates, seed)
+    train = drop_duplicates(record for record in folds["train"] if record.task not in kept_out)
+    splits = {
+        "seen_templates": [record for record in folds["dev"] if record.task not in kept_out],
+        "unseen_templates": [record for record in folds["dev"] if record.task in kept_out],
+        "valid_datasets": folds["valid"],
+        "unseen_datasets": folds["test"],
+    }
+    # All that may be trained on counts as seen, so that max_per_template does not change what is evaluated.
+    seen = instance_texts(train)
+    for name, records in splits.items():
+        unique = drop_duplicates(records)
+        new = drop_instances(unique, seen)
+        logger.info("P3: left out %d repeated records of %s and %d whose input is in train",
+                    len(records) - len(unique), name, len(unique) - len(new))
+        splits[name] = cap_tasks(new, max_eval_per_task, seed)
+    return {"train": cap_tasks(train, max_per_template, seed), **splits}
+
+
+def read_t0_eval(folder: Union[str, Path], max_eval_per_task: Optional[int] = None, seed: int = 0) -> Splits:
+    """One split `t0_<name>` for each `<name>.jsonl.gz` of `folder`: the official validation records, with options.
+
+    Args:
+        folder: Holds files such as `rte.jsonl.gz`, each instance through every template.
+        max_eval_per_task: Most records of a template; None for all.
+        seed: Of the draw of these.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a file cannot be read, a field is missing or a record has no options to rank.
+    """
+    paths = sorted(Path(folder).glob("*.jsonl.gz"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no file that ends in .jsonl.gz; give the folder with rte.jsonl.gz")
+    splits = {}
+    for path in paths:
+        records = drop_duplicates(record for split, record in _read(path, "split") if split == "validation")
+        unranked = sum(record.options is None for record in records)
+        if unranked:
+            raise ValueError(f"{path}: {unranked} validation records have no options to rank; add them to the file")
+        splits[f"t0_{path.name.removesuffix('.jsonl.gz')}"] = cap_tasks(records, max_eval_per_task, seed)
+    return splits
+
+
+def _datasets(path: Path) -> dict[str, list[str]]:
+    """Names of the data sets of train, valid and test, each in one of them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; it must list the data sets of train, valid and test")
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        datasets = {part: list(lists[part]) for part in ("train", "valid", "test")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be used ({type(error).__name__}: {error}); it must be a JSON object with the lists train, "
+            "valid and test"
+        ) from None
+    names = sum(datasets.values(), [])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{path} lists {twice} more than once; a data set belongs to one split")
+    return datasets
+
+
+def _read(path: Path, split_field: str) -> list[tuple[str, Record]]:
+    """Each record whose template and instance could be told apart, with its `split_field`."""
+    records, unaligned = [], 0
+    for where, row in read_json_rows(path):
+        if not field(row, "aligned", where):
+            unaligned += 1
+            continue
+        values = [field(row, name, where) for name in ("task", "instruction", "input", "target", "dataset")]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{where}: task, instruction, input, target, dataset are {values!r}, but must be texts")
+        task, instruction, text, target, dataset = values
+        try:
+            record = Record(task, instruction, text, (target,), dataset, options=row.get("options"))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        records.append((field(row, split_field, where), record))
+    if unaligned:
+        logger.info("P3: left out %d records of %s that have no instruction of their own", unaligned, path.name)
+    return records
+
+
+def _choose_templates(records: list[Record], count: int, seed: int) -> set[str]:
+    """Names of the templates to keep out of training; see `read_p3`."""
+    templates, wordings = defaultdict(dict), defaultdict(set)
+    for record in records:
+        templates[record.group][record.task] = None
+        wordings[normalise_text(record.instruction)].add(record.task)
+    shared = {task for tasks in wordings.values() if len(tasks) > 1 for task in tasks}
+    chosen = set()
+    for dataset, tasks in templates.items():
+        wanted = 0 if len(tasks) < 4 else max(count, 2) if count and len(tasks) >= 9 else count
+        own = [task for task in tasks if task not in shared]
+        chosen.update(random.Random(f"{seed}/{dataset}").sample(own, min(wanted, len(own), len(tasks) - 1)))
+    return chosen

@@ -1,0 +1,59 @@
+"""The one record shape that every data source is read into."""
+
+from dataclasses import dataclass
+from typing import Optional
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One example of one task.
+
+    Args:
+        task: Name of the task. Records of one task may carry different wordings of its instruction.
+        instruction: What to do, in natural language. Never contains the instance.
+        input: The instance.
+        targets: Accepted outputs, at least one. Training uses the first, metrics take the best.
+        group: What a task adapter may be shared over (SNI: category, P3: data set). Defaults to the task.
+        demonstrations: Worked examples that belong to the instruction, as (input, output) pairs.
+        options: Candidate outputs for rank classification; holds the first target.
+
+    Raises:
+        ValueError: if a text is empty, there is no target, or the first target is not among the options.
+    """
+
+    task: str
+    instruction: str
+    input: str
+    targets: tuple[str, ...]
+    group: str = ""
+    demonstrations: tuple[tuple[str, str], ...] = ()
+    options: Optional[tuple[str, ...]] = None
+
+    def __post_init__(self):
+        for name in ("task", "instruction", "input"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(
+                    f"record of task {self.task!r}: {name} is {value!r}, but must be a text that is not empty"
+                )
+        if isinstance(self.targets, str):
+            raise ValueError(f"record of task {self.task!r}: targets is a text; give a list of texts, [{self.targets!r}]")
+        _set = object.__setattr__
+        _set(self, "targets", tuple(self.targets or ()))
+        _set(self, "group", self.group or self.task)
+        _set(self, "demonstrations", tuple((str(i), str(o)) for i, o in self.demonstrations or ()))
+        _set(self, "options", tuple(self.options) if self.options else None)
+        if not self.targets or not all(isinstance(t, str) and t.strip() for t in self.targets):
+            raise ValueError(
+                f"record of task {self.task!r} with input {self.input[:60]!r}: targets is {list(self.targets)!r}, "
+                "but must hold at least one text, none of them empty"
+            )
+        if self.options is not None and self.targets[0] not in self.options:
+            raise ValueError(
+                f"record of task {self.task!r} with input {self.input[:60]!r}: the target {self.targets[0]!r} "
+                f"is not among the options {list(self.options)!r}"
+            )
+
+
+# What every reader returns: the records of each split, by the split's name. Only "train" is ever trained on.
+Splits = dict[str, list[Record]]

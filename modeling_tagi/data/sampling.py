@@ -1,0 +1,90 @@
+"""Which records make a batch: drawn anew for every step from (seed, step) alone, so a resumed run draws the same."""
+
+import random
+from collections import defaultdict
+from typing import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+from .records import Record
+
+
+class TaskBatchSampler(Sampler[list[int]]):
+    """Batches of `tasks_per_batch` tasks × `examples_per_task` examples, the examples of a task side by side.
+
+    Tasks are drawn without replacement while there are enough of them, each with one of its instructions (wordings),
+    and examples of that instruction likewise.
+
+    Args:
+        records: What to draw from.
+        tasks_per_batch: Unique instructions in a batch.
+        examples_per_task: Examples of each.
+        steps: Number of batches.
+        seed: Of the draws.
+        by: `"task"`, or `"group"` to draw groups (any instruction of any of its tasks).
+        every: If true, every batch holds all tasks (or groups) and `tasks_per_batch` is not used.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        tasks_per_batch: int,
+        examples_per_task: int,
+        steps: int,
+        seed: int = 0,
+        by: str = "task",
+        every: bool = False,
+    ):
+        by_unit = defaultdict(lambda: defaultdict(list))
+        for index, record in enumerate(records):
+            wording = (record.instruction, record.demonstrations) if by == "task" else None
+            by_unit[getattr(record, by)][wording].append(index)
+        if not by_unit:
+            raise ValueError("there are no records to draw batches from")
+        self._units = [list(wordings.values()) for wordings in by_unit.values()]
+        self._tasks = len(self._units) if every else tasks_per_batch
+        self._every = every
+        self._examples, self._steps, self._seed = examples_per_task, steps, seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.batch(step) for step in range(self._steps))
+
+    def batch(self, step: int) -> list[int]:
+        """Indices of the records of one step."""
+        rng = random.Random(f"{self._seed} {step}")
+        units = self._units if self._every else _draw(rng, self._units, self._tasks)
+        return [index for wordings in units for index in _draw(rng, rng.choice(wordings), self._examples)]
+
+
+class TextBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (passage, draw): `draw` seeds how that passage is cut.
+
+    Args:
+        passages: How many there are.
+        batch_size: Passages a batch.
+        steps: Number of batches.
+        seed: Of the draws.
+    """
+
+    def __init__(self, passages: int, batch_size: int, steps: int, seed: int = 0):
+        if passages < 1:
+            raise ValueError("there are no passages to draw batches from")
+        self._passages, self._batch_size, self._steps, self._seed = passages, batch_size, steps, seed
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self._steps):
+            rng = random.Random(f"{self._seed} {step}")
+            chosen = _draw(rng, range(self._passages), self._batch_size)
+            yield [(passage, rng.getrandbits(32)) for passage in chosen]
+
+
+def _draw(rng: random.Random, items: Sequence, number: int) -> list:
+    if len(items) >= number:
+        return rng.sample(items, number)
+    return rng.choices(items, k=number)

@@ -1,0 +1,86 @@
+"""The data sources by name: records in splits, text, and what each split may share with training."""
+
+import inspect
+import os
+from pathlib import Path
+from typing import Optional
+
+from . import builtin
+from .p3 import read_p3, read_t0_eval
+from .records import Record, Splits
+from .sni import read_sni
+from .splits import check_splits, require_no_leaks
+from .tables import read_tables
+from .text import read_text
+
+# New instances of tasks that are trained on, and new wordings or templates for them.
+_MAY_SHARE = {
+    "new_wordings": ("task",),
+    "seen_templates": ("task", "instruction"),
+    "seen_tasks": ("task", "instruction"),
+}
+
+
+def read_source(
+    source: str,
+    path: Optional[str] = None,
+    text: Optional[str] = None,
+    t0_eval: Optional[str] = None,
+    options: Optional[dict] = None,
+) -> tuple[Splits, list[str], dict]:
+    """Reads a source and checks that nothing leaks from training into what is to be new.
+
+    Args:
+        source: `builtin`, `p3`, `sni` or `tables`.
+        path: Its folder; environment variables are filled in.
+        text: A file or folder of plain text.
+        t0_eval: A folder of T0 evaluation sets, added as splits.
+        options: Further arguments of the reader.
+
+    Returns:
+        The records by split, the passages of text, and the report of the check.
+
+    Raises:
+        FileNotFoundError: if a folder is missing.
+        LeakError: if an evaluation split shares with training what it should not.
+        ValueError: for an unknown source or option, or for what a reader refuses.
+    """
+    readers = {"builtin": builtin.builtin_suite, "p3": read_p3, "sni": read_sni, "tables": _read_folder}
+    if source not in readers:
+        raise ValueError(f"data.source is {source!r}, but must be one of {', '.join(map(repr, readers))}")
+    reader, options = readers[source], dict(options or {})
+    for name in options:
+        if name not in inspect.signature(reader).parameters:
+            known = [p for p in inspect.signature(reader).parameters if p != "folder"]
+            raise ValueError(f"data.options has {name!r}, but {source} takes {', '.join(known)}")
+    if source == "builtin":
+        splits = reader(**options)
+        passages = builtin.builtin_text(options.get("seed", 0)) if text is None else read_text(_folder(text, "text"))
+    else:
+        splits = reader(_folder(path, "path"), **options)
+        passages = read_text(_folder(text, "text")) if text is not None else []
+    if t0_eval is not None:
+        splits.update(read_t0_eval(_folder(t0_eval, "t0_eval")))
+    report = check_splits(splits, same_tasks={name: kinds for name, kinds in _MAY_SHARE.items() if name in splits})
+    require_no_leaks(report)
+    return splits, passages, report
+
+
+def _folder(path: Optional[str], field: str) -> Path:
+    if path is None:
+        raise ValueError(f"data.{field} is not given; say where the data is by --data.{field} FOLDER")
+    expanded = Path(os.path.expandvars(os.path.expanduser(path)))
+    if "$" in str(expanded):
+        raise FileNotFoundError(
+            f"data.{field} is {path!r}, and that environment variable is not set; set it, or give --data.{field} FOLDER"
+        )
+    if not expanded.exists():
+        raise FileNotFoundError(f"data.{field}: there is no {expanded}; give its place by --data.{field} FOLDER")
+    return expanded
+
+
+def _read_folder(folder: Path, columns: Optional[dict] = None) -> dict[str, list[Record]]:
+    files = {p.name.split(".")[0]: p for p in sorted(folder.iterdir()) if ".json" in p.name or p.suffix == ".parquet"}
+    if "train" not in files:
+        raise FileNotFoundError(f"{folder} has no train.jsonl or train.parquet; a file for each split belongs there")
+    return read_tables(files, columns)

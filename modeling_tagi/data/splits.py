@@ -1,0 +1,144 @@
+"""Splits that stay apart: what evaluation shares with training, counted, refused or removed."""
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Optional, Union
+
+from .records import Record, Splits
+
+EXAMPLES = 3
+# A split of seen tasks shares these with training by design; its instances must still be new.
+SEEN_TASKS = ("task", "instruction")
+
+
+class LeakError(ValueError):
+    """An evaluation split holds what the model is trained on."""
+
+
+def normalise_text(text: str) -> str:
+    """`text` in lower case, each run of white space one blank: the form in which texts are compared."""
+    return " ".join(text.lower().split())
+
+
+def instance_texts(records: Iterable[Record]) -> set[str]:
+    """Normalised inputs of `records`, those of their demonstrations included, since a model sees them too."""
+    texts = set()
+    for record in records:
+        texts.add(normalise_text(record.input))
+        texts.update(normalise_text(text) for text, _ in record.demonstrations)
+    return texts
+
+
+def drop_instances(records: Iterable[Record], texts: set[str]) -> list[Record]:
+    """The records whose normalised input is not among `texts`, in their order."""
+    return [record for record in records if normalise_text(record.input) not in texts]
+
+
+def drop_duplicates(records: Iterable[Record]) -> list[Record]:
+    """The first of every set of equal records, in their order."""
+    return list(dict.fromkeys(records))
+
+
+def cap_tasks(records: list[Record], limit: Optional[int], seed: int = 0) -> list[Record]:
+    """At most `limit` records of each task, drawn without replacement and left in their order; None keeps all.
+
+    The draw of a task depends on nothing but its records and `seed`; a smaller limit keeps a part of a larger one's.
+    """
+    if limit is None:
+        return list(records)
+    if limit < 0:
+        raise ValueError(f"the limit of records per task is {limit}, but must be 0 or more, or None for no limit")
+    positions = defaultdict(list)
+    for position, record in enumerate(records):
+        positions[record.task].append(position)
+    kept = []
+    for task, of_task in positions.items():
+        random.Random(f"{seed}/{task}").shuffle(of_task)
+        kept += of_task[:limit]
+    return [records[position] for position in sorted(kept)]
+
+
+def check_splits(
+    splits: Splits, train: str = "train", same_tasks: Union[Iterable[str], Mapping[str, Iterable[str]]] = ()
+) -> dict:
+    """Counts what each evaluation split shares with the training split, all texts compared by `normalise_text`.
+
+    Args:
+        splits: Records by the split's name.
+        train: Name of the training split; every other split is an evaluation split.
+        same_tasks: What a split may share by design, as `{split: ("task", "instruction")}`, for new wordings of
+            seen tasks `{split: ("task",)}`. A plain list of split names allows both. Instances are never allowed.
+
+    Returns:
+        A JSON-able report: `train` and, for each split under `splits`, the numbers of records, tasks and instructions;
+        for the latter also `shared` (how many tasks, instructions and records' instances occur in training),
+        `examples` of these, `may_share`, and `leaks`, the number of shared things that are not allowed. `leaks` at
+        the top is their sum.
+
+    Raises:
+        ValueError: if there is no split `train`, or `same_tasks` names an unknown split or kind.
+    """
+    if not isinstance(same_tasks, Mapping):
+        same_tasks = dict.fromkeys(same_tasks, SEEN_TASKS)
+    if train not in splits:
+        raise ValueError(f"there is no training split {train!r} among {sorted(splits)}; name it by train=")
+    for name, kinds in same_tasks.items():
+        if name == train or name not in splits:
+            raise ValueError(
+                f"same_tasks names {name!r}, but the evaluation splits are {sorted(set(splits) - {train})}; "
+                "correct the name or leave it out"
+            )
+        if isinstance(kinds, str) or not set(kinds) <= set(SEEN_TASKS):
+            raise ValueError(f"same_tasks[{name!r}] is {kinds!r}, but must be a list that holds none but {SEEN_TASKS}")
+    seen = {**_texts(splits[train]), "instance": instance_texts(splits[train])}
+    report = {"train": {"name": train, **_sizes(splits[train])}, "splits": {}, "leaks": 0}
+    for name, records in splits.items():
+        if name == train:
+            continue
+        shared = {kind: [text for key, text in texts.items() if key in seen[kind]]
+                  for kind, texts in _texts(records).items()}
+        shared["instance"] = [record.input for record in records if normalise_text(record.input) in seen["instance"]]
+        may_share = tuple(same_tasks.get(name, ()))
+        leaks = sum(len(texts) for kind, texts in shared.items() if kind not in may_share)
+        report["splits"][name] = {
+            **_sizes(records),
+            "shared": {kind: len(texts) for kind, texts in shared.items()},
+            "examples": {kind: [text[:200] for text in texts[:EXAMPLES]] for kind, texts in shared.items()},
+            "may_share": list(may_share),
+            "leaks": leaks,
+        }
+        report["leaks"] += leaks
+    return report
+
+
+def require_no_leaks(report: dict) -> None:
+    """Accepts a report of `check_splits` without leaks.
+
+    Raises:
+        LeakError: if there are any, with the number and an example of each kind in each split.
+    """
+    found = [
+        f"{name}: {count} {kind}(s), such as {split['examples'][kind][0]!r}"
+        for name, split in report["splits"].items()
+        for kind, count in split["shared"].items()
+        if count and kind not in split["may_share"]
+    ]
+    if found:
+        raise LeakError(
+            f"evaluation splits share with {report['train']['name']!r} what should be new - {'; '.join(found)}. "
+            "Remove it from one side or, if tasks or instructions are meant to be shared, say so by same_tasks"
+        )
+
+
+def _texts(records: list[Record]) -> dict[str, dict[str, str]]:
+    """Distinct tasks and instructions of `records`, as they are, by the form in which they are compared."""
+    return {
+        "task": {record.task: record.task for record in records},
+        "instruction": {normalise_text(record.instruction): record.instruction for record in records},
+    }
+
+
+def _sizes(records: list[Record]) -> dict[str, int]:
+    texts = _texts(records)
+    return {"records": len(records), "tasks": len(texts["task"]), "instructions": len(texts["instruction"])}

@@ -1,0 +1,177 @@
+"""Records in files of rows: JSON lines, JSON and parquet."""
+
+import gzip
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from .records import Record, Splits
+
+REQUIRED = ("task", "instruction", "input", "targets")
+OPTIONAL = ("group", "demonstrations", "options")
+JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+
+
+def read_json_rows(path: Union[str, Path]) -> Iterator[tuple[str, dict]]:
+    """Objects of a file of JSON lines, or of one JSON list, each with where it stands (`"<path>, line 3"`).
+
+    A name that ends in `.gz` is decompressed; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be decoded, or something in it is not a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of a file that ends in one of {JSON_SUFFIXES}")
+    try:
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it must be UTF-8, gzipped if it ends in .gz") from None
+    if text.lstrip().startswith("["):
+        try:
+            rows = [(f"{path}, row {number}", row) for number, row in enumerate(json.loads(text), 1)]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: the list is no JSON ({error.msg}); mend it") from None
+    else:
+        rows = _json_lines(path, text)
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is a {type(row).__name__}, but must be a JSON object with named fields")
+        yield where, row
+
+
+def field(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """`row[name]`.
+
+    Raises:
+        ValueError: if it is absent or None, naming `where`.
+    """
+    value = row.get(name)
+    if value is None:
+        raise ValueError(f"{where}: there is no field {name!r} among {_filled(row)}; add it")
+    return value
+
+
+def read_table(path: Union[str, Path], columns: Optional[Mapping[str, str]] = None) -> list[Record]:
+    """Records of one .jsonl, .json (both also with .gz) or .parquet file, a record a row.
+
+    Args:
+        path: The file. Its columns are the fields of `Record`: task, instruction, input and targets (a text or a list
+            of texts), and if present group, demonstrations (a list of [input, output]) and options.
+        columns: The file's name for a column of ours where it has another, as `{"targets": "answer"}`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read, has no rows, or a row lacks a field or holds something else in it.
+    """
+    path, columns = Path(path), dict(columns or {})
+    unknown = sorted(set(columns) - {*REQUIRED, *OPTIONAL})
+    if unknown:
+        raise ValueError(f"columns maps {unknown}, but must map some of {[*REQUIRED, *OPTIONAL]} to the file's names")
+    if path.name.endswith(JSON_SUFFIXES):
+        rows = read_json_rows(path)
+    elif path.suffix == ".parquet":
+        rows = _parquet_rows(path)
+    else:
+        raise ValueError(f"{path} is of an unknown kind; its name must end in {', '.join(JSON_SUFFIXES)} or .parquet")
+    records = [_record(row, columns, where) for where, row in rows]
+    if not records:
+        raise ValueError(f"{path} has no rows; give a file with at least one record")
+    return records
+
+
+def read_tables(paths: Mapping[str, Union[str, Path]], columns: Optional[Mapping[str, str]] = None) -> Splits:
+    """Splits from one file each, as `{"train": path, "unseen": path}`; see `read_table`."""
+    return {name: read_table(path, columns) for name, path in paths.items()}
+
+
+def write_table(records: Iterable[Record], path: Union[str, Path]) -> None:
+    """Writes `records` as JSON lines that `read_table` gives back; an interrupted write leaves `path` as it was.
+
+    Raises:
+        ValueError: if `path` does not end in .jsonl.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path} would hold JSON lines; let its name end in .jsonl")
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            for record in records:
+                row = {name: getattr(record, name) for name in (*REQUIRED, *OPTIONAL)}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        # mkstemp makes a private file; give it the permissions of any other new one.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    # Not splitlines(), which would also cut at U+2028 and the like within a text.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); write one object a line") from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give the path of a .parquet file")
+    # JSON does not go this way: `datasets` turns texts that look like dates into timestamps, and loses line numbers.
+    from datasets import Dataset
+
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            rows = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True).to_list()
+        except Exception as error:  # pyarrow's own errors come wrapped in several kinds
+            reason = error.__cause__ or error
+            raise ValueError(f"{path} cannot be read as parquet ({reason}); write it anew") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, row {number}", row
+
+
+def _record(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Record:
+    values = {}
+    for ours in (*REQUIRED, *OPTIONAL):
+        theirs = columns.get(ours, ours)
+        if row.get(theirs) is not None:
+            values[ours] = row[theirs]
+        elif ours in REQUIRED or (ours in columns and theirs not in row):
+            raise ValueError(
+                f"{where}: there is no field {theirs!r} among {_filled(row)}; add it, "
+                f"or name the one that holds the {ours} by columns={{{ours!r}: ...}}"
+            )
+    if isinstance(values["targets"], str):
+        values["targets"] = [values["targets"]]
+    for ours, value in values.items():
+        if ours in ("targets", "options"):
+            fits, expected = _texts(value), "a list of texts"
+        elif ours == "demonstrations":
+            fits = isinstance(value, (list, tuple)) and all(_texts(pair) and len(pair) == 2 for pair in value)
+            expected = "a list of [input, output] pairs of texts"
+        else:
+            fits, expected = isinstance(value, str), "a text"
+        if not fits:
+            raise ValueError(f"{where}: field {columns.get(ours, ours)!r} is {value!r}, but must be {expected}")
+    try:
+        return Record(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _filled(row: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name, value in row.items() if value is not None)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)

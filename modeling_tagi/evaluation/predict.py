@@ -1,0 +1,137 @@
+"""What a model answers: generation and rank classification, with an adapter, a prompt or neither."""
+
+import random
+from collections import defaultdict
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..adapter import TagiAdapter
+from ..data.collate import Tokens, generation_tensors, pad, training_tensors
+from ..data.records import Record
+from ..instructions import instruction_text, prompt_text
+from ..modeling_tagi import evaluating
+from .ranking import option_log_likelihood
+
+READS = ("adapter", "prompt", "input")
+
+
+class Answering:
+    """Answers records with one model in one way.
+
+    Args:
+        model: A [`TagiModel`] for `"adapter"`; any language model otherwise.
+        tokens: How texts become tokens.
+        reads: `"adapter"`: the input, with the instruction's adapter. `"prompt"`: instruction and input. `"input"`.
+        batch_size: Rows at once.
+        instructions: For each task the instruction to use instead of its own; see `wrong_instructions`.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokens: Tokens,
+        reads: str,
+        batch_size: int = 64,
+        instructions: Optional[dict[str, str]] = None,
+    ):
+        if reads not in READS:
+            raise ValueError(f"reads is {reads!r}, but must be one of {', '.join(map(repr, READS))}")
+        self.model, self.tokens, self.reads, self.batch_size = model, tokens, reads, batch_size
+        self.instructions = instructions or {}
+
+    @torch.no_grad()
+    def generate(self, records: Sequence[Record], progress: str = "") -> list[str]:
+        """A greedy answer to each record."""
+        answers: list[str] = [""] * len(records)
+        with evaluating(self.model):
+            adapters, number = self._adapters(records)
+            for rows in self._batches(records, progress):
+                chosen = [records[row] for row in rows]
+                batch = self._to_device(generation_tensors(self.tokens, [self._input(r) for r in chosen]))
+                if adapters is not None:
+                    batch["adapter"] = adapters[[number[self._instruction(r)] for r in chosen]]
+                limit = self.tokens.max_target_length
+                output = self.model.generate(**batch, max_new_tokens=limit, do_sample=False, num_beams=1)
+                if not self.tokens.is_encoder_decoder:
+                    output = output[:, batch["input_ids"].shape[1]:]
+                texts = self.tokens.tokenizer.batch_decode(output, skip_special_tokens=True)
+                for row, text in zip(rows, texts):
+                    answers[row] = text.strip()
+        return answers
+
+    @torch.no_grad()
+    def rank(self, records: Sequence[Record], progress: str = "") -> list[tuple[str, list[tuple[float, int]], int]]:
+        """For each record its task, the (log-likelihood, tokens) of each option, and the index of the right one."""
+        pairs = [(row, option) for row, record in enumerate(records) for option in record.options]
+        scores: dict[tuple[int, str], tuple[float, int]] = {}
+        flat = [records[row] for row, _ in pairs]
+        with evaluating(self.model):
+            adapters, number = self._adapters(records)
+            for rows in self._batches(flat, progress):
+                chosen = [pairs[row] for row in rows]
+                inputs = [self._input(records[row]) for row, _ in chosen]
+                targets = [self.tokens.target(option) for _, option in chosen]
+                batch = self._to_device(training_tensors(self.tokens, inputs, targets))
+                labels = batch["labels"]
+                if adapters is not None:
+                    batch["adapter"] = adapters[[number[self._instruction(records[row])] for row, _ in chosen]]
+                logits = self.model(**batch).logits
+                if not self.tokens.is_encoder_decoder:
+                    logits, labels = logits[:, :-1], labels[:, 1:]
+                totals, lengths = option_log_likelihood(logits, labels)
+                for pair, total, length in zip(chosen, totals.tolist(), lengths.tolist()):
+                    scores[pair] = total, length
+        return [
+            (record.task, [scores[row, option] for option in record.options], record.options.index(record.targets[0]))
+            for row, record in enumerate(records)
+        ]
+
+    def _instruction(self, record: Record) -> str:
+        if record.task in self.instructions:
+            return self.instructions[record.task]
+        return instruction_text(record.instruction, record.demonstrations)
+
+    def _input(self, record: Record) -> list[int]:
+        if self.reads == "prompt":
+            return self.tokens.input(prompt_text(self._instruction(record), record.input))
+        return self.tokens.input(record.input)
+
+    def _adapters(self, records) -> tuple[Optional[TagiAdapter], dict[str, int]]:
+        """The adapter of every distinct instruction, each made once."""
+        if self.reads != "adapter":
+            return None, {}
+        unique = list(dict.fromkeys(self._instruction(record) for record in records))
+        made = []
+        for start in range(0, len(unique), self.batch_size):
+            ids, mask = pad([self.tokens.instruction(text) for text in unique[start: start + self.batch_size]], 0)
+            made.append(self.model.adapter_from_ids(ids.to(self.model.device), mask.to(self.model.device)))
+        return TagiAdapter.stack(made), {text: number for number, text in enumerate(unique)}
+
+    def _batches(self, records, progress: str):
+        order = sorted(range(len(records)), key=lambda row: len(self._input(records[row])))
+        batches = [order[start: start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return tqdm(batches, desc=progress, disable=not progress, leave=False)
+
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+
+def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
+    """For each task the instruction of another one, from another group where there is one, drawn by `seed`."""
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.task, record)
+    tasks, rng, wrong = sorted(first), random.Random(seed), {}
+    groups = defaultdict(list)
+    for task in tasks:
+        groups[first[task].group].append(task)
+    for task in tasks:
+        others = [other for group, members in groups.items() if group != first[task].group for other in members]
+        others = others or [other for other in tasks if other != task]
+        if others:
+            other = first[rng.choice(others)]
+            wrong[task] = instruction_text(other.instruction, other.demonstrations)
+    return wrong

@@ -1,0 +1,140 @@
+"""The hypernetwork: a pooled instruction in, the LoRA factors of every target module out (eq. 2)."""
+
+import re
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the positions that `mask` marks, so that padding has no say.
+
+    Args:
+        states: `[tasks, seq, d_model]`.
+        mask: `[tasks, seq]`, 1 for a token, 0 for padding.
+
+    Returns:
+        `[tasks, d_model]`.
+    """
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+
+
+class Hypernetwork(nn.Module):
+    """Two-layer ReLU MLPs from a pooled instruction and a target's index to that target's LoRA factors.
+
+    A = a learned part that all tasks share + a generated part; B is generated. A fresh network generates zeros, so the
+    update B A is exactly 0, while B's gradient is not, because the shared part of A is random.
+
+    Args:
+        targets: Path of each target module -> `(d_in, d_out)`.
+        d_model: Width of the pooled instruction.
+        rank: Rank of the update.
+        hidden_size: Width of the MLPs' hidden layer.
+        index_size: Width of the learned index of a target.
+        sharing: Which targets share an MLP: those of a layer (`"per_layer"`, eq. 2), none (`"per_module"`), or all
+            (`"shared"`).
+    """
+
+    def __init__(
+        self,
+        targets: dict[str, tuple[int, int]],
+        d_model: int,
+        rank: int,
+        hidden_size: int,
+        index_size: int,
+        sharing: str = "per_layer",
+    ):
+        super().__init__()
+        self.shared_a = nn.ParameterDict(
+            {_key(path): nn.Parameter(torch.empty(rank, d_in)) for path, (d_in, _) in targets.items()}
+        )
+        self.stacks = nn.ModuleList(
+            MlpStack(paths, shapes, d_model, rank, hidden_size, index_size)
+            for paths, shapes in _stacks(targets, sharing)
+        )
+
+    def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """
+        Args:
+            pooled: `[tasks, d_model]`.
+
+        Returns:
+            A by path, `[tasks, rank, d_in]`, and B by path, `[tasks, d_out, rank]`.
+        """
+        pooled = F.layer_norm(pooled, pooled.shape[-1:])  # backbones differ in the scale of their states
+        a, b = {}, {}
+        for stack in self.stacks:
+            for path, (generated_a, generated_b) in stack(pooled).items():
+                a[path] = self.shared_a[_key(path)] + generated_a
+                b[path] = generated_b
+        return a, b
+
+
+    def shared_factors(self) -> dict[str, Tensor]:
+        """The part of A that all tasks share, `[rank, d_in]` by path; task adapters start from it."""
+        return {path: self.shared_a[_key(path)] for stack in self.stacks for paths in stack.paths for path in paths}
+
+
+class MlpStack(nn.Module):
+    """Equal MLPs side by side: `layers` of them, each for `kinds` target modules, evaluated in one product.
+
+    Args:
+        paths: `[layers][kinds]` paths of the target modules.
+        shapes: `(d_in, d_out)` of each kind. Kinds of equal shape share the output layer; the index tells them apart.
+    """
+
+    def __init__(self, paths, shapes, d_model: int, rank: int, hidden_size: int, index_size: int):
+        super().__init__()
+        self.paths, self.shapes, self.rank = paths, shapes, rank
+        layers, kinds = len(paths), len(shapes)
+        self.index = nn.Parameter(torch.empty(kinds, index_size))
+        self.hidden_weight = nn.Parameter(torch.empty(layers, d_model + index_size, hidden_size))
+        self.hidden_bias = nn.Parameter(torch.empty(layers, hidden_size))
+        self.kinds_by_shape = defaultdict(list)
+        for kind, shape in enumerate(shapes):
+            self.kinds_by_shape[shape].append(kind)
+        self.output_weights = nn.ParameterList(
+            nn.Parameter(torch.empty(layers, hidden_size, rank * (d_in + d_out)))
+            for d_in, d_out in self.kinds_by_shape
+        )
+
+    def forward(self, pooled: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """`pooled [tasks, d_model]` -> path -> generated `(A [tasks, rank, d_in], B [tasks, d_out, rank])`."""
+        d_model = pooled.shape[-1]
+        from_pooled = torch.einsum("td,ldh->tlh", pooled, self.hidden_weight[:, :d_model])
+        from_index = torch.einsum("ki,lih->lkh", self.index, self.hidden_weight[:, d_model:])
+        hidden = F.relu(from_pooled.unsqueeze(2) + from_index + self.hidden_bias.unsqueeze(1))  # [tasks, layers, kinds, h]
+        hidden = hidden * hidden.shape[-1] ** -0.5  # a step of the optimizer moves the output alike at any width
+        factors = {}
+        for (shape, kinds), weight in zip(self.kinds_by_shape.items(), self.output_weights):
+            d_in, d_out = shape
+            flat = torch.einsum("tlkh,lho->tlko", hidden[:, :, kinds], weight)
+            a, b = flat.split([self.rank * d_in, self.rank * d_out], dim=-1)
+            for layer, paths in enumerate(self.paths):
+                for position, kind in enumerate(kinds):
+                    factors[paths[kind]] = (
+                        a[:, layer, position].unflatten(-1, (self.rank, d_in)),
+                        b[:, layer, position].unflatten(-1, (d_out, self.rank)),
+                    )
+        return factors
+
+
+def _key(path: str) -> str:
+    return path.replace(".", "-")  # a ParameterDict's keys must not hold dots
+
+
+def _stacks(targets, sharing: str):
+    """Groups the targets by the MLP they share, and equal groups into stacks: `([layers][kinds] paths, shapes)`."""
+    groups = defaultdict(list)
+    for path in targets:
+        layer = re.match(r".*?\.\d+(?=\.)", path)
+        group = {"per_module": path, "per_layer": layer.group() if layer else "", "shared": ""}[sharing]
+        groups[group].append(path)
+    stacks = defaultdict(list)
+    for group, paths in groups.items():
+        kinds = tuple((path[len(group):], targets[path]) for path in paths)
+        stacks[kinds].append(paths)
+    return [(paths, [shape for _, shape in kinds]) for kinds, paths in stacks.items()]

@@ -1,0 +1,24 @@
+"""How instructions, demonstrations and inputs become the texts that models read."""
+
+from typing import Optional, Sequence
+
+
+def instruction_text(instruction: str, demonstrations: Optional[Sequence[tuple[str, str]]] = None) -> str:
+    """What the hypernetwork reads: the instruction, followed by its worked examples.
+
+    Raises:
+        ValueError: if the instruction is empty or a demonstration is no (input, output) pair.
+    """
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ValueError(f"the instruction is {instruction!r}, but must be a text that is not empty")
+    parts = [instruction.strip()]
+    for number, pair in enumerate(demonstrations or (), start=1):
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"demonstration {number} is {pair!r}, but must be a pair (input, output)")
+        parts.append(f"Example {number}: Input: {pair[0]} Output: {pair[1]}")
+    return "\n\n".join(parts)
+
+
+def prompt_text(instruction: str, input: str, demonstrations: Optional[Sequence[tuple[str, str]]] = None) -> str:
+    """What a prompted model reads: instruction, demonstrations and input in one text."""
+    return f"{instruction_text(instruction, demonstrations)}\n\nInput: {input}"

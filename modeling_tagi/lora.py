@@ -1,0 +1,181 @@
+"""Low-rank updates inside any backbone, a different one for each row of a batch if need be.
+
+Forward hooks leave the backbone as it is: its class, its modules and its state-dict keys. What a hook applies is
+found in a context variable, so an adapter is in force for one call in one thread and nowhere else.
+"""
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Callable, Optional
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass
+class Application:
+    """What is applied during one call of a backbone.
+
+    Args:
+        lora: Module -> (A, B), `A [tasks, rank, d_in]` and `B [tasks, d_out, rank]`.
+        scaling: Factor of the update.
+        task_index: `[batch]`, which of the tasks each row uses; `None` if there is one task, or one task a row.
+        fusion: Module -> function of that module's hidden states `[batch, seq, d_model]`.
+        new_cache: Makes the key-value cache that every layer is to see, for use under gradient checkpointing (which
+            takes caches away from layers).
+        checkpointing: Whether gradient checkpointing may recompute in this call.
+    """
+
+    lora: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    scaling: float = 1.0
+    task_index: Optional[Tensor] = None
+    fusion: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    new_cache: Optional[Callable[[], Any]] = None
+    checkpointing: bool = True
+
+
+    @classmethod
+    def of(cls, adapter, backbone: nn.Module, task_index: Optional[Tensor] = None) -> "Application":
+        """The low-rank updates of a [`TagiAdapter`] on `backbone`, without its instruction memory."""
+        module = backbone.get_submodule
+        lora = {module(path): (a, adapter.lora_b[path]) for path, a in adapter.lora_a.items()}
+        return cls(lora=lora, scaling=adapter.scaling, task_index=task_index)
+
+
+_APPLICATION: ContextVar[Optional[Application]] = ContextVar("tagi_application", default=None)
+
+
+@contextmanager
+def applied(application: Optional[Application]):
+    """Puts `application` (or, with `None`, nothing) in force for the calls inside the `with` block."""
+    token = _APPLICATION.set(application)
+    try:
+        yield
+    finally:
+        _APPLICATION.reset(token)
+
+
+def find_targets(backbone: nn.Module, target_modules: list[str]) -> dict[str, tuple[int, int]]:
+    """Paths of the modules that `target_modules` names in `backbone`, each with its `(d_in, d_out)`.
+
+    Raises:
+        ValueError: if a name matches no Linear or Conv1D.
+    """
+    targets, unmatched = {}, set(target_modules)
+    for path, module in backbone.named_modules():
+        names = [name for name in target_modules if path == name or path.endswith("." + name)]
+        if names and isinstance(module, (nn.Linear, Conv1D)):
+            targets[path] = _dimensions(module)
+            unmatched.difference_update(names)
+    if unmatched:
+        linear = (p for p, m in backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
+        known = sorted({path.rsplit(".", 1)[-1] for path in linear})
+        raise ValueError(
+            f"target_modules {sorted(unmatched)} match no Linear or Conv1D of {type(backbone).__name__}; "
+            f"it has {', '.join(known)}"
+        )
+    return targets
+
+
+def _dimensions(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, Conv1D):  # GPT-2's; its weight lies (in, out)
+        return module.weight.shape[0], module.weight.shape[1]
+    return module.in_features, module.out_features
+
+
+def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
+    """Forward hook: `output + scaling * B A x`, or no change where no adapter is in force for `module`."""
+    application = _APPLICATION.get()
+    if application is None or module not in application.lora:
+        return None
+    a, b = application.lora[module]
+    return output + low_rank(args[0], a, b, application.task_index).to(output.dtype) * application.scaling
+
+
+def fusion_hook(module: nn.Module, args: tuple, output):
+    """Forward hook: passes the hidden states (`output`, or its first element) through the fusion of `module`."""
+    application = _APPLICATION.get()
+    if application is None or module not in application.fusion:
+        return None
+    fuse = application.fusion[module]
+    if isinstance(output, tuple):
+        return (fuse(output[0]), *output[1:])
+    return fuse(output)
+
+
+def low_rank(x: Tensor, a: Tensor, b: Tensor, task_index: Optional[Tensor] = None) -> Tensor:
+    """`B A x`, each row of the batch with its own task's factors.
+
+    Args:
+        x: `[batch, seq, d_in]`, or any `[..., d_in]` if there is a single task.
+        a: `[tasks, rank, d_in]`.
+        b: `[tasks, d_out, rank]`.
+        task_index: `[batch]`; `None` if there is one task, or if tasks and rows are the same.
+
+    Returns:
+        `[batch, seq, d_out]`.
+
+    Raises:
+        ValueError: if the number of rows is no multiple of the number of adapters.
+    """
+    a, b = a.to(x.dtype), b.to(x.dtype)
+    if a.shape[0] == 1:
+        return (x @ a[0].T) @ b[0].T
+    a, b = (take_rows(factor, x.shape[0], task_index) for factor in (a, b))
+    return (x @ a.transpose(1, 2)) @ b.transpose(1, 2)
+
+
+def take_rows(per_task: Tensor, rows: int, task_index: Optional[Tensor] = None) -> Tensor:
+    """The task's values for each row of a batch.
+
+    Beam search multiplies the rows of a batch, copies side by side; each copy keeps its row's task.
+
+    Args:
+        per_task: `[tasks, ...]`.
+        rows: Rows of the batch.
+        task_index: `[batch]`; `None` if there is one task, or if tasks and rows are the same.
+
+    Returns:
+        `[rows, ...]`.
+
+    Raises:
+        ValueError: if `rows` is no multiple of what was given.
+    """
+    tasks = per_task.shape[0]
+    if tasks == 1:
+        return per_task.expand(rows, *per_task.shape[1:])
+    given = tasks if task_index is None else task_index.shape[0]
+    if rows % given:
+        raise ValueError(f"a batch of {rows} rows was given {given} adapters; give one for all rows, or one for each row")
+    if task_index is None:
+        return per_task if rows == tasks else per_task.repeat_interleave(rows // given, 0)
+    return per_task[task_index if rows == given else task_index.repeat_interleave(rows // given)]
+
+
+def carry_through_checkpointing(checkpoint: Callable) -> Callable:
+    """Wraps a gradient-checkpointing function so that recomputation sees the adapter of the original call.
+
+    The backward pass recomputes a layer after the call has ended, maybe in another thread, when the context is gone.
+    """
+
+    def checkpoint_with_application(function, *args, **kwargs):
+        application = _APPLICATION.get()
+        if application is None:
+            return checkpoint(function, *args, **kwargs)
+
+        def recomputable(*inputs, **named):
+            with applied(application):
+                if application.new_cache is None:
+                    return function(*inputs, **named)
+                # transformers hands over a partial whose cache it has set to None
+                with_cache = {**function.keywords, "past_key_values": application.new_cache()}
+                return partial(function.func, *function.args, **with_cache)(*inputs, **named)
+
+        if not application.checkpointing:
+            return recomputable(*args)
+        return checkpoint(recomputable, *args, **kwargs)
+
+    return checkpoint_with_application

@@ -1,0 +1,631 @@
+"""TagiModel: a language model, and the hypernetwork that writes LoRA adapters for it from instructions."""
+
+import os
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Optional, Sequence, Union
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import ModelOutput
+
+from .adapter import InstructionMemory, TagiAdapter, instruction_hash
+from .configuration_tagi import TagiConfig
+from .fusion import InstructionCrossAttention, concat_memory, fused_modules
+from .hypernetwork import Hypernetwork, MlpStack, masked_mean
+from .instructions import instruction_text
+from .lora import Application, applied, carry_through_checkpointing, find_targets, fusion_hook, lora_hook, take_rows
+
+TRAINABLE = ("generator", "generator_and_norms", "all")
+
+TokenIds = Union[Tensor, Sequence[int], Sequence[Sequence[int]]]
+
+
+@dataclass
+class TagiOutput(ModelOutput):
+    """
+    Args:
+        loss: Scalar L_pred, if `labels` were given.
+        logits: `[batch, target_len, vocab]` (causal: `[batch, seq, vocab]`).
+        past_key_values: The backbone's cache, if it was asked for.
+        adapter: The adapter that was applied.
+    """
+
+    loss: Optional[Tensor] = None
+    logits: Optional[Tensor] = None
+    past_key_values: Optional[Any] = None
+    adapter: Optional[TagiAdapter] = None
+
+
+def prediction_loss(logits: Tensor, labels: Tensor, num_items: Optional[Union[int, Tensor]] = None) -> Tensor:
+    """L_pred: cross-entropy of the target tokens.
+
+    Args:
+        logits: `[tokens, vocab]` or `[batch, target_len, vocab]`.
+        labels: `[tokens]` or `[batch, target_len]`; -100 is left out.
+        num_items: What the sum is divided by; `None` takes the number of labels that are not -100.
+
+    Returns:
+        Scalar, fp32.
+    """
+    logits, labels = logits.flatten(0, -2).float(), labels.flatten()
+    total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    return total / ((labels != -100).sum().clamp_min(1) if num_items is None else num_items)
+
+
+class TagiPreTrainedModel(PreTrainedModel):
+    config_class = TagiConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        # torch's own functions, since transformers guards them: they pass over what a checkpoint has filled
+        if isinstance(module, nn.ParameterDict):  # the hypernetwork's shared A: PEFT's, uniform within 1 / sqrt(d_in)
+            for a in module.values():
+                nn.init.uniform_(a, -(a.shape[1] ** -0.5), a.shape[1] ** -0.5)
+        elif isinstance(module, MlpStack):
+            nn.init.normal_(module.index)
+            nn.init.normal_(module.hidden_weight, std=module.hidden_weight.shape[1] ** -0.5)
+            nn.init.zeros_(module.hidden_bias)
+            for weight in module.output_weights:
+                nn.init.zeros_(weight)
+        elif isinstance(module, InstructionCrossAttention):
+            for linear in (module.q, module.k, module.v, module.o):
+                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(module.gate)
+
+
+class TagiModel(TagiPreTrainedModel, GenerationMixin):
+    """A backbone with a generator of adapters for it.
+
+    Args:
+        config: What to build.
+        backbone: A language model to use instead of a new one made from `config.backbone_config`.
+    """
+
+    def __init__(self, config: TagiConfig, backbone: Optional[PreTrainedModel] = None):
+        super().__init__(config)
+        if config.backbone_config is None:
+            raise ValueError("TagiModel needs a config with a backbone_config; or use TagiModel.from_backbone(name)")
+        self.backbone = backbone if backbone is not None else _auto_class(config).from_config(config.backbone_config)
+        targets = find_targets(self.backbone, config.target_modules)
+        text_config = config.backbone_config.get_text_config()
+        d_model, heads = text_config.hidden_size, text_config.num_attention_heads
+        self.hypernetwork = Hypernetwork(
+            targets, d_model, config.r, config.generator_hidden_size, config.generator_index_size, config.generator
+        )
+        fused = []
+        if config.fusion == "cross_attention":
+            fused = fused_modules(self.backbone, config.is_encoder_decoder)
+        d_head = getattr(text_config, "head_dim", None) or d_model // heads
+        self.fusion = nn.ModuleList(InstructionCrossAttention(d_model, heads, d_head) for _ in fused)
+
+        for path in targets:
+            self.backbone.get_submodule(path).register_forward_hook(lora_hook)
+        for module in fused:
+            module.register_forward_hook(fusion_hook)
+        self._tokenizer = None
+        self.post_init()
+
+    # Building, loading, saving
+
+    @classmethod
+    def from_backbone(
+        cls, name_or_folder: Union[str, os.PathLike], *, revision: Optional[str] = None, dtype=None, **config_fields
+    ) -> "TagiModel":
+        """A fresh generator on a pretrained backbone.
+
+        Args:
+            name_or_folder: A repository on the Hub, or a folder.
+            revision: The repository's revision.
+            dtype: Of the whole model; `None` takes the backbone's.
+            config_fields: Fields of [`TagiConfig`].
+        """
+        name = str(name_or_folder)
+        if os.path.isdir(name):
+            name = os.path.abspath(name)
+        config = TagiConfig(
+            backbone_config=AutoConfig.from_pretrained(name, revision=revision),
+            backbone_name_or_path=name,
+            backbone_revision=revision,
+            **config_fields,
+        )
+        backbone = _auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto")
+        for tensor in (*backbone.parameters(), *backbone.buffers()):
+            tensor._is_hf_initialized = True
+        model = cls(config, backbone=backbone).to(backbone.dtype)
+        model.generation_config = deepcopy(backbone.generation_config)
+        model.config.dtype = backbone.dtype
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it."""
+        if not hasattr(config, "backbone_config"):
+            names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+            hub = {name: kwargs[name] for name in names if name in kwargs}
+            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+        if config.backbone_in_checkpoint or "backbone" in kwargs:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+        shared = ("cache_dir", "local_files_only", "token", "dtype", "device_map")
+        loading = {name: kwargs[name] for name in shared if name in kwargs}
+        source = config.backbone_name_or_path
+        try:
+            backbone = _auto_class(config).from_pretrained(source, revision=config.backbone_revision, **loading)
+        except OSError as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path} holds a generator without its backbone, which should be at "
+                f"{source!r} (revision {config.backbone_revision or 'main'}) and could not be loaded from there"
+            ) from error
+        for tensor in (*backbone.parameters(), *backbone.buffers()):
+            tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
+        ignored = cls._keys_to_ignore_on_load_missing
+        loader = type(cls.__name__, (cls,), {"_keys_to_ignore_on_load_missing": [*(ignored or ()), r"^backbone\."]})
+        model = super(TagiModel, loader).from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, backbone=backbone, **kwargs
+        )
+        (model[0] if isinstance(model, tuple) else model).__class__ = cls
+        return model
+
+    def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
+        """Writes the checkpoint as it goes to the Hub: weights, config, code and, where it is known, the tokenizer.
+
+        Args:
+            include_backbone: Whether the backbone's weights go in; without them the checkpoint names the backbone and
+                loads it from there. `None` keeps what the config says (at first: with them).
+
+        Raises:
+            ValueError: if the backbone is to be left out but is not to be had elsewhere.
+        """
+        config = self.config
+        include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
+        if not include and (config.backbone_trained or not config.backbone_name_or_path):
+            why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
+            raise ValueError(f"the backbone cannot be left out of the checkpoint: {why}; use include_backbone=True")
+        kept = config.backbone_in_checkpoint, self._keys_to_ignore_on_save
+        config.backbone_in_checkpoint = include
+        if not include:
+            left_out = {key for key in self.state_dict() if key.startswith("backbone.")}
+            self._keys_to_ignore_on_save = left_out | set(kept[1] or ())
+        auto_classes = ("AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM",)
+        config.auto_map = {
+            **(getattr(config, "auto_map", None) or {}), **{name: "modeling_tagi.TagiModel" for name in auto_classes}
+        }  # fmt: skip
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
+        tokenizer = self._find_tokenizer()
+        if tokenizer is not None:
+            tokenizer.save_pretrained(save_directory)
+
+    def set_trainable(self, scope: str):
+        """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
+        norms and embeddings), or `"all"`."""
+        if scope not in TRAINABLE:
+            raise ValueError(f"set_trainable got {scope!r}, but takes one of {', '.join(map(repr, TRAINABLE))}")
+        self.requires_grad_(True)
+        if scope != "all":
+            self.backbone.requires_grad_(False)
+        if scope == "generator_and_norms":
+            for module in self.backbone.modules():
+                if isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower():
+                    module.requires_grad_(True)
+
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
+        function = carry_through_checkpointing(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=function, **kwargs)
+
+    def get_input_embeddings(self):
+        return self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self):
+        return self.backbone.get_output_embeddings()
+
+    # The tokenizer
+
+    @property
+    def tokenizer(self):
+        """The checkpoint's own tokenizer, else the backbone's.
+
+        Raises:
+            ValueError: if neither has one.
+        """
+        tokenizer = self._find_tokenizer()
+        if tokenizer is None:
+            raise ValueError(
+                f"no tokenizer at {self.name_or_path or self.config.backbone_name_or_path!r}; set model.tokenizer, or "
+                "pass token ids instead of text"
+            )
+        return tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def _find_tokenizer(self):
+        if self._tokenizer is not None:
+            return self._tokenizer
+        places = [
+            (self.name_or_path, getattr(self.config, "_commit_hash", None)),
+            (self.config.backbone_name_or_path, self.config.backbone_revision),
+        ]
+        for name, revision in places:
+            if not name:
+                continue
+            try:
+                # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    name, revision=revision, config=self.config.backbone_config
+                )
+                return self._tokenizer
+            except (OSError, ValueError, ImportError):
+                continue
+        return None
+
+    # Instructions to adapters
+
+    def generate_adapter(
+        self,
+        instruction: Union[str, Sequence[str], TokenIds],
+        demonstrations: Optional[Sequence] = None,
+    ) -> TagiAdapter:
+        """Reads instructions once and writes an adapter for each.
+
+        Args:
+            instruction: A text, a list of texts, or token ids (`[seq]`, `[tasks, seq]` or a list of lists).
+            demonstrations: Worked examples `[(input, output), …]` of the instruction; for several instructions a list
+                of such lists.
+
+        Returns:
+            As many adapters as instructions.
+
+        Raises:
+            ValueError: if an instruction is empty or longer than `config.max_instruction_length` tokens.
+        """
+        texts, ids = self._read_instructions(instruction, demonstrations)
+        limit = self.config.max_instruction_length
+        for number, tokens in enumerate(ids):
+            if not 0 < len(tokens) <= limit:
+                mend = "shorten it or leave out demonstrations" if tokens else "give at least one token"
+                raise ValueError(f"instruction {number} has {len(tokens)} tokens, but 1 to {limit} can be read; {mend}")
+        length = max(map(len, ids))
+        padded = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in ids], device=self.device)
+        mask = torch.tensor([[1] * len(tokens) + [0] * (length - len(tokens)) for tokens in ids], device=self.device)
+        with torch.no_grad(), evaluating(self):
+            adapter = self.adapter_from_ids(padded, mask)
+        source = {
+            "generator": self.name_or_path or None,
+            "generator_revision": getattr(self.config, "_commit_hash", None),
+            **self._adapter_base(),
+            "backbone_fingerprint": self._fingerprint(),
+        }
+        provenance = []
+        for text, tokens in zip(texts, ids):
+            hashed = text if text is not None else " ".join(map(str, tokens))
+            provenance.append({"instruction": text, "instruction_sha256": instruction_hash(hashed), **source})
+        return adapter.described(provenance, self.peft_config())
+
+    def peft_config(self) -> dict:
+        """What an exported adapter_config.json says of the backbone."""
+        fan = any(isinstance(self.backbone.get_submodule(path), Conv1D) for path in self._target_paths())
+        task_type = "SEQ_2_SEQ_LM" if self.config.is_encoder_decoder else "CAUSAL_LM"
+        return {"task_type": task_type, "fan_in_fan_out": fan}
+
+    def adapter_from_ids(self, input_ids: Tensor, attention_mask: Optional[Tensor] = None) -> TagiAdapter:
+        """The differentiable core of `generate_adapter`.
+
+        Args:
+            input_ids: `[tasks, instruction_len]`, padded on the right.
+            attention_mask: `[tasks, instruction_len]`; `None` if nothing is padding.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        prefix = None
+        if self.config.is_encoder_decoder:
+            with applied(None):
+                states = self.backbone.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
+        else:
+            cache = DynamicCache() if self.config.fusion != "none" else None
+            with applied(Application(new_cache=lambda: cache, checkpointing=False) if cache is not None else None):
+                states = self.backbone.base_model(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                )[0]
+            if cache is not None:
+                prefix = [torch.stack([getattr(layer, x) for layer in cache.layers], 1) for x in ("keys", "values")]
+        a, b = self.hypernetwork(masked_mean(states, attention_mask))
+        memory = None
+        if self.config.fusion != "none":
+            memory = self._memory(states, attention_mask, prefix)
+        return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory)
+
+    def _memory(self, states: Tensor, mask: Tensor, prefix: Optional[list[Tensor]]) -> InstructionMemory:
+        fields = {"mask": mask}
+        if prefix is None:
+            fields["states"] = states
+        else:
+            fields["prefix_keys"], fields["prefix_values"] = prefix
+        if len(self.fusion):
+            projected = [layer.project(states) for layer in self.fusion]
+            fields["keys"], fields["values"] = (torch.stack(tensors, 1) for tensors in zip(*projected))
+        return InstructionMemory(**fields)
+
+    def _read_instructions(self, instruction, demonstrations) -> tuple[list[Optional[str]], list[list[int]]]:
+        if isinstance(instruction, str):
+            instruction, demonstrations = [instruction], [demonstrations]
+        if isinstance(instruction, Tensor):
+            instruction = instruction.tolist()
+        instruction = list(instruction)
+        if instruction and isinstance(instruction[0], int):
+            instruction = [instruction]
+        if not instruction:
+            raise ValueError("generate_adapter got no instruction; give a text, a list of texts, or token ids")
+        if not isinstance(instruction[0], str):
+            if demonstrations is not None:
+                raise ValueError("demonstrations go with instruction texts; put their tokens into the token ids instead")
+            return [None] * len(instruction), [list(tokens) for tokens in instruction]
+        demonstrations = list(demonstrations) if demonstrations is not None else [None] * len(instruction)
+        if len(demonstrations) != len(instruction):
+            raise ValueError(
+                f"{len(instruction)} instructions came with {len(demonstrations)} lists of demonstrations; give one "
+                "list of (input, output) pairs for each instruction"
+            )
+        texts = [instruction_text(text, pairs) for text, pairs in zip(instruction, demonstrations)]
+        return texts, self.tokenizer(texts)["input_ids"]
+
+    def _adapter_base(self) -> dict[str, Optional[str]]:
+        """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own."""
+        if self.config.backbone_trained:
+            revision = getattr(self.config, "_commit_hash", None)
+            return {"backbone": self.name_or_path or None, "backbone_revision": revision}
+        return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
+
+    def _fingerprint(self) -> Optional[list[float]]:
+        """A few weights of the backbone, to tell an adapter of another backbone; `None` where they cannot be read."""
+        weights = [self.backbone.get_submodule(path).weight for path in self._target_paths()[:8]]
+        if any(w.device.type == "meta" or not w.is_floating_point() for w in weights):
+            return None
+        rows = torch.stack([w.detach()[0, :2].float() for w in weights]).flatten()
+        return [round(value, 6) for value in rows.tolist()]
+
+    def _target_paths(self) -> list[str]:
+        return list(self.hypernetwork.shared_factors())
+
+    # Adapters in use
+
+    def forward(
+        self,
+        input_ids: Optional[Tensor] = None,
+        attention_mask: Optional[Tensor] = None,
+        labels: Optional[Tensor] = None,
+        adapter: Optional[TagiAdapter] = None,
+        task_index: Optional[Tensor] = None,
+        instruction_input_ids: Optional[Tensor] = None,
+        instruction_attention_mask: Optional[Tensor] = None,
+        decoder_input_ids: Optional[Tensor] = None,
+        past_key_values: Optional[Any] = None,
+        num_items_in_batch: Optional[Union[int, Tensor]] = None,
+        **kwargs,
+    ) -> TagiOutput:
+        """The backbone with an adapter, given or made on the spot; without either, the bare backbone.
+
+        Args:
+            input_ids: `[batch, seq]`.
+            attention_mask: `[batch, seq]`.
+            labels: `[batch, target_len]` (causal: `[batch, seq]`); -100 is left out of the loss.
+            adapter: One adapter for all rows, one a row, or several with `task_index`.
+            task_index: `[batch]`, the adapter of each row.
+            instruction_input_ids: `[tasks, instruction_len]`, unique instructions to make the adapters from, padded on
+                the right.
+            instruction_attention_mask: `[tasks, instruction_len]`.
+            decoder_input_ids: `[batch, target_len]`; made from `labels` where absent.
+            num_items_in_batch: What the summed loss is divided by; by default the batch's own number of targets.
+            kwargs: Go to the backbone.
+        """
+        adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
+        if self.config.is_encoder_decoder:
+            if decoder_input_ids is None and labels is not None:
+                decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
+            kwargs["decoder_input_ids"] = decoder_input_ids
+        application = self._application(adapter, task_index)
+        with applied(application):
+            if adapter is None or adapter.memory is None:
+                kwargs.update(input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values)
+            elif self.config.is_encoder_decoder:
+                states, mask = self._encode_input(input_ids, attention_mask, adapter, task_index)
+                kwargs.update(encoder_outputs=states, attention_mask=mask, past_key_values=past_key_values)
+            else:
+                mask = _mask_of(input_ids, attention_mask)
+                prefix_mask = take_rows(adapter.memory.mask, len(input_ids), task_index).to(mask.dtype)
+                mask = torch.cat([prefix_mask, mask], 1)
+                positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1]:]
+                application.new_cache = lambda: self._prefix_cache(adapter, len(input_ids), task_index)
+                cache = application.new_cache()
+                kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+            output = self.backbone(**kwargs)
+        loss = None
+        if labels is not None:
+            logits = output.logits if self.config.is_encoder_decoder else output.logits[:, :-1]
+            targets = labels if self.config.is_encoder_decoder else labels[:, 1:]
+            loss = prediction_loss(logits, targets, num_items_in_batch)
+        return TagiOutput(loss, output.logits, getattr(output, "past_key_values", None), adapter)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Optional[Tensor] = None,
+        generation_config: Optional[GenerationConfig] = None,
+        *,
+        adapter: Optional[TagiAdapter] = None,
+        task_index: Optional[Tensor] = None,
+        instruction_input_ids: Optional[Tensor] = None,
+        instruction_attention_mask: Optional[Tensor] = None,
+        **kwargs,
+    ):
+        """As the backbone's `generate`, with the adapters of `forward`. They are made, and fused, once per call."""
+        input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        config = deepcopy(generation_config if generation_config is not None else self.generation_config)
+        kwargs = {**config.update(**kwargs), "generation_config": config}
+        adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
+        if adapter is None:
+            return self.backbone.generate(input_ids, **kwargs)
+        if task_index is not None:  # one gather now instead of one in every layer of every step
+            adapter = adapter[task_index]
+        mask = _mask_of(input_ids, kwargs.pop("attention_mask", None), self.config.pad_token_id)
+        with applied(self._application(adapter, None)):
+            if self.config.is_encoder_decoder:
+                states, mask = self._encode_input(input_ids, mask, adapter, None)
+                return self.backbone.generate(encoder_outputs=states, attention_mask=mask, **kwargs)
+            if adapter.memory is None:
+                return self.backbone.generate(input_ids, attention_mask=mask, **kwargs)
+            return self._generate_behind_prefix(input_ids, mask, adapter, **kwargs)
+
+    def _generate_behind_prefix(self, input_ids, mask, adapter, generation_config, **kwargs):
+        """Continues a cache that holds the instruction: its place in `input_ids` is held by padding, cut off after."""
+        length = adapter.memory.mask.shape[1]
+        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        if generation_config.max_length is not None:
+            generation_config.max_length += length
+        placeholder = next(x for x in (self.config.pad_token_id, self.config.eos_token_id, 0) if isinstance(x, int))
+        placeholders = input_ids.new_full((len(input_ids), length), placeholder)
+        prefix_mask = take_rows(adapter.memory.mask, len(input_ids)).to(mask.dtype)
+        output = self.backbone.generate(
+            torch.cat([placeholders, input_ids], 1),
+            attention_mask=torch.cat([prefix_mask, mask], 1),
+            past_key_values=self._prefix_cache(adapter, len(input_ids) * copies, None),
+            generation_config=generation_config,
+            **kwargs,
+        )
+        if isinstance(output, Tensor):
+            return output[:, length:]
+        output.sequences = output.sequences[:, length:]
+        return output
+
+    def _resolve(self, adapter, instruction_input_ids, instruction_attention_mask) -> Optional[TagiAdapter]:
+        if instruction_input_ids is not None:
+            if adapter is not None:
+                raise ValueError("got both an adapter and instruction_input_ids; give one of them")
+            return self.adapter_from_ids(instruction_input_ids, instruction_attention_mask)
+        if adapter is None:
+            return None
+        if not hasattr(adapter, "lora_a"):
+            raise TypeError(f"adapter is a {type(adapter).__name__}, but must be a TagiAdapter (generate_adapter's)")
+        self._require_fit(adapter)
+        return adapter if adapter.device == self.device else adapter.to(self.device)
+
+    def _require_fit(self, adapter: TagiAdapter):
+        """Refuses the adapter of another backbone."""
+        source = adapter.provenance[0] if adapter.provenance else {}
+        whose = f"the adapter was made for the backbone {source.get('backbone')!r}"
+        mend = f"generate it with a generator for this model's backbone, {self._adapter_base()['backbone']!r}"
+        for path, a in adapter.lora_a.items():
+            try:
+                module = self.backbone.get_submodule(path)
+            except AttributeError:
+                raise ValueError(f"{whose} and changes {path!r}, which this model does not have; {mend}") from None
+            d_in, d_out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
+            if hasattr(module, "in_features"):  # quantised weights lie packed
+                d_in, d_out = module.in_features, module.out_features
+            if (a.shape[2], adapter.lora_b[path].shape[1]) != (d_in, d_out):
+                raise ValueError(
+                    f"{whose}: its update of {path!r} is {adapter.lora_b[path].shape[1]} × {a.shape[2]}, the module's "
+                    f"weight here {d_out} × {d_in}; {mend}"
+                )
+        theirs, ours = source.get("backbone_fingerprint"), None
+        if theirs is not None and not torch.compiler.is_compiling():
+            ours = self._fingerprint()
+        if ours is not None:
+            theirs, ours = torch.tensor(theirs), torch.tensor(ours)
+            # half precision keeps 8 bits; other weights differ by much more
+            if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=0.02, atol=1e-4):
+                raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
+
+    def _application(self, adapter: Optional[TagiAdapter], task_index: Optional[Tensor]) -> Optional[Application]:
+        if adapter is None:
+            return None
+        application = Application.of(adapter, self.backbone, task_index)
+        memory = adapter.memory
+        if memory is None:
+            return application
+        if memory.keys is not None and len(self.fusion):
+            fused = fused_modules(self.backbone, self.config.is_encoder_decoder)
+            for number, (target, cross_attention) in enumerate(zip(fused, self.fusion)):
+                application.fusion[target] = partial(
+                    cross_attention,
+                    keys=memory.keys[:, number],
+                    values=memory.values[:, number],
+                    mask=memory.mask,
+                    task_index=task_index,
+                )
+        return application
+
+    def _encode_input(self, input_ids, attention_mask, adapter, task_index) -> tuple[BaseModelOutput, Tensor]:
+        """The decoder's memory, `(I_x ; F)` where there is an I_x, and its mask."""
+        states = self.backbone.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
+        if adapter.memory is None:
+            return BaseModelOutput(states), attention_mask
+        memory = adapter.memory
+        states, mask = concat_memory(memory.states, memory.mask, states, attention_mask, task_index)
+        return BaseModelOutput(states), mask
+
+    def _prefix_cache(self, adapter: TagiAdapter, rows: int, task_index: Optional[Tensor]) -> DynamicCache:
+        """A new cache that holds the instruction's keys and values for every row."""
+        memory = adapter.memory
+        cache = DynamicCache()
+        for layer in range(memory.prefix_keys.shape[1]):
+            keys, values = memory.prefix_keys[:, layer], memory.prefix_values[:, layer]
+            dtype = self.dtype
+            cache.update(
+                take_rows(keys, rows, task_index).to(dtype), take_rows(values, rows, task_index).to(dtype), layer
+            )
+        return cache
+
+
+def _mask_of(input_ids: Tensor, attention_mask: Optional[Tensor], pad_token_id: Optional[int] = None) -> Tensor:
+    if attention_mask is not None:
+        return attention_mask
+    return torch.ones_like(input_ids) if pad_token_id is None else (input_ids != pad_token_id).long()
+
+
+def _auto_class(config: TagiConfig):
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """Dropout off inside the block; every module's mode is as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+TagiConfig.register_for_auto_class("AutoConfig")
+TagiModel.register_for_auto_class("AutoModel")

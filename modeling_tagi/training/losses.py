@@ -1,0 +1,124 @@
+"""The terms of the finetuning loss, `L = L_pred + λ1 L_kl + λ2 L_ins` (eqs 4-6), as pure functions.
+
+Factors are the adapters' own: A `[tasks, rank, d_in]` and B `[tasks, d_out, rank]` by module path, so that the update
+of a module is `scaling * B A`.
+"""
+
+from typing import Mapping, Optional, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..modeling_tagi import prediction_loss
+
+__all__ = ["alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss", "prediction_loss",
+           "target_logits"]  # fmt: skip
+
+Factors = Mapping[str, Tensor]
+
+
+def target_logits(logits: Tensor, labels: Tensor, is_encoder_decoder: bool) -> Tensor:
+    """The logits that predict target tokens, in order.
+
+    Args:
+        logits: `[batch, seq, vocab]`.
+        labels: `[batch, seq]`, -100 where there is no target. A causal model's logits predict the next position's.
+
+    Returns:
+        `[tokens, vocab]`.
+    """
+    if not is_encoder_decoder:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return logits[labels != -100]
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, num_items: Optional[Union[int, Tensor]] = None
+) -> Tensor:
+    """L_kl (eq. 5): `T² KL(teacher ‖ student)` at temperature T, so that its gradient's scale does not depend on T.
+
+    Args:
+        student, teacher: `[tokens, vocab]`, logits of the same target tokens; see `target_logits`.
+        temperature: T, above 0. The authors' is 3.
+        num_items: What the sum over tokens is divided by; `None` takes the number of tokens.
+
+    Returns:
+        Scalar, fp32. The teacher gets no gradient.
+
+    Raises:
+        ValueError: if the two do not have the same shape.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"the student has logits {tuple(student.shape)} for target tokens, the teacher {tuple(teacher.shape)}; "
+            "both must be of the same targets and vocabulary"
+        )
+    log_p = F.log_softmax(teacher.detach().float() / temperature, -1)
+    log_q = F.log_softmax(student.float() / temperature, -1)
+    total = F.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2
+    return total / (max(len(student), 1) if num_items is None else num_items)
+
+
+def alignment_factors(
+    a: Factors, b: Factors, scaling: float, teacher_a: Factors, teacher_b: Factors, teacher_scaling: float
+) -> Tensor:
+    """L_ins (eq. 6) as the paper has it: mean squared error of the generated factors, A with A and B with B.
+
+    The scale goes half to A and half to B, so that two adapters with different scales are compared by what they do.
+
+    Returns:
+        Scalar, the mean over all numbers of all factors.
+    """
+    total, count = 0.0, 0
+    for ours, theirs in ((a, teacher_a), (b, teacher_b)):
+        for path in ours:
+            difference = ours[path] * scaling**0.5 - theirs[path].detach() * teacher_scaling**0.5
+            total, count = total + difference.float().square().sum(), count + difference.numel()
+    return total / count
+
+
+def alignment_delta(
+    a: Factors, b: Factors, scaling: float, teacher_a: Factors, teacher_b: Factors, teacher_scaling: float
+) -> Tensor:
+    """L_ins on the updates themselves, `‖ΔW - ΔW'‖² / ‖ΔW'‖²`, mean over tasks and modules.
+
+    Blind to the rotations that leave B A as it is. From rank × rank products: `‖B A‖² = tr((BᵀB)(A Aᵀ))`, so no
+    ΔW is ever formed. Relative to the teacher's norm, since a ΔW has d_in × d_out tiny numbers.
+
+    Returns:
+        Scalar; 0 for equal updates, 1 for a ΔW of zero.
+    """
+    losses = []
+    for path in a:
+        ours_a, ours_b = a[path].float(), b[path].float() * scaling
+        theirs_a, theirs_b = teacher_a[path].detach().float(), teacher_b[path].detach().float() * teacher_scaling
+        ours = _inner(ours_a, ours_b, ours_a, ours_b)
+        theirs = _inner(theirs_a, theirs_b, theirs_a, theirs_b)
+        both = _inner(ours_a, ours_b, theirs_a, theirs_b)
+        losses.append((ours - 2 * both + theirs) / theirs.clamp_min(1e-12))
+    return torch.stack(losses).mean()
+
+
+def _inner(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Tensor:
+    """`⟨B A, B' A'⟩`, the sum of the products of their entries, for each task: `[tasks]`."""
+    return ((b.transpose(1, 2) @ other_b) * (a @ other_a.transpose(1, 2))).sum((1, 2))
+
+
+def alignment_weight(loss: Tensor, weight: Union[str, float]) -> Tensor:
+    """λ2: a constant, or the paper's `sigmoid(L_ins)`.
+
+    Args:
+        loss: L_ins.
+        weight: A number; `"sigmoid"`, the weight being part of the gradient; or `"sigmoid_detached"`, a weight only.
+
+    Raises:
+        ValueError: for another text.
+    """
+    if weight == "sigmoid":
+        return torch.sigmoid(loss)
+    if weight == "sigmoid_detached":
+        return torch.sigmoid(loss).detach()
+    if isinstance(weight, str):
+        raise ValueError(f"alignment_weight is {weight!r}, but must be a number, 'sigmoid' or 'sigmoid_detached'")
+    return torch.as_tensor(float(weight), device=loss.device)

@@ -1,0 +1,132 @@
+"""A run's folder: what is done, what is under way, how long it took."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Optional
+
+import yaml
+
+from .settings import RunSettings
+
+SETTINGS_FILE = "settings.yaml"
+DONE_FILE = "done.json"
+# May differ when a run is taken up again: they do not change what was trained.
+_FREE_FIELDS = ("output_dir", "evaluation")
+
+
+class Run:
+    """The folder of one run.
+
+    Args:
+        settings: What the run is.
+        stages: Names of the stages, in order, for the progress it shows.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings.
+    """
+
+    def __init__(self, settings: RunSettings, stages: list[str]):
+        self.settings, self.stages = settings, stages
+        self.folder = Path(settings.output_dir)
+        values = {k: v for k, v in _flat(dataclasses.asdict(settings)).items() if k.split(".")[0] not in _FREE_FIELDS}
+        file = self.folder / SETTINGS_FILE
+        if file.is_file():
+            before = yaml.safe_load(file.read_text())
+            changed = [k for k in {**before, **values} if before.get(k) != values.get(k)]
+            if changed:
+                first = changed[0]
+                raise ValueError(
+                    f"{self.folder} holds a run with other settings ({first} was {before.get(first)!r}, is now "
+                    f"{values.get(first)!r}{f'; {len(changed) - 1} more differ' if len(changed) > 1 else ''}); choose "
+                    "another --output_dir, or delete that folder"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, yaml.safe_dump(values, sort_keys=False))
+
+    def stage(self, name: str) -> "Stage":
+        return Stage(name, self.folder / "stages" / name, self.stages.index(name) + 1, len(self.stages))
+
+
+class Stage:
+    """One part of a run, done once.
+
+    Args:
+        name: Of the stage.
+        folder: Where its checkpoints and its result are.
+        number, of: Which stage it is of how many.
+    """
+
+    def __init__(self, name: str, folder: Path, number: int, of: int):
+        self.name, self.folder, self.label = name, folder, f"[{number}/{of}] {name}"
+        self._started: Optional[float] = None
+        self._before = 0.0
+
+    @property
+    def facts(self) -> Optional[dict]:
+        """What was recorded when the stage was done; `None` if it is not."""
+        file = self.folder / DONE_FILE
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def start(self):
+        """Says what begins, and starts the clock."""
+        print(f"{self.label}: {'goes on' if self.folder.exists() else 'starts'}", flush=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clock = self.folder / "seconds.json"
+        self._before = json.loads(clock.read_text()) if clock.is_file() else 0.0
+        self._started = time.monotonic()
+
+    def tick(self) -> float:
+        """Seconds worked on the stage, over all attempts; remembered."""
+        seconds = self._before + time.monotonic() - self._started
+        write_text(self.folder / "seconds.json", json.dumps(seconds))
+        return seconds
+
+    def finish(self, **facts):
+        """Records that the stage is done."""
+        facts = {"seconds": round(self.tick(), 1), **facts}
+        write_text(self.folder / DONE_FILE, json.dumps(facts, indent=2) + "\n")
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        print(f"{self.label}: done in {facts['seconds']:.0f} s", flush=True)
+
+    def skip(self):
+        print(f"{self.label}: was done before", flush=True)
+
+
+def write_text(path: Path, text: str):
+    """Writes beside, then moves into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `target` when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield beside
+        old = beside.with_name(beside.name + "-old")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(beside, target)
+        os.chmod(target, 0o755)  # mkdtemp's folders are private
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,269 @@
+"""What a run is: one YAML file, with overrides from the command line, checked before anything starts."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+
+from ..modeling_tagi import TRAINABLE
+from .trainer import Objective
+
+
+@dataclass
+class DataSettings:
+    """
+    Args:
+        source: `builtin` (makes its own tasks), `p3`, `sni` (folders in these layouts), or `tables` (JSON lines or
+            parquet).
+        path: The folder; `tables`: a folder with train.jsonl (or .parquet) and a file for each other split. Environment
+            variables are filled in.
+        text: A file or folder of plain text for the stages that read text. `null`: the built-in suite's own, or none.
+        t0_eval: A folder of T0 evaluation sets for rank classification.
+        options: Further arguments of the reader, by name.
+    """
+
+    source: str = "builtin"
+    path: Optional[str] = None
+    text: Optional[str] = None
+    t0_eval: Optional[str] = None
+    options: dict = field(default_factory=dict)
+
+
+@dataclass
+class BackboneSettings:
+    """
+    Args:
+        name: A repository on the Hub or a folder; `null` to start from scratch.
+        revision: The repository's revision.
+        config: From scratch: fields of the backbone's config, `model_type` among them.
+        vocab_size: From scratch: pieces of the vocabulary that is trained on the train split and the text.
+        embedding_std: From scratch: standard deviation of the embeddings; `null` leaves the family's own.
+    """
+
+    name: Optional[str] = None
+    revision: Optional[str] = None
+    config: dict = field(default_factory=dict)
+    vocab_size: int = 8000
+    embedding_std: Optional[float] = None
+
+
+@dataclass
+class StageSettings:
+    """
+    Args:
+        steps: Optimizer steps; 0 leaves the stage out.
+        learning_rate: At its highest.
+        warmup: Share of the steps.
+        schedule: A transformers scheduler's name.
+        optimizer: A transformers optimizer's name, such as `adamw_torch` or `adafactor`.
+        weight_decay: As AdamW's.
+        max_grad_norm: Gradients are cut to this norm.
+        accumulation: Batches a step.
+        save_every: Steps between checkpoints to resume from.
+    """
+
+    steps: int = 0
+    learning_rate: float = 1e-4
+    warmup: float = 0.02
+    schedule: str = "linear"
+    optimizer: str = "adamw_torch"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    save_every: int = 500
+
+
+@dataclass
+class TextSettings(StageSettings):
+    """
+    Args:
+        batch_size: Passages a batch.
+        max_length: Tokens of a, b and c together; the paper's 1024.
+    """
+
+    learning_rate: float = 1e-3
+    optimizer: str = "adafactor"
+    batch_size: int = 8
+    max_length: int = 1024
+
+
+@dataclass
+class TaskSettings(StageSettings):
+    """
+    Args:
+        tasks_per_batch: Different tasks in a batch.
+        examples_per_task: Examples of each.
+    """
+
+    tasks_per_batch: int = 4
+    examples_per_task: int = 4
+
+
+@dataclass
+class AdapterSettings(StageSettings):
+    """
+    Args:
+        path: A folder of task adapters to use instead of tuning them.
+        by: One adapter a `group` (the paper) or a `task`.
+        at_once: Adapters tuned side by side over one backbone.
+        examples_per_task: Examples of each adapter in a batch.
+    """
+
+    path: Optional[str] = None
+    by: str = "group"
+    at_once: int = 32
+    examples_per_task: int = 8
+
+
+@dataclass
+class FinetuningSettings(TaskSettings):
+    """
+    Args:
+        train: What changes: `generator`, `generator_and_norms` or `all`.
+        prediction_weight, distillation_weight, temperature, alignment, alignment_weight: See `Objective`.
+    """
+
+    train: str = "generator"
+    prediction_weight: float = 1.0
+    distillation_weight: float = 5.0
+    temperature: float = 3.0
+    alignment: str = "factors"
+    alignment_weight: Union[str, float] = "sigmoid"
+
+    def objective(self) -> Objective:
+        names = [f.name for f in dataclasses.fields(Objective)]
+        return Objective(**{name: getattr(self, name) for name in names})
+
+
+@dataclass
+class EvaluationSettings:
+    """
+    Args:
+        splits: Which ones; `null` is all but train.
+        batch_size: Rows at once.
+        max_records: Most records of a split, spread over its tasks; `null` is all.
+        rank_options: Whether records with options are scored by rank classification.
+    """
+
+    splits: Optional[list] = None
+    batch_size: int = 64
+    max_records: Optional[int] = None
+    rank_options: bool = True
+
+
+@dataclass
+class RunSettings:
+    """Everything about a run but its name.
+
+    Args:
+        output_dir: Where it goes; default `outputs/<config name>`.
+        seed: Of everything random.
+        bf16: Whether training computes in bfloat16.
+        gradient_checkpointing: Less memory for more time.
+        max_input_length, max_target_length: Tokens kept of an input (or prompt) and of a target.
+        tagi: Fields of `TagiConfig`.
+        text: From-scratch backbones: language modelling on text.
+        prompted: Training with the instruction in the input: the baseline, and what TAGI starts from.
+        task_adapters: Training with instances (section 3.2.2).
+        pretraining: The hypernetwork on text (eq. 3).
+        finetuning: The hypernetwork on tasks (eqs 4-6).
+    """
+
+    output_dir: Optional[str] = None
+    seed: int = 0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    max_input_length: int = 512
+    max_target_length: int = 64
+    data: DataSettings = field(default_factory=DataSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    tagi: dict = field(default_factory=dict)
+    text: TextSettings = field(default_factory=TextSettings)
+    prompted: TaskSettings = field(default_factory=TaskSettings)
+    task_adapters: AdapterSettings = field(default_factory=AdapterSettings)
+    pretraining: TextSettings = field(default_factory=TextSettings)
+    finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+
+    def __post_init__(self):
+        if self.finetuning.train not in TRAINABLE:
+            raise ValueError(
+                f"finetuning.train is {self.finetuning.train!r}, but must be one of {', '.join(map(repr, TRAINABLE))}"
+            )
+        if self.task_adapters.by not in ("group", "task"):
+            raise ValueError(f"task_adapters.by is {self.task_adapters.by!r}, but must be 'group' or 'task'")
+        objective = self.finetuning.objective()
+        without = self.task_adapters.steps == 0 and self.task_adapters.path is None
+        if self.finetuning.steps and objective.needs_teacher and without:
+            raise ValueError(
+                "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps or "
+                "task_adapters.path, or set finetuning.distillation_weight to 0 and finetuning.alignment to none"
+            )
+
+
+def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> RunSettings:
+    """Reads a YAML file and applies overrides such as `{"finetuning.steps": "100"}`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for an unknown field or a value of the wrong kind; the message names field, value and what is
+            allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no configuration {path}; see hub_configs/ for those that come along")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, but must hold fields and their values")
+    for name, text in (overrides or {}).items():
+        *sections, last = name.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--{name}: {section!r} has no fields of its own")
+        place[last] = yaml.safe_load(text)
+    settings = _build(RunSettings, values, "")
+    settings.output_dir = settings.output_dir or f"outputs/{path.stem}"
+    return settings
+
+
+def _build(cls, values: dict, prefix: str):
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.rstrip('.')} is {values!r}, but must hold fields: {', '.join(fields)}")
+    built = {}
+    for name, value in values.items():
+        if name not in fields:
+            close = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"the fields are {', '.join(fields)}"
+            raise ValueError(f"unknown field {prefix}{name}; {hint}")
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            built[name] = _build(kind, value if value is not None else {}, f"{prefix}{name}.")
+        else:
+            built[name] = _converted(value, kind, prefix + name)
+    return cls(**built)
+
+
+def _converted(value: Any, kind, name: str):
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for wanted in kinds:
+        if wanted is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)  # YAML reads 1e-4 as a text
+            except ValueError:
+                continue
+        if isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
+            return value
+    allowed = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+    raise ValueError(f"{name} is {value!r}, but must be of type {allowed}")

@@ -1,0 +1,120 @@
+"""Training with instances (section 3.2.2): one LoRA per task group, many of them tuned together over one backbone."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..adapter import TagiAdapter
+from ..lora import Application, applied
+
+INDEX_FILE = "index.json"
+
+
+class AdapterTuner(nn.Module):
+    """A frozen backbone and the factors of several task adapters, as one model to train.
+
+    The loss is the sum over tasks of each task's mean, and AdamW works number by number: with all tasks in every
+    batch, this is what tuning each alone would be.
+
+    Args:
+        backbone: With the LoRA hooks of a [`TagiModel`].
+        names: Of the tasks.
+        shared_a: Path -> A `[rank, d_in]`, where every adapter starts. B starts at 0.
+        lora_alpha: Scale, `lora_alpha / rank`.
+    """
+
+    def __init__(self, backbone: nn.Module, names: Sequence[str], shared_a: dict[str, Tensor], lora_alpha: float):
+        super().__init__()
+        self.names, self.lora_alpha = list(names), lora_alpha
+        self.config = backbone.config
+        self._backbone = [backbone]  # in a list: its weights are no part of this model's
+        tasks = len(self.names)
+        self.paths = list(shared_a)
+        self.a = nn.ParameterList(shared_a[p].detach().float().expand(tasks, -1, -1).clone() for p in self.paths)
+        dimension = {path: backbone.get_submodule(path) for path in self.paths}
+        d_out = (getattr(m, "out_features", None) or m.weight.shape[1] for m in dimension.values())
+        self.b = nn.ParameterList(
+            torch.zeros(tasks, size, a.shape[1], device=a.device) for size, a in zip(d_out, self.a)
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, adapter_index: Tensor, **unused):
+        """
+        Args:
+            input_ids, attention_mask, labels: As for the backbone.
+            adapter_index: `[batch]`, the task of each row.
+        """
+        backbone = self._backbone[0]
+        both = backbone.config.is_encoder_decoder
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if both:
+            inputs["decoder_input_ids"] = backbone.prepare_decoder_input_ids_from_labels(labels=labels)
+        with applied(Application.of(self.adapter(), backbone, adapter_index)):
+            logits = backbone(**inputs).logits
+        if not both:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=-100, reduction="none")
+        zeros = losses.new_zeros(len(self.names))
+        totals = zeros.index_add(0, adapter_index, losses.sum(1))
+        counts = zeros.index_add(0, adapter_index, (labels != -100).sum(1).to(zeros.dtype)).clamp_min(1)
+        return {"loss": (totals / counts).sum(), "logits": logits}
+
+    def adapter(self) -> TagiAdapter:
+        """All tasks' adapters, in the order of `names`."""
+        return TagiAdapter(dict(zip(self.paths, self.a)), dict(zip(self.paths, self.b)), self.lora_alpha)
+
+
+class AdapterBank:
+    """Task adapters on disk: a PEFT folder each, and an index file.
+
+    Args:
+        folder: Where they are, or are to be.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self._index: dict[str, dict] = {}
+        if (self.folder / INDEX_FILE).is_file():
+            self._index = json.loads((self.folder / INDEX_FILE).read_text())["adapters"]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._index)
+
+    def numbers(self) -> dict[str, int]:
+        """Position of each name in `load()`."""
+        return {name: number for number, name in enumerate(self._index)}
+
+    def add(self, names: Sequence[str], adapters: TagiAdapter, details: Optional[Sequence[dict]] = None):
+        """Writes adapters to folders of their own, then names them all in the index."""
+        for number, name in enumerate(names):
+            folder = _folder_name(name)
+            adapters[number].save_pretrained(self.folder / folder)
+            self._index[name] = {"folder": folder, **(details[number] if details else {})}
+        beside = self.folder / f".{INDEX_FILE}"
+        beside.write_text(json.dumps({"adapters": self._index}, indent=2, ensure_ascii=False) + "\n")
+        os.replace(beside, self.folder / INDEX_FILE)
+
+    def load(self) -> TagiAdapter:
+        """All of them as one.
+
+        Raises:
+            FileNotFoundError: if the folder has no index, or an adapter of the index is missing.
+        """
+        if not self._index:
+            raise FileNotFoundError(
+                f"{self.folder} has no {INDEX_FILE} with task adapters; run the stage task_adapters first"
+            )
+        loaded = [TagiAdapter.from_pretrained(self.folder / entry["folder"]) for entry in self._index.values()]
+        return TagiAdapter.stack(loaded)
+
+
+def _folder_name(name: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:80]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,0 +1,217 @@
+"""TagiTrainer: the HF Trainer with distillation from task adapters."""
+
+import copy
+import random
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Optional, Union
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Seq2SeqTrainer
+
+from ..adapter import TagiAdapter
+from ..lora import Application, applied
+from ..modeling_tagi import TagiModel, evaluating
+from . import losses
+
+ALIGNMENTS = ("factors", "delta", "none")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of `L_pred + λ1 L_kl + λ2 L_ins`; the defaults are the paper's (section 3.2.4, Table 8).
+
+    Args:
+        prediction_weight: Of L_pred.
+        distillation_weight: λ1. With 0, no teacher is run.
+        temperature: Of L_kl; the authors' scripts have 3.
+        alignment: L_ins on the `"factors"` (eq. 6), on the updates (`"delta"`), or `"none"`.
+        alignment_weight: λ2: `"sigmoid"` of L_ins, `"sigmoid_detached"` (not part of the gradient), or a number.
+    """
+
+    prediction_weight: float = 1.0
+    distillation_weight: float = 5.0
+    temperature: float = 3.0
+    alignment: str = "factors"
+    alignment_weight: Union[str, float] = "sigmoid"
+
+    def __post_init__(self):
+        if self.alignment not in ALIGNMENTS:
+            raise ValueError(f"alignment is {self.alignment!r}, but must be one of {', '.join(map(repr, ALIGNMENTS))}")
+        losses.alignment_weight(torch.zeros(()), self.alignment_weight)
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature!r}, but must be above 0")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.distillation_weight != 0 or self.alignment != "none"
+
+
+class Teacher:
+    """The backbone with each task's own adapter and the instruction in its input (section 3.2.4).
+
+    Args:
+        backbone: The language model that the task adapters were tuned on; never trained.
+        bank: The task adapters, one after the other.
+    """
+
+    def __init__(self, backbone: nn.Module, bank: TagiAdapter):
+        self.backbone, self.bank = backbone, bank.detach()
+
+    def adapters(self, index: Tensor) -> TagiAdapter:
+        """Those of `index [tasks]`."""
+        return self.bank.to(index.device)[index]
+
+    @torch.no_grad()
+    def logits(self, inputs: dict[str, Tensor], index: Tensor, task_index: Tensor) -> Tensor:
+        """`[batch, seq, vocab]` for the prompts in `inputs`, row i with adapter `index[task_index[i]]`."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        if self.backbone.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
+        application = Application.of(self.adapters(index), self.backbone, task_index)
+        with applied(application), evaluating(self.backbone):
+            return self.backbone(**inputs).logits
+
+
+class Drawn(Dataset):
+    """Items by whatever the batch sampler draws: records by number, or the draw itself."""
+
+    def __init__(self, records=None):
+        self.records = records
+
+    def __getitem__(self, draw):
+        return self.records[draw] if self.records is not None else draw
+
+    def __len__(self):
+        return len(self.records) if self.records is not None else 0
+
+
+class TagiTrainer(Seq2SeqTrainer):
+    """Trains a [`TagiModel`] on batches that `batch_sampler` draws.
+
+    Args:
+        batch_sampler: Gives the draws of each batch; one pass over it is the whole training.
+        objective: What is minimised; `None` is L_pred alone.
+        teacher: Needed if the objective distils or aligns.
+        args, kwargs: As for `Seq2SeqTrainer`.
+    """
+
+    def __init__(
+        self,
+        *args,
+        batch_sampler: Sampler,
+        objective: Optional[Objective] = None,
+        teacher: Optional[Teacher] = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.batch_sampler, self.teacher = batch_sampler, teacher
+        self.objective = objective or Objective(distillation_weight=0, alignment="none")
+        if self.objective.needs_teacher and teacher is None:
+            raise ValueError(
+                "the objective distils or aligns, but there is no teacher; give one, or set distillation_weight=0 and "
+                "alignment='none'"
+            )
+        # a bare backbone takes the batch's size and ignores it; then the Trainer is to divide by the accumulation
+        self.model_accepts_loss_kwargs = isinstance(self.model, TagiModel)
+        self._terms = defaultdict(lambda: [0.0, 0])
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batch_sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            # an iterator's own generator: else starting it would take a number from the global one
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        teacher_index = inputs.pop("teacher_index", None)
+        teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
+        if not model.training or not self.model_accepts_loss_kwargs:
+            num_items_in_batch = None
+        if num_items_in_batch is not None:
+            inputs["num_items_in_batch"] = num_items_in_batch
+        outputs = model(**inputs)
+        terms = {"prediction": outputs["loss"]}
+        loss = self.objective.prediction_weight * outputs["loss"]
+        if model.training and self.objective.needs_teacher:
+            known = teacher_index >= 0
+            if known.any():
+                loss = loss + self._distil(outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items_in_batch)
+        if model.training:
+            for name, term in terms.items():
+                total = self._terms[name]
+                total[0], total[1] = total[0] + term.detach().float(), total[1] + 1
+        return (loss, outputs) if return_outputs else loss
+
+    def _distil(self, outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items):
+        """λ1 L_kl + λ2 L_ins over the tasks that have a teacher."""
+        objective, task_index = self.objective, inputs["task_index"]
+        accumulation = self.current_gradient_accumulation_steps if num_items is not None else 1
+        loss = 0.0
+        if objective.distillation_weight:
+            teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
+            labels, teacher_labels = inputs["labels"], teacher_inputs["labels"]
+            logits = self.teacher.logits(teacher_inputs, teacher_index.clamp_min(0), task_index)
+            both = self.teacher.backbone.config.is_encoder_decoder
+            rows = known[task_index]
+            terms["distillation"] = losses.distillation_loss(
+                losses.target_logits(outputs.logits[rows], labels[rows], both),
+                losses.target_logits(logits[rows], teacher_labels[rows], both),
+                objective.temperature,
+                num_items,
+            )
+            loss = loss + objective.distillation_weight * terms["distillation"]
+        if objective.alignment != "none":
+            function = {"factors": losses.alignment_factors, "delta": losses.alignment_delta}[objective.alignment]
+            ours, theirs = outputs.adapter, self.teacher.adapters(teacher_index[known])
+            a, b = ({path: x[known] for path, x in factors.items()} for factors in (ours.lora_a, ours.lora_b))
+            aligned = function(a, b, ours.scaling, theirs.lora_a, theirs.lora_b, theirs.scaling)
+            terms["alignment"] = aligned
+            # a mean over tasks, not a sum over tokens: the accumulated batches share it
+            loss = loss + losses.alignment_weight(aligned, objective.alignment_weight) * aligned / accumulation
+        return loss
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs:
+            for name, (total, count) in self._terms.items():
+                summed = self.model_accepts_loss_kwargs and name != "alignment"
+                scale = self.args.gradient_accumulation_steps if summed else 1
+                logs[f"loss_{name}"] = round(float(total) / count * scale, 5)
+            self._terms.clear()
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """As `Seq2SeqTrainer`'s; the training that goes on after it is as if it had not been."""
+        with unchanged_randomness():
+            return super().evaluate(*args, **kwargs)
+
+
+@contextmanager
+def unchanged_randomness():
+    """Gives back every random generator's state of before the block."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def frozen_copy(backbone: nn.Module) -> nn.Module:
+    """A copy that no training reaches, for a teacher whose backbone is being trained."""
+    return copy.deepcopy(backbone).requires_grad_(False).eval()
