@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modeling_tagi import TagiModel
 from modeling_tagi.data.sources import read_source
 from modeling_tagi.evaluation.evaluate import evaluate_split, spread, table
 from modeling_tagi.evaluation.predict import Answering, wrong_instructions
 from modeling_tagi.training import stages
-from modeling_tagi.training.run import Run, replacing, write_text
+from modeling_tagi.training.run import Run, quiet_libraries, replacing, write_text
 from modeling_tagi.training.settings import RunSettings, load_settings
 
 HERE = Path(__file__).parent
@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 def main(arguments=None) -> int:
     settings = parse(arguments)
     began = time.monotonic()
+    quiet_libraries()
 
     # data
     splits, text, leaks = read_source(**dataclasses.asdict(settings.data))
@@ -43,12 +44,12 @@ def main(arguments=None) -> int:
           f"{len(text)} passages of text; no leak into {', '.join(wanted)}")  # fmt: skip
 
     # model and training
+    tokenizer = stages.read_tokenizer(settings, train, text)
+    stages.check_model(settings, tokenizer, splits)
     run = Run(settings, stage_names(settings))
     backbone, revision = stages.taught_backbone(run, train, text)
     model = stages.start_model(run, backbone, revision)
-    tokens = stages.read_tokens(run, AutoTokenizer.from_pretrained(backbone, revision=revision),
-                                model.config.is_encoder_decoder)  # fmt: skip
-    stages.check_instructions(model, tokens, splits)
+    tokens = stages.read_tokens(run, tokenizer, model.config.is_encoder_decoder)
     bank = stages.tuned_adapters(run, model, tokens, train)
     model = stages.pretrained_model(run, model, tokens, text)
     model = stages.finetuned_model(run, model, tokens, train, bank)

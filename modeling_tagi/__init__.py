@@ -1,7 +1,14 @@
 """TAGI: adapters for language models, generated from instructions."""
 
-from .adapter import TagiAdapter
-from .configuration_tagi import TagiConfig
-from .modeling_tagi import TagiModel
+import importlib
 
-__all__ = ["TagiAdapter", "TagiConfig", "TagiModel"]
+_HOMES = {"TagiAdapter": ".adapter", "TagiConfig": ".configuration_tagi", "TagiModel": ".modeling_tagi"}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Imports a name when it is first used: torch takes seconds, which `tagi --help` can do without."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from typing import Iterator, Optional, Sequence, Union
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -102,14 +103,20 @@ class TagiAdapter:
         return next(iter(self.lora_a.values())).shape[0]
 
     def __getitem__(self, index: Union[int, slice, Sequence[int], Tensor]) -> "TagiAdapter":
-        """The adapters of some of the tasks; an int gives an adapter of length 1."""
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"adapter {index} of {len(self)}")
-            index = [index % len(self)]
-        elif isinstance(index, slice):
+        """The adapters of some of the tasks; an int gives an adapter of length 1.
+
+        Raises:
+            IndexError: if there is no such task, or none is chosen.
+        """
+        if isinstance(index, slice):
             index = range(len(self))[index]
-        index = torch.as_tensor(list(index) if not isinstance(index, Tensor) else index, dtype=torch.long)
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            index = index.nonzero().flatten()
+        index = torch.as_tensor(index if isinstance(index, (int, Tensor)) else list(index)).reshape(-1)
+        if not len(index):
+            raise IndexError(f"no adapter was chosen of {len(self)}; choose at least one")
+        if index.device.type == "cpu" and not all(-len(self) <= i < len(self) for i in index.tolist()):
+            raise IndexError(f"adapter {index.tolist()} of {len(self)}; the last is {len(self) - 1}")
         chosen = self._map(lambda x: x[index.to(x.device)])
         memory = chosen.memory.trimmed() if chosen.memory is not None else None
         provenance = tuple(self.provenance[i] for i in index.tolist()) if self.provenance else ()
@@ -142,7 +149,8 @@ class TagiAdapter:
     def described(self, provenance: Union[dict, Sequence[dict]], peft_config: Optional[dict] = None) -> "TagiAdapter":
         """With a record of where each task's adapter comes from (one for all, or one each)."""
         each = [provenance] * len(self) if isinstance(provenance, dict) else provenance
-        return replace(self, provenance=tuple(dict(p) for p in each), peft_config=dict(peft_config or self.peft_config))
+        peft_config = dict(peft_config or self.peft_config)
+        return replace(self, provenance=tuple(dict(p) for p in each), peft_config=peft_config)
 
     def detach(self) -> "TagiAdapter":
         return self._map(Tensor.detach)
@@ -173,12 +181,13 @@ class TagiAdapter:
             length = max(adapter.memory.mask.shape[1] for adapter in adapters)
             padded = [adapter.memory.padded(length).tensors() for adapter in adapters]
             memory = InstructionMemory(**{name: torch.cat([p[name] for p in padded]) for name in padded[0]})
+        provenance = tuple(p for adapter in adapters for p in adapter.provenance or ({},) * len(adapter))
         return replace(
             first,
             lora_a={path: torch.cat([adapter.lora_a[path] for adapter in adapters]) for path in first.lora_a},
             lora_b={path: torch.cat([adapter.lora_b[path] for adapter in adapters]) for path in first.lora_b},
             memory=memory,
-            provenance=sum((adapter.provenance for adapter in adapters), ()),
+            provenance=provenance if any(provenance) else (),
         )
 
     def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
@@ -215,7 +224,7 @@ class TagiAdapter:
         if self.memory is not None:
             logger.warning(
                 f"{target} is a PEFT adapter without the instruction memory that this generator's fusion attends to "
-                f"({MEMORY_FILE}, which PEFT ignores): PEFT alone will answer differently from model.generate(adapter=…)"
+                f"({MEMORY_FILE}, which PEFT ignores): PEFT alone answers differently from model.generate(adapter=…)"
             )
 
     def _write(self, folder: Path):
@@ -280,8 +289,9 @@ class TagiAdapter:
             "backbone": config.get("base_model_name_or_path"), "backbone_revision": config.get("revision")
         }  # fmt: skip
         memory = None
-        if described.get("needs_memory"):
-            memory = InstructionMemory(**_read(locate(MEMORY_FILE), device))
+        memory_file = locate(MEMORY_FILE, optional=not described.get("needs_memory"))
+        if memory_file:
+            memory = InstructionMemory(**_read(memory_file, device))
         return cls(
             lora_a=lora_a,
             lora_b=lora_b,
@@ -310,7 +320,8 @@ def _require_alike(first: TagiAdapter, other: TagiAdapter, number: int):
         raise ValueError(f"adapters 0 and {number} differ in lora_alpha: {first.lora_alpha} and {other.lora_alpha}")
     memories = [set(a.memory.tensors()) if a.memory is not None else None for a in (first, other)]
     if memories[0] != memories[1]:
-        raise ValueError(f"adapters 0 and {number} differ in their instruction memory: {memories[0]} and {memories[1]}")
+        one, two = memories
+        raise ValueError(f"adapters 0 and {number} differ in their instruction memory: {one} and {two}")
 
 
 def _require_plain_lora(config: dict, name):
@@ -339,13 +350,16 @@ def _locator(name_or_folder, revision, token):
                 return path
             if optional:
                 return None
-            raise FileNotFoundError(f"{folder} has no {name}; an adapter folder holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+            raise FileNotFoundError(
+                f"{folder} has no {name}; an adapter folder holds {CONFIG_FILE}, {WEIGHTS_FILE} and, if its generator "
+                f"fuses the instruction, {MEMORY_FILE}: save the adapter there again"
+            )
         if folder.is_absolute() or str(name_or_folder).count("/") > 1:
             raise FileNotFoundError(f"there is no folder {folder}, and it is no repository name (user/name) either")
         try:
             return Path(hf_hub_download(str(name_or_folder), name, revision=revision, token=token))
-        except Exception as error:
-            if optional and type(error).__name__ in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
+        except EntryNotFoundError as error:
+            if optional and not isinstance(error, LocalEntryNotFoundError):
                 return None
             raise
 

@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+import math
 import re
+from copy import deepcopy
 from typing import Optional, Union
 
 from transformers import AutoConfig, PretrainedConfig
@@ -133,7 +135,7 @@ class TagiConfig(PretrainedConfig):
 
 def _refuse_unknown(kwargs: dict):
     fields = [name for name in inspect.signature(TagiConfig.__init__).parameters if name not in ("self", "kwargs")]
-    known = _FOREIGN_FIELDS | set(vars(PretrainedConfig()))
+    known = _FOREIGN_FIELDS | set(PretrainedConfig().to_dict())
     for name in kwargs:
         if name in known or name.startswith("_"):
             continue
@@ -144,7 +146,8 @@ def _refuse_unknown(kwargs: dict):
 
 def _as_config(backbone_config):
     if backbone_config is None or isinstance(backbone_config, PretrainedConfig):
-        return backbone_config
+        # transformers resets the attention of a nested config, and with it that of a model whose config it is
+        return deepcopy(backbone_config)
     if isinstance(backbone_config, dict) and "model_type" in backbone_config:
         return AutoConfig.for_model(**backbone_config)
     raise ValueError(
@@ -184,7 +187,7 @@ def _positive_int(field: str, value):
 
 
 def _positive(field: str, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"TagiConfig: {field} is {value!r}, but must be a number above 0")
     return value
 

@@ -18,8 +18,8 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     Returns:
         `[tasks, d_model]`.
     """
-    weights = mask.to(states.dtype).unsqueeze(-1)
-    return (states * weights).sum(1) / weights.sum(1).clamp_min(1)
+    total = (states * mask.to(states.dtype).unsqueeze(-1)).sum(1)
+    return total / mask.sum(1, keepdim=True).clamp_min(1)  # a whole number: bfloat16 cannot count beyond 256
 
 
 class Hypernetwork(nn.Module):
@@ -72,7 +72,6 @@ class Hypernetwork(nn.Module):
                 b[path] = generated_b
         return a, b
 
-
     def shared_factors(self) -> dict[str, Tensor]:
         """The part of A that all tasks share, `[rank, d_in]` by path; task adapters start from it."""
         return {path: self.shared_a[_key(path)] for stack in self.stacks for paths in stack.paths for path in paths}
@@ -106,7 +105,8 @@ class MlpStack(nn.Module):
         d_model = pooled.shape[-1]
         from_pooled = torch.einsum("td,ldh->tlh", pooled, self.hidden_weight[:, :d_model])
         from_index = torch.einsum("ki,lih->lkh", self.index, self.hidden_weight[:, d_model:])
-        hidden = F.relu(from_pooled.unsqueeze(2) + from_index + self.hidden_bias.unsqueeze(1))  # [tasks, layers, kinds, h]
+        # [tasks, layers, kinds, hidden]
+        hidden = F.relu(from_pooled.unsqueeze(2) + from_index + self.hidden_bias.unsqueeze(1))
         hidden = hidden * hidden.shape[-1] ** -0.5  # a step of the optimizer moves the output alike at any width
         factors = {}
         for (shape, kinds), weight in zip(self.kinds_by_shape.items(), self.output_weights):

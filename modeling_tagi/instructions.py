@@ -9,12 +9,14 @@ def instruction_text(instruction: str, demonstrations: Optional[Sequence[tuple[s
     Raises:
         ValueError: if the instruction is empty or a demonstration is no (input, output) pair.
     """
+    if isinstance(demonstrations, str):
+        raise ValueError(f"the demonstrations are {demonstrations!r}, but must be a list of pairs (input, output)")
     if not isinstance(instruction, str) or not instruction.strip():
         raise ValueError(f"the instruction is {instruction!r}, but must be a text that is not empty")
     parts = [instruction.strip()]
     for number, pair in enumerate(demonstrations or (), start=1):
-        if isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(f"demonstration {number} is {pair!r}, but must be a pair (input, output)")
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise ValueError(f"demonstration {number} is {pair!r}, but must be a pair (input, output) of texts")
         parts.append(f"Example {number}: Input: {pair[0]} Output: {pair[1]}")
     return "\n\n".join(parts)
 

@@ -1,16 +1,15 @@
 """Low-rank updates inside any backbone, a different one for each row of a batch if need be.
 
 Forward hooks leave the backbone as it is: its class, its modules and its state-dict keys. What a hook applies is
-found in a context variable, so an adapter is in force for one call in one thread and nowhere else.
+found in a variable of the thread, so an adapter is in force for one call in one thread and nowhere else.
 """
 
+import threading
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Callable, Optional
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -36,26 +35,31 @@ class Application:
     new_cache: Optional[Callable[[], Any]] = None
     checkpointing: bool = True
 
-
     @classmethod
     def of(cls, adapter, backbone: nn.Module, task_index: Optional[Tensor] = None) -> "Application":
         """The low-rank updates of a [`TagiAdapter`] on `backbone`, without its instruction memory."""
-        module = backbone.get_submodule
-        lora = {module(path): (a, adapter.lora_b[path]) for path, a in adapter.lora_a.items()}
+        lora = {backbone.get_submodule(path): (a, adapter.lora_b[path]) for path, a in adapter.lora_a.items()}
+        for module in lora:  # an adapter from elsewhere may change more than this model's generator does
+            hook_once(module, lora_hook)
         return cls(lora=lora, scaling=adapter.scaling, task_index=task_index)
 
 
-_APPLICATION: ContextVar[Optional[Application]] = ContextVar("tagi_application", default=None)
+class _InForce(threading.local):  # and no ContextVar, which torch.compile cannot trace
+    application: Optional[Application] = None
+
+
+_IN_FORCE = _InForce()
 
 
 @contextmanager
 def applied(application: Optional[Application]):
     """Puts `application` (or, with `None`, nothing) in force for the calls inside the `with` block."""
-    token = _APPLICATION.set(application)
+    before = _IN_FORCE.application
+    _IN_FORCE.application = application
     try:
         yield
     finally:
-        _APPLICATION.reset(token)
+        _IN_FORCE.application = before
 
 
 def find_targets(backbone: nn.Module, target_modules: list[str]) -> dict[str, tuple[int, int]]:
@@ -86,9 +90,15 @@ def _dimensions(module: nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
+def hook_once(module: nn.Module, hook: Callable):
+    """Registers a forward hook, unless `module` has it: from another model that shares it, or by a copy."""
+    if hook not in module._forward_hooks.values():
+        module.register_forward_hook(hook)
+
+
 def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
     """Forward hook: `output + scaling * B A x`, or no change where no adapter is in force for `module`."""
-    application = _APPLICATION.get()
+    application = _IN_FORCE.application
     if application is None or module not in application.lora:
         return None
     a, b = application.lora[module]
@@ -97,7 +107,7 @@ def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor
 
 def fusion_hook(module: nn.Module, args: tuple, output):
     """Forward hook: passes the hidden states (`output`, or its first element) through the fusion of `module`."""
-    application = _APPLICATION.get()
+    application = _IN_FORCE.application
     if application is None or module not in application.fusion:
         return None
     fuse = application.fusion[module]
@@ -149,7 +159,7 @@ def take_rows(per_task: Tensor, rows: int, task_index: Optional[Tensor] = None) 
         return per_task.expand(rows, *per_task.shape[1:])
     given = tasks if task_index is None else task_index.shape[0]
     if rows % given:
-        raise ValueError(f"a batch of {rows} rows was given {given} adapters; give one for all rows, or one for each row")
+        raise ValueError(f"a batch of {rows} rows was given {given} adapters; give one for all rows, or one for each")
     if task_index is None:
         return per_task if rows == tasks else per_task.repeat_interleave(rows // given, 0)
     return per_task[task_index if rows == given else task_index.repeat_interleave(rows // given)]
@@ -162,7 +172,7 @@ def carry_through_checkpointing(checkpoint: Callable) -> Callable:
     """
 
     def checkpoint_with_application(function, *args, **kwargs):
-        application = _APPLICATION.get()
+        application = _IN_FORCE.application
         if application is None:
             return checkpoint(function, *args, **kwargs)
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Optional, Sequence, Union
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -20,19 +21,32 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
+    StaticCache,
 )
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, cached_file
 
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
 from .configuration_tagi import TagiConfig
 from .fusion import InstructionCrossAttention, concat_memory, fused_modules
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
 from .instructions import instruction_text
-from .lora import Application, applied, carry_through_checkpointing, find_targets, fusion_hook, lora_hook, take_rows
+from .lora import (
+    Application,
+    applied,
+    carry_through_checkpointing,
+    find_targets,
+    fusion_hook,
+    hook_once,
+    lora_hook,
+    take_rows,
+)
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
+
+# A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 TokenIds = Union[Tensor, Sequence[int], Sequence[Sequence[int]]]
 
@@ -108,6 +122,7 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         if config.backbone_config is None:
             raise ValueError("TagiModel needs a config with a backbone_config; or use TagiModel.from_backbone(name)")
         self.backbone = backbone if backbone is not None else _auto_class(config).from_config(config.backbone_config)
+        config.backbone_config = self.backbone.config  # one object, so that a change of the one is saved in the other
         targets = find_targets(self.backbone, config.target_modules)
         text_config = config.backbone_config.get_text_config()
         d_model, heads = text_config.hidden_size, text_config.num_attention_heads
@@ -121,10 +136,10 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         self.fusion = nn.ModuleList(InstructionCrossAttention(d_model, heads, d_head) for _ in fused)
 
         for path in targets:
-            self.backbone.get_submodule(path).register_forward_hook(lora_hook)
+            hook_once(self.backbone.get_submodule(path), lora_hook)
         for module in fused:
-            module.register_forward_hook(fusion_hook)
-        self._tokenizer = None
+            hook_once(module, fusion_hook)
+        self._tokenizer = self._revision = None
         self.post_init()
 
     # Building, loading, saving
@@ -144,11 +159,10 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         name = str(name_or_folder)
         if os.path.isdir(name):
             name = os.path.abspath(name)
+        backbone_config = AutoConfig.from_pretrained(name, revision=revision)
+        revision = _commit(name, revision) or revision
         config = TagiConfig(
-            backbone_config=AutoConfig.from_pretrained(name, revision=revision),
-            backbone_name_or_path=name,
-            backbone_revision=revision,
-            **config_fields,
+            backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
         backbone = _auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto")
         for tensor in (*backbone.parameters(), *backbone.buffers()):
@@ -159,34 +173,45 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         return model
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it."""
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
+    ):
+        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it.
+
+        Raises:
+            OSError: if a file is missing, or the backbone is not where the config says.
+            ValueError: if the checkpoint lacks a tensor of the model.
+        """
         if not hasattr(config, "backbone_config"):
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             hub = {name: kwargs[name] for name in names if name in kwargs}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
-        if config.backbone_in_checkpoint or "backbone" in kwargs:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-
-        shared = ("cache_dir", "local_files_only", "token", "dtype", "device_map")
-        loading = {name: kwargs[name] for name in shared if name in kwargs}
-        source = config.backbone_name_or_path
-        try:
-            backbone = _auto_class(config).from_pretrained(source, revision=config.backbone_revision, **loading)
-        except OSError as error:
+        if config.backbone_config is None:
             raise OSError(
-                f"{pretrained_model_name_or_path} holds a generator without its backbone, which should be at "
-                f"{source!r} (revision {config.backbone_revision or 'main'}) and could not be loaded from there"
-            ) from error
-        for tensor in (*backbone.parameters(), *backbone.buffers()):
-            tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
-        ignored = cls._keys_to_ignore_on_load_missing
-        loader = type(cls.__name__, (cls,), {"_keys_to_ignore_on_load_missing": [*(ignored or ()), r"^backbone\."]})
-        model = super(TagiModel, loader).from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, backbone=backbone, **kwargs
+                f"{pretrained_model_name_or_path} has no config.json of a TAGI model (with a backbone_config); name a "
+                "folder or repository that save_pretrained has written, or use TagiModel.from_backbone for a new one"
+            )
+        loader, buffers = cls, {}
+        if not config.backbone_in_checkpoint:
+            kwargs["backbone"] = _named_backbone(pretrained_model_name_or_path, config, kwargs)
+            buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
+            ignored = [*(cls._keys_to_ignore_on_load_missing or ()), r"^backbone\."]
+            loader = type(cls.__name__, (cls,), {"_keys_to_ignore_on_load_missing": ignored})
+        model, info = super(TagiModel, loader).from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
-        (model[0] if isinstance(model, tuple) else model).__class__ = cls
-        return model
+        model.__class__ = cls
+        model._revision = _commit(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
+        for name, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
+            model.backbone.get_buffer(name).copy_(buffer)
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            named = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} of the model's tensors: {named}; save the "
+                "whole model with save_pretrained, or take the config that its weights were saved with"
+            )
+        return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
         """Writes the checkpoint as it goes to the Hub: weights, config, code and, where it is known, the tokenizer.
@@ -198,7 +223,7 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the backbone is to be left out but is not to be had elsewhere.
         """
-        config = self.config
+        config, tokenizer = self.config, self._find_tokenizer()
         include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
         if not include and (config.backbone_trained or not config.backbone_name_or_path):
             why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
@@ -216,9 +241,9 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
-        tokenizer = self._find_tokenizer()
-        if tokenizer is not None:
-            tokenizer.save_pretrained(save_directory)
+        if tokenizer is not None and kwargs.get("is_main_process", True):
+            hub = {name: kwargs[name] for name in ("push_to_hub", "repo_id", "token", "private") if name in kwargs}
+            tokenizer.save_pretrained(save_directory, **hub)
 
     def set_trainable(self, scope: str):
         """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
@@ -234,6 +259,11 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
                     module.requires_grad_(True)
 
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
+        if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "gradient checkpointing with use_reentrant=True has no gradient for a generated adapter; use "
+                "gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
         function = carry_through_checkpointing(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=function, **kwargs)
 
@@ -243,6 +273,9 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.backbone.get_output_embeddings()
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        return self.backbone.resize_token_embeddings(*args, **kwargs)
+
     # The tokenizer
 
     @property
@@ -250,7 +283,7 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         """The checkpoint's own tokenizer, else the backbone's.
 
         Raises:
-            ValueError: if neither has one.
+            ValueError: if neither has one, or it cannot be read.
         """
         tokenizer = self._find_tokenizer()
         if tokenizer is None:
@@ -268,20 +301,22 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         if self._tokenizer is not None:
             return self._tokenizer
         places = [
-            (self.name_or_path, getattr(self.config, "_commit_hash", None)),
+            (self.name_or_path, self._revision),
             (self.config.backbone_name_or_path, self.config.backbone_revision),
         ]
         for name, revision in places:
-            if not name:
+            if not name or not _has_tokenizer(name, revision):
                 continue
             try:
                 # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
                 self._tokenizer = AutoTokenizer.from_pretrained(
                     name, revision=revision, config=self.config.backbone_config
                 )
-                return self._tokenizer
-            except (OSError, ValueError, ImportError):
-                continue
+            except Exception as error:
+                raise ValueError(
+                    f"the tokenizer at {name!r} cannot be read ({error}); mend its files, or set model.tokenizer"
+                ) from error
+            return self._tokenizer
         return None
 
     # Instructions to adapters
@@ -294,7 +329,8 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         """Reads instructions once and writes an adapter for each.
 
         Args:
-            instruction: A text, a list of texts, or token ids (`[seq]`, `[tasks, seq]` or a list of lists).
+            instruction: A text, a list of texts, or token ids (`[seq]`, `[tasks, seq]` or a list of lists). A tensor's
+                padding, on the right, is left out.
             demonstrations: Worked examples `[(input, output), …]` of the instruction; for several instructions a list
                 of such lists.
 
@@ -309,7 +345,8 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         for number, tokens in enumerate(ids):
             if not 0 < len(tokens) <= limit:
                 mend = "shorten it or leave out demonstrations" if tokens else "give at least one token"
-                raise ValueError(f"instruction {number} has {len(tokens)} tokens, but 1 to {limit} can be read; {mend}")
+                length = len(tokens)
+                raise ValueError(f"instruction {number} has {length} tokens, but 1 to {limit} can be read; {mend}")
         length = max(map(len, ids))
         padded = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in ids], device=self.device)
         mask = torch.tensor([[1] * len(tokens) + [0] * (length - len(tokens)) for tokens in ids], device=self.device)
@@ -317,9 +354,9 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
             adapter = self.adapter_from_ids(padded, mask)
         source = {
             "generator": self.name_or_path or None,
-            "generator_revision": getattr(self.config, "_commit_hash", None),
+            "generator_revision": self._revision,
             **self._adapter_base(),
-            "backbone_fingerprint": self._fingerprint(),
+            "backbone_fingerprint": self._fingerprint(adapter),
         }
         provenance = []
         for text, tokens in zip(texts, ids):
@@ -378,15 +415,16 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         if isinstance(instruction, str):
             instruction, demonstrations = [instruction], [demonstrations]
         if isinstance(instruction, Tensor):
-            instruction = instruction.tolist()
+            rows = instruction.tolist() if instruction.ndim > 1 else [instruction.tolist()]
+            instruction = [self._without_padding(row) for row in rows]
         instruction = list(instruction)
         if instruction and isinstance(instruction[0], int):
             instruction = [instruction]
         if not instruction:
             raise ValueError("generate_adapter got no instruction; give a text, a list of texts, or token ids")
-        if not isinstance(instruction[0], str):
+        if not any(isinstance(text, str) for text in instruction):
             if demonstrations is not None:
-                raise ValueError("demonstrations go with instruction texts; put their tokens into the token ids instead")
+                raise ValueError("demonstrations go with instruction texts; put their tokens among the token ids")
             return [None] * len(instruction), [list(tokens) for tokens in instruction]
         demonstrations = list(demonstrations) if demonstrations is not None else [None] * len(instruction)
         if len(demonstrations) != len(instruction):
@@ -400,13 +438,20 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
     def _adapter_base(self) -> dict[str, Optional[str]]:
         """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own."""
         if self.config.backbone_trained:
-            revision = getattr(self.config, "_commit_hash", None)
-            return {"backbone": self.name_or_path or None, "backbone_revision": revision}
+            return {"backbone": self.name_or_path or None, "backbone_revision": self._revision}
         return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
 
-    def _fingerprint(self) -> Optional[list[float]]:
-        """A few weights of the backbone, to tell an adapter of another backbone; `None` where they cannot be read."""
-        weights = [self.backbone.get_submodule(path).weight for path in self._target_paths()[:8]]
+    def _without_padding(self, tokens: list[int]) -> list[int]:
+        pad, eos = self.config.pad_token_id, self.config.eos_token_id
+        if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
+            return tokens
+        while tokens and tokens[-1] == pad:
+            tokens = tokens[:-1]
+        return tokens
+
+    def _fingerprint(self, adapter: TagiAdapter) -> Optional[list[float]]:
+        """A few weights that `adapter` changes, to tell another backbone's; `None` where they cannot be read."""
+        weights = [self.backbone.get_submodule(path).weight for path in sorted(adapter.lora_a)[:8]]
         if any(w.device.type == "meta" or not w.is_floating_point() for w in weights):
             return None
         rows = torch.stack([w.detach()[0, :2].float() for w in weights]).flatten()
@@ -443,10 +488,16 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
                 the right.
             instruction_attention_mask: `[tasks, instruction_len]`.
             decoder_input_ids: `[batch, target_len]`; made from `labels` where absent.
+            past_key_values: The cache that an earlier call with the same adapter returned, to continue it.
             num_items_in_batch: What the summed loss is divided by; by default the batch's own number of targets.
             kwargs: Go to the backbone.
+
+        Raises:
+            ValueError: if the adapters are another backbone's, or not as many as the batch has rows.
         """
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
+        if adapter is not None and input_ids is not None:
+            _require_rows(adapter, task_index, len(input_ids))
         if self.config.is_encoder_decoder:
             if decoder_input_ids is None and labels is not None:
                 decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -459,12 +510,17 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
                 states, mask = self._encode_input(input_ids, attention_mask, adapter, task_index)
                 kwargs.update(encoder_outputs=states, attention_mask=mask, past_key_values=past_key_values)
             else:
-                mask = _mask_of(input_ids, attention_mask)
-                prefix_mask = take_rows(adapter.memory.mask, len(input_ids), task_index).to(mask.dtype)
-                mask = torch.cat([prefix_mask, mask], 1)
-                positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1]:]
                 application.new_cache = lambda: self._prefix_cache(adapter, len(input_ids), task_index)
-                cache = application.new_cache()
+                cache = past_key_values
+                if cache is None or not cache.get_seq_length():
+                    cache = application.new_cache()
+                prefix_mask = take_rows(adapter.memory.mask, len(input_ids), task_index)
+                mask = attention_mask
+                if mask is None:
+                    seen = cache.get_seq_length() - prefix_mask.shape[1]
+                    mask = prefix_mask.new_ones(len(input_ids), seen + input_ids.shape[1])
+                mask = torch.cat([prefix_mask.to(mask.dtype), mask], 1)
+                positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1]:]
                 kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
             output = self.backbone(**kwargs)
         loss = None
@@ -493,9 +549,12 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is None:
             return self.backbone.generate(input_ids, **kwargs)
+        _require_rows(adapter, task_index, len(input_ids))
         if task_index is not None:  # one gather now instead of one in every layer of every step
             adapter = adapter[task_index]
-        mask = _mask_of(input_ids, kwargs.pop("attention_mask", None), self.config.pad_token_id)
+        mask = kwargs.pop("attention_mask", None)
+        if mask is None:
+            mask = _mask_of(input_ids, config)
         with applied(self._application(adapter, None)):
             if self.config.is_encoder_decoder:
                 states, mask = self._encode_input(input_ids, mask, adapter, None)
@@ -505,18 +564,33 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
             return self._generate_behind_prefix(input_ids, mask, adapter, **kwargs)
 
     def _generate_behind_prefix(self, input_ids, mask, adapter, generation_config, **kwargs):
-        """Continues a cache that holds the instruction: its place in `input_ids` is held by padding, cut off after."""
+        """Continues a cache of the instruction: its place in `input_ids` is held by tokens that are cut off."""
         length = adapter.memory.mask.shape[1]
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        if generation_config.max_length is not None:
-            generation_config.max_length += length
-        placeholder = next(x for x in (self.config.pad_token_id, self.config.eos_token_id, 0) if isinstance(x, int))
-        placeholders = input_ids.new_full((len(input_ids), length), placeholder)
+        for name in ("max_length", "min_length"):
+            if getattr(generation_config, name):
+                setattr(generation_config, name, getattr(generation_config, name) + length)
+        # a token of the input: a penalty for repeating it is in force anyway
+        placeholders = input_ids[:, -1:].expand(-1, length)
         prefix_mask = take_rows(adapter.memory.mask, len(input_ids)).to(mask.dtype)
+        kind, generation_config.cache_implementation = generation_config.cache_implementation, None
+        if kind not in (None, "dynamic", "static"):
+            raise ValueError(
+                f"cache_implementation is {kind!r}, but with the instruction as a prefix (fusion="
+                f"{self.config.fusion!r}) it must be 'dynamic' or 'static'"
+            )
+        cache = None
+        if kind == "static":
+            new = generation_config.max_new_tokens
+            longest = generation_config.max_length or length + input_ids.shape[1] + 20  # transformers' default
+            longest = longest if new is None else length + input_ids.shape[1] + new
+            cache = StaticCache(self.config.backbone_config, max_cache_len=longest)
+        cache = self._prefix_cache(adapter, len(input_ids) * copies, None, cache)
+        generation_config.use_cache = True  # the prefix has no other place
         output = self.backbone.generate(
             torch.cat([placeholders, input_ids], 1),
             attention_mask=torch.cat([prefix_mask, mask], 1),
-            past_key_values=self._prefix_cache(adapter, len(input_ids) * copies, None),
+            past_key_values=cache,
             generation_config=generation_config,
             **kwargs,
         )
@@ -539,8 +613,8 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
 
     def _require_fit(self, adapter: TagiAdapter):
         """Refuses the adapter of another backbone."""
-        source = adapter.provenance[0] if adapter.provenance else {}
-        whose = f"the adapter was made for the backbone {source.get('backbone')!r}"
+        backbones = sorted({str(source.get("backbone")) for source in adapter.provenance}) or ["None"]
+        whose = f"the adapter was made for the backbone {', '.join(backbones)}"
         mend = f"generate it with a generator for this model's backbone, {self._adapter_base()['backbone']!r}"
         for path, a in adapter.lora_a.items():
             try:
@@ -555,13 +629,18 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
                     f"{whose}: its update of {path!r} is {adapter.lora_b[path].shape[1]} × {a.shape[2]}, the module's "
                     f"weight here {d_out} × {d_in}; {mend}"
                 )
-        theirs, ours = source.get("backbone_fingerprint"), None
-        if theirs is not None and not torch.compiler.is_compiling():
-            ours = self._fingerprint()
-        if ours is not None:
-            theirs, ours = torch.tensor(theirs), torch.tensor(ours)
+        fused = adapter.memory.keys.shape[1] if adapter.memory is not None and adapter.memory.keys is not None else 0
+        if fused and fused != len(self.fusion):
+            raise ValueError(
+                f"the adapter's instruction memory is for cross-attention in {fused} layers, this model has it in "
+                f"{len(self.fusion)} (fusion={self.config.fusion!r}); {mend}"
+            )
+        known = {tuple(source.get("backbone_fingerprint") or ()) for source in adapter.provenance} - {()}
+        ours = self._fingerprint(adapter) if known and not torch.compiler.is_compiling() else None
+        for theirs in known if ours is not None else ():
             # half precision keeps 8 bits; other weights differ by much more
-            if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=0.02, atol=1e-4):
+            alike = (abs(a - b) <= 1e-4 + 0.02 * abs(b) for a, b in zip(theirs, ours))
+            if len(theirs) != len(ours) or not all(alike):
                 raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
 
     def _application(self, adapter: Optional[TagiAdapter], task_index: Optional[Tensor]) -> Optional[Application]:
@@ -592,10 +671,10 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         states, mask = concat_memory(memory.states, memory.mask, states, attention_mask, task_index)
         return BaseModelOutput(states), mask
 
-    def _prefix_cache(self, adapter: TagiAdapter, rows: int, task_index: Optional[Tensor]) -> DynamicCache:
-        """A new cache that holds the instruction's keys and values for every row."""
+    def _prefix_cache(self, adapter: TagiAdapter, rows: int, task_index: Optional[Tensor], cache=None):
+        """A new cache, or an empty one that is given, with the instruction's keys and values for every row."""
         memory = adapter.memory
-        cache = DynamicCache()
+        cache = cache if cache is not None else DynamicCache()
         for layer in range(memory.prefix_keys.shape[1]):
             keys, values = memory.prefix_keys[:, layer], memory.prefix_values[:, layer]
             dtype = self.dtype
@@ -605,10 +684,60 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         return cache
 
 
-def _mask_of(input_ids: Tensor, attention_mask: Optional[Tensor], pad_token_id: Optional[int] = None) -> Tensor:
-    if attention_mask is not None:
-        return attention_mask
-    return torch.ones_like(input_ids) if pad_token_id is None else (input_ids != pad_token_id).long()
+def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:
+    """As transformers' own `generate`: padding is left out, unless its token also ends a text."""
+    pad, eos = config.pad_token_id, config.eos_token_id
+    if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
+        return torch.ones_like(input_ids)
+    return (input_ids != pad).long()
+
+
+def _require_rows(adapter: TagiAdapter, task_index: Optional[Tensor], rows: int):
+    if task_index is not None and len(task_index) != rows:
+        raise ValueError(
+            f"task_index names the adapters of {len(task_index)} rows, but the batch has {rows}; name one for each row"
+        )
+    if task_index is None and len(adapter) not in (1, rows):
+        raise ValueError(
+            f"a batch of {rows} rows was given {len(adapter)} adapters; give one for all rows, one for each, or say "
+            "with task_index which row has which"
+        )
+
+
+def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:
+    """The commit that a repository was just loaded from; `None` for a folder."""
+    if name is None or os.path.isdir(name):
+        return None
+    found = try_to_load_from_cache(str(name), "config.json", cache_dir=cache_dir, revision=revision)
+    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
+
+
+def _has_tokenizer(name: str, revision: Optional[str]) -> bool:
+    quiet = ("missing_entries", "connection_errors", "gated_repo")
+    options = {f"_raise_exceptions_for_{what}": False for what in quiet}
+    try:
+        return any(cached_file(name, file, revision=revision, **options) is not None for file in _TOKENIZER_FILES)
+    except OSError:  # no such repository
+        return False
+
+
+def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedModel:
+    """The backbone that a checkpoint leaves out, from where its config says."""
+    shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation")
+    loading = {name: kwargs[name] for name in shared if name in kwargs}
+    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
+    loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
+    source = config.backbone_name_or_path
+    try:
+        backbone = _auto_class(config).from_pretrained(source, revision=config.backbone_revision, **loading)
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
+            f"{config.backbone_revision or 'main'}) and could not be loaded from there: {error}"
+        ) from error
+    for tensor in (*backbone.parameters(), *backbone.buffers()):
+        tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
+    return backbone
 
 
 def _auto_class(config: TagiConfig):

@@ -28,9 +28,7 @@ KIND = {noun: category for category, nouns in CATEGORIES.items() for noun in nou
 NOUNS = list(KIND)
 POSITIONS = {"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4, "last": -1, "last but one": -2}
 TIMES = {"twice": 2, "three times": 3}
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 LABELS = (("good", "bad"), ("red", "blue"), ("up", "down"), ("hot", "cold"), ("day", "night"), ("open", "shut"))
-NAMES = ("anna", "bob", "carl", "dora", "emma", "fred")
 
 TRAIN_WORDINGS, NEW_WORDINGS = range(4), range(4, 6)
 UNSEEN_SHARE, DEV_SHARE = 0.16, 0.07
@@ -80,10 +78,6 @@ def _with_nouns(rng, *nouns):
     return nouns, ()
 
 
-def _perhaps_noun(rng, noun):
-    return ((noun,), ()) if rng.random() < 0.5 else ((), (noun,))
-
-
 def _members(low, high):
     """A plan for between `low` and `high` words of the category that is the first category among the arguments."""
 
@@ -93,6 +87,25 @@ def _members(low, high):
         return chosen, [noun for noun in members if noun not in chosen]
 
     return plan
+
+
+def _one_member(rng, category, noun):
+    chosen = rng.choice([member for member in CATEGORIES[category] if member != noun])
+    return [chosen], {*CATEGORIES[category], noun} - {chosen}
+
+
+def _one_of_each(rng, *categories):
+    chosen = [rng.choice(CATEGORIES[category]) for category in categories]
+    return chosen, {noun for category in categories for noun in CATEGORIES[category]}.difference(chosen)
+
+
+def _one_of_two(rng, *categories):
+    chosen, _ = _one_member(rng, rng.choice(categories), None)
+    return chosen, {noun for category in categories for noun in CATEGORIES[category]}.difference(chosen)
+
+
+def _perhaps_member(rng, category, noun):
+    return _one_member(rng, category, noun) if rng.random() < 0.7 else ((), {*CATEGORIES[category], noun})
 
 
 def _yes_no(*arguments):
@@ -111,27 +124,12 @@ def _of(words, category):
     return [word for word in words if KIND[word] == category]
 
 
-def _beside(words, noun, step):
-    place = words.index(noun) + step
-    return words[place] if 0 <= place < len(words) else None
-
-
 def _two(words, first, second):
     pair = _at(words, first), _at(words, second)
     return " ".join(pair) if pair[0] != pair[1] else None
 
 
 FAMILIES = {
-    "contains_noun": Family(
-        36, _singles(NOUNS), _perhaps_noun, lambda words, noun: _say(noun in words),
-        """answer yes if the word {0} is in the list , otherwise no
-        is the word {0} in the list , answer yes or no
-        say yes when {0} is among the words and no when it is not
-        check the list for the word {0} and answer yes or no
-        say yes or no , is {0} among the words of the list
-        check whether the word {0} is in the list , say yes or no""",
-        _yes_no,
-    ),
     "contains_category": Family(
         8, _singles(CATEGORIES), _members(0, 2), lambda words, category: _say(_of(words, category)),
         """answer yes if any {0} is in the list , otherwise no
@@ -143,7 +141,7 @@ FAMILIES = {
         _yes_no,
     ),
     "label_if_category": Family(
-        48, [(category, *pair) for category in CATEGORIES for pair in LABELS], _members(0, 2),
+        40, [(category, *pair) for category in CATEGORIES for pair in LABELS], _members(0, 2),
         lambda words, category, found, missing: found if _of(words, category) else missing,
         """answer {1} if any {0} is in the list , otherwise {2}
         write {1} when the list has some kind of {0} and {2} when it has none
@@ -159,8 +157,8 @@ FAMILIES = {
         which {0} comes first among the words , write only that
         find the {0} that stands nearest to the start of the list
         copy the {0} that you meet first in the list
-        of the {0}s among the words give only the first
-        write the {0} that stands first among the {0}s""",
+        of every {0} among the words give only the first
+        write the {0} that you find first among the words""",
     ),
     "last_of_category": Family(
         8, _singles(CATEGORIES), _members(1, 3), lambda words, category: _of(words, category)[-1],
@@ -168,26 +166,17 @@ FAMILIES = {
         which {0} comes last among the words , write only that
         find the {0} that stands nearest to the end of the list
         copy the {0} that you meet last in the list
-        of the {0}s among the words give only the last
-        write the {0} that stands last among the {0}s""",
+        of every {0} among the words give only the last
+        write the {0} that you find last among the words""",
     ),
     "all_of_category": Family(
         8, _singles(CATEGORIES), _members(1, 3), lambda words, category: " ".join(_of(words, category)),
-        """write all the {0}s of the list in order
-        keep only the {0}s and drop all other words
+        """write every {0} of the list in order
+        keep every {0} and drop all other words
         copy every word that names a kind of {0}
         give every {0} in the list , in order
         write every word that names a kind of {0} , in order
-        keep all the {0}s of the list and leave out the rest""",
-    ),
-    "count_category": Family(
-        8, _singles(CATEGORIES), _members(0, 3), lambda words, category: NUMBERS[len(_of(words, category))],
-        """count the {0}s in the list and write the number
-        how many words name a kind of {0} , write the number
-        write the number of {0}s among the words
-        say how many {0}s there are in the list
-        give the number of words that name a kind of {0}
-        how many {0}s are among the words , say the number""",
+        copy every {0} of the list and drop all other words""",
     ),
     "nth_word": Family(
         7, _singles(POSITIONS), _anything, _at,
@@ -208,7 +197,7 @@ FAMILIES = {
         give the kind of the word in the {0} place""",
     ),
     "nth_is_category": Family(
-        40, [(p, c) for p in ("first", "second", "third", "fourth", "last") for c in CATEGORIES], _members(1, 3),
+        16, [(p, c) for p in ("first", "second", "third", "fourth", "last") for c in CATEGORIES], _members(1, 3),
         lambda words, position, category: _say(KIND[_at(words, position)] == category),
         """is the {0} word a kind of {1} , answer yes or no
         answer yes if the {0} word names a kind of {1} , otherwise no
@@ -219,7 +208,7 @@ FAMILIES = {
         _yes_no,
     ),
     "repeat_nth": Family(
-        14, list(itertools.product(POSITIONS, TIMES)), _anything,
+        10, list(itertools.product(POSITIONS, TIMES)), _anything,
         lambda words, position, times: " ".join([_at(words, position)] * TIMES[times]),
         """write the {0} word of the list {1}
         say the {0} word {1} , one after another
@@ -229,7 +218,7 @@ FAMILIES = {
         give the word in the {0} place {1} , one after another""",
     ),
     "two_words": Family(
-        30, list(itertools.permutations(_ONE_WORD_POSITIONS, 2)), _anything, _two,
+        12, list(itertools.permutations(_ONE_WORD_POSITIONS, 2)), _anything, _two,
         """write the {0} word and then the {1} word
         copy the {0} and the {1} word of the list in this order
         give two words , the {0} and after it the {1}
@@ -238,7 +227,7 @@ FAMILIES = {
         give both the {0} word and the {1} word in this order""",
     ),
     "nth_then_noun": Family(
-        48, list(itertools.product(_ONE_WORD_POSITIONS, NOUNS)), lambda rng, position, noun: ((), (noun,)),
+        32, list(itertools.product(_ONE_WORD_POSITIONS, NOUNS)), lambda rng, position, noun: ((), (noun,)),
         lambda words, position, noun: f"{_at(words, position)} {noun}",
         """write the {0} word and then the word {1}
         copy the {0} word of the list and put {1} after it
@@ -247,35 +236,8 @@ FAMILIES = {
         find the {0} word and write it followed by {1}
         copy the word in the {0} place and add {1} after it""",
     ),
-    "word_after": Family(
-        48, _singles(NOUNS), _with_nouns, lambda words, noun: _beside(words, noun, 1),
-        """write the word that comes right after {0}
-        which word follows {0} in the list , write it
-        find {0} and copy the next word of the list
-        give the word that stands just after {0}
-        write the word that follows {0} in the list
-        find {0} in the list and give the word right after it""",
-    ),
-    "word_before": Family(
-        48, _singles(NOUNS), _with_nouns, lambda words, noun: _beside(words, noun, -1),
-        """write the word that comes right before {0}
-        which word precedes {0} in the list , write it
-        find {0} and copy the previous word of the list
-        give the word that stands just before {0}
-        write the word that precedes {0} in the list
-        find {0} in the list and give the word right before it""",
-    ),
-    "kind_after": Family(
-        32, _singles(NOUNS), _with_nouns, lambda words, noun: KIND.get(_beside(words, noun, 1)),
-        """name the kind of the word after {0}
-        write what kind of thing comes right after {0}
-        find {0} and give the kind of the next word
-        say which kind of thing follows {0} in the list
-        give the kind that the word after {0} belongs to
-        name the kind of thing that stands just after {0}""",
-    ),
     "which_first": Family(
-        48, _NOUN_PAIRS, _with_nouns, lambda words, one, other: min(one, other, key=words.index),
+        24, _NOUN_PAIRS, _with_nouns, lambda words, one, other: min(one, other, key=words.index),
         """which comes earlier in the list , {0} or {1}
         write {0} or {1} , the one nearer to the start
         of {0} and {1} give the one that comes earlier
@@ -284,18 +246,8 @@ FAMILIES = {
         of {0} and {1} write the one nearer to the start""",
         lambda one, other: (one, other),
     ),
-    "replace_noun": Family(
-        36, _NOUN_PAIRS, lambda rng, old, new: ((old,), (new,)),
-        lambda words, old, new: " ".join(new if word == old else word for word in words),
-        """copy the list but write {1} in place of {0}
-        replace the word {0} by {1} and write the whole list
-        change {0} into {1} and keep all other words
-        write all the words with {1} instead of {0}
-        write the whole list with {1} in place of {0}
-        replace {0} by {1} and copy all other words""",
-    ),
     "add_noun": Family(
-        32, _singles(NOUNS), lambda rng, noun: ((), (noun,)), lambda words, noun: " ".join([*words, noun]),
+        16, _singles(NOUNS), lambda rng, noun: ((), (noun,)), lambda words, noun: " ".join([*words, noun]),
         """copy the whole list and add {0} at the end
         write all the words and after them {0}
         put {0} at the end of the list and write everything
@@ -303,14 +255,84 @@ FAMILIES = {
         add the word {0} at the end and write everything
         copy all the words of the list and after them {0}""",
     ),
-    "without_noun": Family(
-        24, _singles(NOUNS), _with_nouns, lambda words, noun: " ".join(word for word in words if word != noun),
-        """copy the list but leave out {0}
-        remove {0} and write all other words in order
-        write the whole list without the word {0}
-        drop the word {0} and keep the rest of the list
-        leave out {0} and copy all other words
-        remove the word {0} and write the rest of the list""",
+    "noun_then_nth": Family(
+        32, list(itertools.product(NOUNS, _ONE_WORD_POSITIONS)), lambda rng, noun, position: ((), (noun,)),
+        lambda words, noun, position: f"{noun} {_at(words, position)}",
+        """write {0} and after it the {1} word
+        first write {0} , then copy the {1} word of the list
+        give {0} followed by the {1} word
+        put {0} before the {1} word and write both
+        first write {0} and then the {1} word of the list
+        write {0} , then the word in the {1} place""",
+    ),
+    "category_then_noun": Family(
+        56, list(itertools.product(CATEGORIES, NOUNS)), _one_member,
+        lambda words, category, noun: f"{_of(words, category)[0]} {noun}",
+        """write the {0} in the list and then the word {1}
+        copy the {0} and put {1} after it
+        give the {0} of the list followed by {1}
+        find the {0} , write it , then add {1}
+        take the {0} and write {1} after it
+        write the word that is some {0} followed by {1}""",
+    ),
+    "two_categories": Family(
+        48, list(itertools.permutations(CATEGORIES, 2)), _one_of_each,
+        lambda words, one, other: f"{_of(words, one)[0]} {_of(words, other)[0]}",
+        """write the {0} and then the {1} in the list
+        copy the {0} and the {1} of the list in this order
+        give two words , the {0} and after it the {1}
+        find the {0} , then the {1} , and write both
+        take the {0} and the {1} and write both in this order
+        write the word that is some {0} and then the {1}""",
+    ),
+    "noun_then_category": Family(
+        56, list(itertools.product(NOUNS, CATEGORIES)), lambda rng, noun, category: _one_member(rng, category, noun),
+        lambda words, noun, category: f"{noun} {_of(words, category)[0]}",
+        """write {0} and after it the {1} in the list
+        first write {0} , then copy the {1} of the list
+        give {0} followed by the {1} of the list
+        put {0} before the {1} and write both
+        write {0} , then the word that is some {1}
+        first write {0} and then the {1} of the list""",
+    ),
+    "either_category": Family(
+        28, list(itertools.combinations(CATEGORIES, 2)), _one_of_two,
+        lambda words, one, other: (_of(words, one) or _of(words, other))[0],
+        """write the word that is some {0} or some {1}
+        find the {0} or the {1} in the list and write it
+        the list has some {0} or some {1} , copy it
+        copy the only word that names a kind of {0} or {1}
+        write the {0} or the {1} that is in the list
+        find the only word that is some {0} or some {1}""",
+    ),
+    "category_or_noun": Family(
+        48, list(itertools.product(CATEGORIES, NOUNS)), _perhaps_member,
+        lambda words, category, noun: (_of(words, category) or [noun])[0],
+        """write the {0} in the list , or {1} if there is none
+        find the {0} and write it , if there is none write {1}
+        copy the {0} of the list , otherwise write {1}
+        if any {0} is in the list copy it , if not write {1}
+        if there is any {0} in the list write it , otherwise {1}
+        find the {0} of the list and copy it , otherwise write {1}""",
+    ),
+    "repeat_category": Family(
+        16, list(itertools.product(CATEGORIES, TIMES)), lambda rng, category, times: _one_member(rng, category, None),
+        lambda words, category, times: " ".join(_of(words, category) * TIMES[times]),
+        """write the {0} in the list {1}
+        say the {0} {1} , one after another
+        repeat the {0} so that it stands there {1}
+        copy the {0} of the list {1} and nothing else
+        find the {0} of the list and write it {1}
+        give the {0} of the list {1} , one after another""",
+    ),
+    "always_noun": Family(
+        48, _singles(NOUNS), _anything, lambda words, noun: noun,
+        """write only the word {0} whatever the list says
+        leave out the whole list and just write {0}
+        the answer is {0} for every list
+        do not read the list , say {0}
+        say {0} and nothing else for every list
+        leave the list and give the answer {0}""",
     ),
 }
 
@@ -358,7 +380,7 @@ def _words(tasks, wordings):
 
 def _assign(seed):
     """The tasks of each split as (family, arguments). Draws again if an evaluated word is never trained."""
-    for attempt in itertools.count():
+    for attempt in range(1000):
         tasks = {"train": [], "dev": [], "unseen": [], "new_wordings": []}
         for name, family in FAMILIES.items():
             chosen = random.Random(f"{seed} {name} {attempt}").sample(family.arguments, family.tasks)
@@ -371,6 +393,7 @@ def _assign(seed):
         evaluated = _words(tasks["dev"] + tasks["unseen"], TRAIN_WORDINGS)
         if evaluated | _words(tasks["new_wordings"], NEW_WORDINGS) <= _words(tasks["train"], TRAIN_WORDINGS):
             return tasks
+    raise RuntimeError("a wording of the built-in suite has a word that no trained wording has")
 
 
 def builtin_suite(seed: int = 0, train_instances: int = 40, eval_instances: int = 10) -> Splits:
@@ -389,129 +412,3 @@ def builtin_suite(seed: int = 0, train_instances: int = 40, eval_instances: int 
         ]
         for split, tasks in _assign(seed).items()
     }
-
-
-def _a(noun):
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _and(items):
-    return " and ".join(filter(None, (" , ".join(items[:-1]), items[-1])))
-
-
-def _facts(rng, number, facts):
-    return " . ".join(rng.sample(facts, min(number, len(facts))))
-
-
-def _story(rng):
-    who, (x, y, z) = rng.choice(NAMES), rng.sample(NOUNS, 3)
-    kinds = _and([f"the {noun} is {_a(KIND[noun])}" for noun in (x, y, z)])
-    return (
-        f"{who} has {_and([_a(x), _a(y), _a(z)])} . {kinds} . {who} put the {x} and the {y} in a box . "
-        f"the {z} is not in the box ."
-    )
-
-
-def _places(rng):
-    words, who, facts = _draw(rng), rng.choice(NAMES), []
-    for p, i in POSITIONS.items():
-        kind = KIND[words[i]]
-        facts += [f"the {p} word is {words[i]} , which names {_a(kind)}", f"in the {p} place stands {words[i]}"]
-        facts += [f"{who} can find the {p} word , {words[i]}", f"what kind of thing is the {p} , some {kind}"]
-    return f"{' '.join(words)} . {_facts(rng, 4, facts)} ."
-
-
-def _neighbours(rng):
-    words, facts = _draw(rng), []
-    for x, y in zip(words, words[1:]):
-        facts += [f"just after {x} comes {y}", f"{y} follows {x}", f"right before {y} is {x}", f"{x} precedes {y}"]
-        facts += [f"the next word after {x} is {y}", f"the previous word before {y} is {x}"]
-    for x, y in itertools.combinations(words, 2):
-        facts += [rng.choice((f"{x} is earlier than {y}", f"{x} or {y} , {x} is nearer to the start"))]
-    return f"{' '.join(words)} . {_facts(rng, 5, facts)} ."
-
-
-def _copies(rng):
-    words, (who, other) = _draw(rng), rng.sample(NAMES, 2)
-    text, verb = " ".join(words), rng.choice(("repeat", "copy", "write"))
-    return (
-        f"{who} reads {text} . {other} can {verb} everything in order , {text} . "
-        f"from the end to the start it is {' '.join(words[::-1])} ."
-    )
-
-
-def _changes(rng):
-    words, who = _draw(rng), rng.choice(NAMES)
-    text = f"{' '.join(words)} ."
-    for change in rng.sample(("remove", "replace", "add"), 2):
-        old, new = rng.choice(words), rng.choice([noun for noun in NOUNS if noun not in words])
-        if change == "remove":
-            words = [word for word in words if word != old]
-            what = rng.choice((f"remove {old}", f"leave out {old}", f"drop {old}"))
-        elif change == "replace":
-            words = [new if word == old else word for word in words]
-            what = rng.choice((f"replace {old} by {new}", f"put {new} instead of {old}", f"change {old} into {new}"))
-        else:
-            words, what = [*words, new], f"add {new} at the end"
-        text += f" then {who} will {what} , that is {' '.join(words)} ."
-    return text
-
-
-def _kinds(rng):
-    words, facts = _draw(rng), []
-    for kind in dict.fromkeys([*(KIND[word] for word in words), rng.choice(list(CATEGORIES))]):
-        found = _of(words, kind)
-        facts.append(f"how many {kind}s , {NUMBERS[len(found)]}" + (f" , {_and(found)}" if found else ""))
-        if len(found) > 1:
-            facts.append(f"the first {kind} is {found[0]} and the last {kind} is {found[-1]}")
-    return f"{' '.join(words)} . {_facts(rng, 5, facts)} ."
-
-
-def _categories(rng):
-    kind, other = rng.sample(list(CATEGORIES), 2)
-    (*members, known), (x, y) = rng.sample(CATEGORIES[kind], 6), rng.sample(CATEGORIES[other], 2)
-    return (
-        f"{_and(members)} are {kind}s . {x} and {y} are {other}s . {x} is not {_a(kind)} , it is {_a(other)} . "
-        f"{known} is {_a(kind)} . {members[0]} belongs to the {kind}s and {y} to the {other}s ."
-    )
-
-
-def _questions(rng):
-    words, facts = _draw(rng), []
-    for noun in [*rng.sample(words, 2), *rng.sample(NOUNS, 2)]:
-        facts.append(f"is {noun} among them , the answer is {_say(noun in words)}")
-    for kind in [KIND[rng.choice(words)], *rng.sample(list(CATEGORIES), 2)]:
-        facts.append(f"is there some {kind} , {' '.join([_say(_of(words, kind)), *_of(words, kind)[:1]])}")
-    return f"{' '.join(words)} . {_facts(rng, 4, facts)} ."
-
-
-def _signs(rng):
-    who, kind, (yes, no) = rng.choice(NAMES), rng.choice(list(CATEGORIES)), rng.choice(LABELS)
-    nouns = [*rng.sample(CATEGORIES[kind], 2), *rng.sample(NOUNS, 2)]
-    rng.shuffle(nouns)
-    shown = " . ".join(f"for {noun} it is {yes if KIND[noun] == kind else no}" for noun in nouns)
-    return f"{who} has two signs , {yes} and {no} . {yes} is for any {kind} , otherwise it is {no} . {shown} ."
-
-
-def _echoes(rng):
-    words, (who, other) = _draw(rng), rng.sample(NAMES, 2)
-    (p, q), r = rng.sample(_ONE_WORD_POSITIONS, 2), rng.choice(list(POSITIONS))
-    times, extra = rng.choice(list(TIMES)), rng.choice(NOUNS)
-    facts = [
-        f"{who} can say the {r} {times} , {' '.join([_at(words, r)] * TIMES[times])}",
-        f"{other} can give both the {p} and the {q} , {_at(words, p)} {_at(words, q)}",
-        f"{who} can take the {q} followed by {extra} , {_at(words, q)} {extra}",
-    ]
-    return f"{' '.join(words)} . {_facts(rng, 3, facts)} ."
-
-
-THEMES = (_story, _places, _neighbours, _copies, _changes, _kinds, _categories, _questions, _signs, _echoes)
-
-
-def builtin_text(seed: int = 0, passages: int = 20000) -> list[str]:
-    """Passages of about 25 to 50 words in the suite's vocabulary, without its instructions.
-
-    The end of a passage can be told from its beginning: entities, lists and their order come back.
-    """
-    rng = random.Random(f"{seed} text")
-    return [rng.choice(THEMES)(rng) for _ in range(passages)]

@@ -84,16 +84,24 @@ def generation_tensors(tokens: Tokens, inputs: Sequence[list[int]]) -> dict[str,
     return {"input_ids": input_ids, "attention_mask": mask}
 
 
-def instruction_tensors(tokens: Tokens, texts: Sequence[str]) -> dict[str, Tensor]:
-    """The distinct ones among `texts` (one a row), and the `task_index [batch]` from the rows to them."""
-    unique = list(dict.fromkeys(texts))
-    ids, mask = pad([tokens.instruction(text) for text in unique], tokens.pad)
-    position = {text: index for index, text in enumerate(unique)}
-    return {
+def instruction_tensors(
+    tokens: Tokens, texts: Sequence[str], teachers: Optional[Sequence[int]] = None
+) -> dict[str, Tensor]:
+    """The distinct ones among `texts` (one a row), and the `task_index [batch]` from the rows to them.
+
+    With `teachers` (one a row), one text with two teachers is in twice, and `teacher_index [tasks]` tells them apart.
+    """
+    rows = list(zip(texts, teachers if teachers is not None else [-1] * len(texts)))
+    position = {row: index for index, row in enumerate(dict.fromkeys(rows))}
+    ids, mask = pad([tokens.instruction(text) for text, _ in position], tokens.pad)
+    tensors = {
         "instruction_input_ids": ids,
         "instruction_attention_mask": mask,
-        "task_index": torch.tensor([position[text] for text in texts]),
+        "task_index": torch.tensor([position[row] for row in rows]),
     }
+    if teachers is not None:
+        tensors["teacher_index"] = torch.tensor([teacher for _, teacher in position])
+    return tensors
 
 
 class RecordCollator:
@@ -110,7 +118,11 @@ class RecordCollator:
     """
 
     def __init__(
-        self, tokens: Tokens, reads: str = "adapter", bank_index: Optional[dict[str, int]] = None, bank_by: str = "group"
+        self,
+        tokens: Tokens,
+        reads: str = "adapter",
+        bank_index: Optional[dict[str, int]] = None,
+        bank_by: str = "group",
     ):
         self.tokens, self.reads, self.bank_index, self.bank_by = tokens, reads, bank_index, bank_by
 
@@ -123,17 +135,17 @@ class RecordCollator:
             texts = (prompt_text(r.instruction, r.input, r.demonstrations) for r in records)
             prompts = [tokens.input(text) for text in texts]
         batch = training_tensors(tokens, prompts if self.reads == "prompt" else inputs, targets)
-        if self.reads == "adapter":
-            instructions = [instruction_text(r.instruction, r.demonstrations) for r in records]
-            batch.update(instruction_tensors(tokens, instructions))
+        numbers = None
         if self.bank_index is not None:
             numbers = [self.bank_index.get(getattr(record, self.bank_by), -1) for record in records]
-            if self.reads != "adapter":
-                return {**batch, "adapter_index": torch.tensor(numbers)}
-            teacher = training_tensors(tokens, prompts, targets)
-            batch.update({f"teacher_{name}": tensor for name, tensor in teacher.items()})
-            first = {index: row for row, index in reversed(list(enumerate(batch["task_index"].tolist())))}
-            batch["teacher_index"] = torch.tensor([numbers[first[index]] for index in range(len(first))])
+        if self.reads == "adapter":
+            instructions = [instruction_text(r.instruction, r.demonstrations) for r in records]
+            batch.update(instruction_tensors(tokens, instructions, numbers))
+            if numbers is not None:
+                teacher = training_tensors(tokens, prompts, targets)
+                batch.update({f"teacher_{name}": tensor for name, tensor in teacher.items()})
+        elif numbers is not None:
+            batch["adapter_index"] = torch.tensor(numbers)
         return batch
 
 

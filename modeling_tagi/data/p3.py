@@ -26,7 +26,8 @@ def read_p3(
     "seen_templates" has new instances of the templates trained on, "unseen_templates" the same instances through
     templates kept out of training, "valid_datasets" and "unseen_datasets" data sets kept out. The instruction is the
     template's text; the group is the data set. Left out are records whose template and instance could not be told
-    apart, records that repeat another, and evaluation records whose input is also in the training fold.
+    apart, records that repeat another, evaluation records whose input is also in the training fold, and in the last
+    three splits those whose wording is trained on.
 
     Args:
         folder: Holds `splits.json` and `{train,valid,test}/<data set>.jsonl.gz`.
@@ -63,12 +64,14 @@ def read_p3(
         "unseen_datasets": folds["test"],
     }
     # All that may be trained on counts as seen, so that max_per_template does not change what is evaluated.
-    seen = instance_texts(train)
+    seen, wordings = instance_texts(train), {normalise_text(record.instruction) for record in train}
     for name, records in splits.items():
         unique = drop_duplicates(records)
         new = drop_instances(unique, seen)
         logger.info("P3: left out %d repeated records of %s and %d whose input is in train",
                     len(records) - len(unique), name, len(unique) - len(new))
+        if name != "seen_templates":  # a new data set may come with a wording that another one has in training
+            new = [record for record in new if normalise_text(record.instruction) not in wordings]
         splits[name] = cap_tasks(new, max_eval_per_task, seed)
     return {"train": cap_tasks(train, max_per_template, seed), **splits}
 

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 from typing import Optional
 
-from . import builtin
+from .builtin import builtin_suite
+from .builtin_text import builtin_text
 from .p3 import read_p3, read_t0_eval
 from .records import Record, Splits
 from .sni import read_sni
 from .splits import check_splits, require_no_leaks
-from .tables import read_tables
+from .tables import JSON_SUFFIXES, read_tables
 from .text import read_text
 
 # New instances of tasks that are trained on, and new wordings or templates for them.
@@ -45,17 +46,17 @@ def read_source(
         LeakError: if an evaluation split shares with training what it should not.
         ValueError: for an unknown source or option, or for what a reader refuses.
     """
-    readers = {"builtin": builtin.builtin_suite, "p3": read_p3, "sni": read_sni, "tables": _read_folder}
+    readers = {"builtin": builtin_suite, "p3": read_p3, "sni": read_sni, "tables": _read_folder}
     if source not in readers:
         raise ValueError(f"data.source is {source!r}, but must be one of {', '.join(map(repr, readers))}")
     reader, options = readers[source], dict(options or {})
+    known = [name for name in inspect.signature(reader).parameters if name != "folder"]
     for name in options:
-        if name not in inspect.signature(reader).parameters:
-            known = [p for p in inspect.signature(reader).parameters if p != "folder"]
+        if name not in known:
             raise ValueError(f"data.options has {name!r}, but {source} takes {', '.join(known)}")
     if source == "builtin":
         splits = reader(**options)
-        passages = builtin.builtin_text(options.get("seed", 0)) if text is None else read_text(_folder(text, "text"))
+        passages = builtin_text(options.get("seed", 0)) if text is None else read_text(_folder(text, "text"))
     else:
         splits = reader(_folder(path, "path"), **options)
         passages = read_text(_folder(text, "text")) if text is not None else []
@@ -72,7 +73,8 @@ def _folder(path: Optional[str], field: str) -> Path:
     expanded = Path(os.path.expandvars(os.path.expanduser(path)))
     if "$" in str(expanded):
         raise FileNotFoundError(
-            f"data.{field} is {path!r}, and that environment variable is not set; set it, or give --data.{field} FOLDER"
+            f"data.{field} is {path!r}, and that environment variable is not set; set it, or give --data.{field} "
+            "FOLDER"
         )
     if not expanded.exists():
         raise FileNotFoundError(f"data.{field}: there is no {expanded}; give its place by --data.{field} FOLDER")
@@ -80,7 +82,15 @@ def _folder(path: Optional[str], field: str) -> Path:
 
 
 def _read_folder(folder: Path, columns: Optional[dict] = None) -> dict[str, list[Record]]:
-    files = {p.name.split(".")[0]: p for p in sorted(folder.iterdir()) if ".json" in p.name or p.suffix == ".parquet"}
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the folder that holds train.jsonl (or .parquet) and other splits")
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith((*JSON_SUFFIXES, ".parquet")) and not file.name.startswith("."):
+            split = file.name.split(".")[0]
+            if split in files:
+                raise ValueError(f"{folder} has {files[split].name} and {file.name} for one split; remove one of them")
+            files[split] = file
     if "train" not in files:
         raise FileNotFoundError(f"{folder} has no train.jsonl or train.parquet; a file for each split belongs there")
     return read_tables(files, columns)

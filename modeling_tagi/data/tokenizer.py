@@ -17,17 +17,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> T5Tokenizer:
     Raises:
         ValueError: if the texts do not hold enough for a vocabulary of even the smallest size.
     """
+    lines = [" ".join(text.split()) for text in texts]
+    words = dict.fromkeys(word for line in lines for word in line.split())
+    if len(words) < vocab_size:
+        # sentencepiece makes pieces of what recurs among the distinct words; where these are few, whole words do not
+        lines += [f"{word}." for word in words]
     with tempfile.TemporaryDirectory() as folder:
         prefix = Path(folder) / "vocabulary"
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(" ".join(text.split()) for text in texts),
+                sentence_iterator=iter(lines),
                 model_prefix=str(prefix),
                 model_type="unigram",
                 vocab_size=vocab_size,
                 hard_vocab_limit=False,
                 normalization_rule_name="identity",
-                character_coverage=0.9998,
+                character_coverage=1.0,
                 pad_id=0,
                 eos_id=1,
                 unk_id=2,
@@ -37,7 +42,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> T5Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise ValueError(f"no vocabulary of {vocab_size} pieces can be made from these texts: {error}") from error
+            reason = str(error).rpartition("] ")[2].split(". Increase")[0].strip() or "there is none"
+            raise ValueError(
+                f"no vocabulary of {vocab_size} pieces can be made from these texts ({reason}); give more text, or "
+                "another vocab_size"
+            ) from error
         model = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
     vocab = [(model.id_to_piece(number), model.get_score(number)) for number in range(model.get_piece_size())]
     return T5Tokenizer(vocab=vocab, extra_ids=0)

@@ -120,18 +120,20 @@ class Answering:
 
 
 def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
-    """For each task the instruction of another one, from another group where there is one, drawn by `seed`."""
+    """For each task the instruction of another one, from another group where there is one, drawn by `seed`.
+
+    A task is left out if no other has an instruction that is not also its own.
+    """
     first: dict[str, Record] = {}
+    own = defaultdict(set)
     for record in records:
         first.setdefault(record.task, record)
+        own[record.task].add(record.instruction)
     tasks, rng, wrong = sorted(first), random.Random(seed), {}
-    groups = defaultdict(list)
     for task in tasks:
-        groups[first[task].group].append(task)
-    for task in tasks:
-        others = [other for group, members in groups.items() if group != first[task].group for other in members]
-        others = others or [other for other in tasks if other != task]
+        others = [first[other] for other in tasks if first[other].instruction not in own[task]]
+        others = [other for other in others if other.group != first[task].group] or others
         if others:
-            other = first[rng.choice(others)]
+            other = rng.choice(others)
             wrong[task] = instruction_text(other.instruction, other.demonstrations)
     return wrong

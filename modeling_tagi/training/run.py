@@ -6,11 +6,13 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
 import yaml
+from transformers.utils import logging
 
 from .settings import RunSettings
 
@@ -96,6 +98,12 @@ class Stage:
 
     def skip(self):
         print(f"{self.label}: was done before", flush=True)
+
+
+def quiet_libraries():
+    """Leaves a program's output to the program: no bars for files that load, no notes on what will change one day."""
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def write_text(path: Path, text: str):

@@ -13,6 +13,11 @@ import yaml
 from ..modeling_tagi import TRAINABLE
 from .trainer import Objective
 
+# The smallest whole number that makes sense for a field.
+_LEAST = {"steps": 0, **dict.fromkeys(
+    ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "tasks_per_batch"), 1
+)}  # fmt: skip
+
 
 @dataclass
 class DataSettings:
@@ -20,8 +25,8 @@ class DataSettings:
     Args:
         source: `builtin` (makes its own tasks), `p3`, `sni` (folders in these layouts), or `tables` (JSON lines or
             parquet).
-        path: The folder; `tables`: a folder with train.jsonl (or .parquet) and a file for each other split. Environment
-            variables are filled in.
+        path: The folder; `tables`: a folder with train.jsonl (or .parquet) and a file for each other split.
+            Environment variables are filled in.
         text: A file or folder of plain text for the stages that read text. `null`: the built-in suite's own, or none.
         t0_eval: A folder of T0 evaluation sets for rank classification.
         options: Further arguments of the reader, by name.
@@ -62,7 +67,7 @@ class StageSettings:
         schedule: A transformers scheduler's name.
         optimizer: A transformers optimizer's name, such as `adamw_torch` or `adafactor`.
         weight_decay: As AdamW's.
-        max_grad_norm: Gradients are cut to this norm.
+        max_grad_norm: Gradients are cut to this norm; 0 leaves them as they are.
         accumulation: Batches a step.
         save_every: Steps between checkpoints to resume from.
     """
@@ -112,12 +117,14 @@ class AdapterSettings(StageSettings):
         by: One adapter a `group` (the paper) or a `task`.
         at_once: Adapters tuned side by side over one backbone.
         examples_per_task: Examples of each adapter in a batch.
+        max_grad_norm: 0 leaves gradients as they are; a norm is one of all adapters tuned at once, and couples them.
     """
 
     path: Optional[str] = None
     by: str = "group"
     at_once: int = 32
     examples_per_task: int = 8
+    max_grad_norm: float = 0.0
 
 
 @dataclass
@@ -164,7 +171,7 @@ class RunSettings:
         output_dir: Where it goes; default `outputs/<config name>`.
         seed: Of everything random.
         bf16: Whether training computes in bfloat16.
-        gradient_checkpointing: Less memory for more time.
+        gradient_checkpointing: Less memory for more time; task adapters are tuned without it.
         max_input_length, max_target_length: Tokens kept of an input (or prompt) and of a target.
         tagi: Fields of `TagiConfig`.
         text: From-scratch backbones: language modelling on text.
@@ -227,10 +234,15 @@ def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
         *sections, last = name.split(".")
         place = values
         for section in sections:
-            place = place.setdefault(section, {})
+            if place.get(section) is None:
+                place[section] = {}
+            place = place[section]
             if not isinstance(place, dict):
                 raise ValueError(f"--{name}: {section!r} has no fields of its own")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--{name} is {text!r}, which is not YAML; put quotes around a text") from None
     settings = _build(RunSettings, values, "")
     settings.output_dir = settings.output_dir or f"outputs/{path.stem}"
     return settings
@@ -248,6 +260,9 @@ def _build(cls, values: dict, prefix: str):
             hint = f"did you mean {prefix}{close[0]}?" if close else f"the fields are {', '.join(fields)}"
             raise ValueError(f"unknown field {prefix}{name}; {hint}")
         kind = hints[name]
+        least = _LEAST.get(name)
+        if least is not None and type(value) is int and value < least:
+            raise ValueError(f"{prefix}{name} is {value}, but must be {least} or more")
         if dataclasses.is_dataclass(kind):
             built[name] = _build(kind, value if value is not None else {}, f"{prefix}{name}.")
         else:
@@ -257,7 +272,7 @@ def _build(cls, values: dict, prefix: str):
 
 def _converted(value: Any, kind, name: str):
     kinds = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    for wanted in kinds:
+    for wanted in sorted(kinds, key=lambda k: k is not float):  # a number in quotes is a number
         if wanted is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 return float(value)  # YAML reads 1e-4 as a text

@@ -2,46 +2,69 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    ProgressCallback,
     Seq2SeqTrainingArguments,
     TrainerCallback,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator, TextCollator, Tokens
 from ..data.records import Record
 from ..data.sampling import TaskBatchSampler, TextBatchSampler
 from ..data.tokenizer import train_tokenizer
-from ..instructions import instruction_text
+from ..instructions import instruction_text, prompt_text
 from ..modeling_tagi import TagiModel
 from .run import Run, Stage, replacing, write_text
-from .settings import StageSettings
+from .settings import RunSettings, StageSettings
 from .task_adapters import AdapterBank, AdapterTuner
 from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy
 
 COMPLETE_FILE = "complete"
 
 
-def make_tokenizer(run: Run, train: Sequence[Record], text: Sequence[str]) -> Path:
-    """From scratch: a vocabulary of the train split and the text. Returns the folder that holds it."""
-    folder = run.folder / "tokenizer"
-    if not folder.is_dir():
-        texts = dict.fromkeys(part for r in train for part in (r.instruction, r.input, *r.targets))
-        # demonstrations and prompts have words of their own
-        texts.update(dict.fromkeys(instruction_text("Input:", r.demonstrations) for r in train))
-        with replacing(folder) as beside:
-            train_tokenizer([*texts, *text], run.settings.backbone.vocab_size).save_pretrained(beside)
-    return folder
+def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequence[str]):
+    """The pretrained backbone's tokenizer; from scratch, a vocabulary of the train split and the text."""
+    backbone = settings.backbone
+    if backbone.name is not None:
+        return AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
+    made = Path(settings.output_dir) / "tokenizer"
+    if made.is_dir():
+        return AutoTokenizer.from_pretrained(made)
+    # as often as training will read them, so that the words of instructions become pieces
+    texts = [f"{prompt_text(r.instruction, r.input, r.demonstrations)} {r.targets[0]}" for r in train]
+    return train_tokenizer([*texts, *text], backbone.vocab_size)
+
+
+def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]]):
+    """Refuses a model that cannot be built, and instructions that it cannot read whole, before any long work.
+
+    Raises:
+        ValueError: naming the field, or the longest instruction.
+    """
+    config = TagiConfig(_backbone_config(settings, len(tokenizer)), **settings.tagi)
+    tokens = Tokens(tokenizer, config.is_encoder_decoder, settings.max_input_length, settings.max_target_length)
+    texts = {(r.instruction, r.demonstrations): r for records in splits.values() for r in records}
+    lengths = {key: len(tokens.instruction(instruction_text(*key))) for key in texts}
+    longest = max(lengths, key=lengths.get)
+    if lengths[longest] > config.max_instruction_length:
+        raise ValueError(
+            f"the instruction of task {texts[longest].task!r} has {lengths[longest]} tokens, but tagi."
+            f"max_instruction_length is {config.max_instruction_length}; raise it, or use fewer demonstrations"
+        )
 
 
 def read_tokens(run: Run, tokenizer, is_encoder_decoder: bool) -> Tokens:
@@ -56,8 +79,12 @@ def taught_backbone(run: Run, train: Sequence[Record], text: Sequence[str]) -> t
     """
     settings, backbone = run.settings, run.settings.backbone
     scratch = backbone.name is None
-    source = str(make_tokenizer(run, train, text)) if scratch else backbone.name
-    revision = None if scratch else backbone.revision
+    source, revision = backbone.name, backbone.revision
+    if scratch:
+        source, revision = str(run.folder / "tokenizer"), None
+        if not Path(source).is_dir():
+            with replacing(Path(source)) as beside:
+                read_tokenizer(settings, train, text).save_pretrained(beside)
     for name in ("text", "prompted"):
         stage_settings = getattr(settings, name)
         if not stage_settings.steps and not (scratch and name == "prompted"):
@@ -91,15 +118,27 @@ def taught_backbone(run: Run, train: Sequence[Record], text: Sequence[str]) -> t
     return source, revision
 
 
-def _load_or_make(settings, source: str, revision: Optional[str], vocab_size: int) -> nn.Module:
-    if (Path(source) / "config.json").is_file() or settings.backbone.name is not None:
+def _backbone_config(settings: RunSettings, vocab_size: int):
+    backbone = settings.backbone
+    if backbone.name is not None:
+        return AutoConfig.from_pretrained(backbone.name, revision=backbone.revision)
+    if "model_type" not in backbone.config:
+        raise ValueError(
+            "backbone has neither a name nor a config with a model_type; name a pretrained backbone, or say what to make"
+        )
+    fields = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "vocab_size": vocab_size}
+    config = AutoConfig.for_model(**{**fields, **backbone.config})
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0
+    return config
+
+
+def _load_or_make(settings: RunSettings, source: str, revision: Optional[str], vocab_size: int) -> nn.Module:
+    if settings.backbone.name is not None or (Path(source) / "config.json").is_file():
         config = AutoConfig.from_pretrained(source, revision=revision)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return auto.from_pretrained(source, revision=revision, dtype=torch.float32)
-    fields = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "vocab_size": vocab_size}
-    config = AutoConfig.for_model(**{**fields, **settings.backbone.config})
-    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = 0
+    config = _backbone_config(settings, vocab_size)
     model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
     if settings.backbone.embedding_std is not None:
         nn.init.normal_(model.get_input_embeddings().weight, std=settings.backbone.embedding_std)
@@ -110,22 +149,6 @@ def start_model(run: Run, backbone: str, revision: Optional[str]) -> TagiModel:
     """A fresh generator on the taught backbone."""
     set_seed(run.settings.seed)
     return TagiModel.from_backbone(backbone, revision=revision, dtype=torch.float32, **run.settings.tagi)
-
-
-def check_instructions(model: TagiModel, tokens: Tokens, splits: dict[str, list[Record]]):
-    """Refuses data whose instructions the model cannot read whole, before any long work.
-
-    Raises:
-        ValueError: naming the longest one.
-    """
-    texts = {(r.instruction, r.demonstrations): r for records in splits.values() for r in records}
-    lengths = {key: len(tokens.instruction(instruction_text(*key))) for key in texts}
-    longest = max(lengths, key=lengths.get)
-    if lengths[longest] > model.config.max_instruction_length:
-        raise ValueError(
-            f"the instruction of task {texts[longest].task!r} has {lengths[longest]} tokens, but tagi."
-            f"max_instruction_length is {model.config.max_instruction_length}; raise it, or use fewer demonstrations"
-        )
 
 
 def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[Record]) -> Optional[AdapterBank]:
@@ -145,6 +168,7 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
         stage.skip()
         return bank
     stage.start()
+    model.backbone.to(_device(run))  # the Trainer moves what it trains
     records_of: dict[str, list[Record]] = {}
     for record in train:
         records_of.setdefault(getattr(record, settings.by), []).append(record)
@@ -230,7 +254,15 @@ def finetuned_model(
 
 
 def train_stage(
-    run: Run, stage: Stage, settings: StageSettings, model, collator, sampler, dataset, part: str = "", **trainer_options
+    run: Run,
+    stage: Stage,
+    settings: StageSettings,
+    model,
+    collator,
+    sampler,
+    dataset,
+    part: str = "",
+    **trainer_options,
 ) -> dict:
     """Trains `model` in place with the HF Trainer, from the last checkpoint if there is one.
 
@@ -250,11 +282,13 @@ def train_stage(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=run.settings.bf16,
+        gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
         logging_steps=max(1, settings.steps // 50),
         save_steps=settings.save_every,
         save_total_limit=2,
         seed=run.settings.seed,
         report_to=[],
+        disable_tqdm=False,
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -268,12 +302,29 @@ def train_stage(
         callbacks=[_Checkpoints(stage)],
         **trainer_options,
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress(stage))
     trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     name = f"log-{part}.jsonl" if part else "log.jsonl"
     write_text(stage.folder / name.replace("/", "-"), "".join(json.dumps(entry) + "\n" for entry in history))
+    plot_losses(history, stage.folder / name.replace("/", "-").replace(".jsonl", ".png"), stage.label)
     last = history[-max(1, len(history) // 10):]
     return {"steps": settings.steps, "loss": sum(entry["loss"] for entry in last) / len(last)}
+
+
+def plot_losses(history: Sequence[dict], path: Path, title: str):
+    """A picture of every loss term over the steps."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(key for entry in history for key in entry if key.startswith("loss")):
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        axes.plot(*zip(*points), label=name.removeprefix("loss_").replace("loss", "all"))
+    axes.set(title=title, xlabel="optimizer steps", ylabel="loss (nats per token; alignment: its own)")
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 class _Checkpoints(TrainerCallback):
@@ -282,9 +333,37 @@ class _Checkpoints(TrainerCallback):
     def __init__(self, stage: Stage):
         self.stage = stage
 
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save:  # else the losses since the last log would be lost to a run that goes on from here
+            control.should_log = True
+
     def on_save(self, args, state, control, **kwargs):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
         self.stage.tick()
+
+
+class _Progress(ProgressCallback):
+    """A bar with the stage, the time it still takes and the loss; nothing else is printed."""
+
+    def __init__(self, stage: Stage):
+        super().__init__()
+        self.stage = stage
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc=self.stage.label,
+                dynamic_ncols=True,
+                leave=False,
+                mininterval=0.2 if sys.stderr.isatty() else 30,  # in a file every change is a line
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
 
 def _last_complete(folder: Path) -> Optional[str]:
@@ -307,7 +386,8 @@ def _kind_of(numbers: dict[str, int], train: Sequence[Record]) -> str:
     found = {by: len({getattr(record, by) for record in train} & numbers.keys()) for by in ("group", "task")}
     if not any(found.values()):
         raise ValueError(
-            f"the bank's adapters are for {', '.join(list(numbers)[:3])}, …; none is a task or group of the train split"
+            f"the bank's adapters are for {', '.join(list(numbers)[:3])}, …; none of them is a task or group of the "
+            "train split: check task_adapters.path"
         )
     return max(found, key=found.get)
 
@@ -324,4 +404,3 @@ def _task_sampler(settings, train: Sequence[Record], seed: int) -> TaskBatchSamp
 
 def _device(run: Run) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-

@@ -140,18 +140,28 @@ class TagiTrainer(Seq2SeqTrainer):
         if not model.training or not self.model_accepts_loss_kwargs:
             num_items_in_batch = None
         if num_items_in_batch is not None:
+            if self.args.average_tokens_across_devices:  # a count over all processes, whose gradients are averaged
+                num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
             inputs["num_items_in_batch"] = num_items_in_batch
         outputs = model(**inputs)
+        if not model.training:  # evaluation reports L_pred
+            return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
         terms = {"prediction": outputs["loss"]}
         loss = self.objective.prediction_weight * outputs["loss"]
-        if model.training and self.objective.needs_teacher:
+        if self.objective.needs_teacher:
+            if teacher_index is None:
+                raise ValueError(
+                    "the objective distils or aligns, but the batch has no teacher_index; give the data collator a "
+                    "bank_index, such as AdapterBank.numbers()"
+                )
             known = teacher_index >= 0
             if known.any():
-                loss = loss + self._distil(outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items_in_batch)
-        if model.training:
-            for name, term in terms.items():
-                total = self._terms[name]
-                total[0], total[1] = total[0] + term.detach().float(), total[1] + 1
+                loss = loss + self._distil(
+                    outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items_in_batch
+                )
+        for name, term in terms.items():
+            total = self._terms[name]
+            total[0], total[1] = total[0] + term.detach().float(), total[1] + 1
         return (loss, outputs) if return_outputs else loss
 
     def _distil(self, outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items):

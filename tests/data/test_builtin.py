@@ -2,8 +2,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from modeling_tagi.data.builtin import CATEGORIES, FAMILIES, KIND, NOUNS, builtin_suite, builtin_text
-
+from modeling_tagi.data.builtin import CATEGORIES, FAMILIES, KIND, NOUNS, builtin_suite
+from modeling_tagi.data.builtin_text import builtin_text
 
 SPLITS = ("train", "dev", "unseen", "new_wordings")
 
@@ -74,7 +74,7 @@ def test_held_out_tasks_share_neither_tasks_nor_instructions(suite):
 
 def test_new_wordings_are_trained_tasks_in_other_words(suite):
     assert tasks(suite["new_wordings"]) < tasks(suite["train"])
-    assert len(tasks(suite["new_wordings"])) == 60
+    assert len(tasks(suite["new_wordings"])) == 3 * len(FAMILIES)
     for split in ("train", "dev", "unseen"):
         assert instructions(suite["new_wordings"]).isdisjoint(instructions(suite[split]))
 
@@ -135,16 +135,12 @@ def test_the_answer_cannot_be_guessed_without_the_instruction(suite):
 @pytest.mark.parametrize(
     "family, arguments, words, target",
     [
-        ("contains_noun", ("saw",), "dog plum saw hat car", "yes"),
-        ("contains_noun", ("oak",), "dog plum saw hat car", "no"),
         ("contains_category", ("drink",), "dog plum saw hat car", "no"),
         ("label_if_category", ("tool", "up", "down"), "dog plum saw hat car", "up"),
         ("label_if_category", ("tree", "up", "down"), "dog plum saw hat car", "down"),
         ("first_of_category", ("animal",), "plum dog saw cat cow hat", "dog"),
         ("last_of_category", ("animal",), "plum dog saw cat cow hat", "cow"),
         ("all_of_category", ("animal",), "plum dog saw cat cow hat", "dog cat cow"),
-        ("count_category", ("animal",), "plum dog saw cat cow hat", "three"),
-        ("count_category", ("tree",), "plum dog saw cat cow hat", "zero"),
         ("nth_word", ("fourth",), "plum dog saw cat cow hat", "cat"),
         ("nth_word", ("last but one",), "plum dog saw cat cow hat", "cow"),
         ("kind_of_nth", ("last",), "plum dog saw cat cow hat", "garment"),
@@ -154,15 +150,18 @@ def test_the_answer_cannot_be_guessed_without_the_instruction(suite):
         ("two_words", ("fourth", "first"), "plum dog saw cat cow hat", "cat plum"),
         ("two_words", ("fifth", "last"), "plum dog saw cat cow", None),
         ("nth_then_noun", ("third", "tea"), "plum dog saw cat cow hat", "saw tea"),
-        ("word_after", ("saw",), "plum dog saw cat cow hat", "cat"),
-        ("word_after", ("hat",), "plum dog saw cat cow hat", None),
-        ("word_before", ("saw",), "plum dog saw cat cow hat", "dog"),
-        ("word_before", ("plum",), "plum dog saw cat cow hat", None),
-        ("kind_after", ("dog",), "plum dog saw cat cow hat", "tool"),
+        ("noun_then_nth", ("tea", "third"), "plum dog saw cat cow hat", "tea saw"),
+        ("category_then_noun", ("tool", "tea"), "plum dog saw cat cow hat", "saw tea"),
+        ("noun_then_category", ("tea", "tool"), "plum dog saw cat cow hat", "tea saw"),
+        ("two_categories", ("tool", "fruit"), "plum dog saw cat cow hat", "saw plum"),
+        ("either_category", ("tool", "tree"), "plum dog saw cat cow hat", "saw"),
+        ("either_category", ("tree", "tool"), "plum dog saw cat cow hat", "saw"),
+        ("category_or_noun", ("tool", "tea"), "plum dog saw cat cow hat", "saw"),
+        ("category_or_noun", ("tree", "tea"), "plum dog saw cat cow hat", "tea"),
+        ("repeat_category", ("tool", "twice"), "plum dog saw cat cow hat", "saw saw"),
+        ("always_noun", ("tea",), "plum dog saw cat cow hat", "tea"),
         ("which_first", ("cow", "saw"), "plum dog saw cat cow hat", "saw"),
-        ("replace_noun", ("dog", "tea"), "plum dog saw cat cow", "plum tea saw cat cow"),
         ("add_noun", ("tea",), "plum dog saw cat cow", "plum dog saw cat cow tea"),
-        ("without_noun", ("saw",), "plum dog saw cat cow", "plum dog cat cow"),
     ],
 )
 def test_answers_worked_by_hand(family, arguments, words, target):
@@ -174,25 +173,24 @@ def test_answers_in_the_suite_agree_with_a_second_reading(suite):
     for split in SPLITS:
         for record in suite[split]:
             arguments, text, target = record.task.split(":")[1].split(","), f" {record.input} ", record.targets[0]
-            if record.group == "contains_noun":
-                right = (f" {arguments[0]} " in text) == (target == "yes")
-            elif record.group == "word_after":
-                right = f" {arguments[0]} {target} " in text
-            elif record.group == "word_before":
-                right = f" {target} {arguments[0]} " in text
+            if record.group == "contains_category":
+                right = bool(set(text.split()) & set(CATEGORIES[arguments[0]])) == (target == "yes")
+            elif record.group == "either_category":
+                right = [word for word in text.split() if KIND[word] in arguments] == [target]
             elif record.group == "first_of_category":
                 before, after = text.split(f" {target} ")
                 right = KIND[target] == arguments[0] and not set(before.split()) & set(CATEGORIES[arguments[0]])
             elif record.group == "which_first":
                 other, = set(arguments) - {target}
                 right = 0 <= text.index(f" {target} ") < text.index(f" {other} ")
-            elif record.group == "without_noun":
-                right = set(record.input.split()) - set(target.split()) == set(arguments)
+            elif record.group == "noun_then_category":
+                noun, found = target.split()
+                right = noun == arguments[0] and [w for w in text.split() if KIND[w] == arguments[1]] == [found]
             else:
                 continue
             assert right, record
             checked[record.group] += 1
-    assert len(checked) == 6
+    assert len(checked) == 5
 
 
 def test_text_is_about_the_same_words_and_of_even_length(text):

@@ -1,0 +1,126 @@
+"""Tiny random backbones of every family, generators on them that are no longer at their start, and a tokenizer."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it: no test may need the network
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GPT2Config,
+    LlamaConfig,
+    MT5Config,
+    Qwen2Config,
+    Qwen3Config,
+    T5Config,
+    T5Tokenizer,
+)
+
+from modeling_tagi import TagiConfig, TagiModel  # noqa: E402
+
+IDS = {"vocab_size": 100, "pad_token_id": 0, "eos_token_id": 1}
+T5 = {
+    **IDS, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
+    "relative_attention_num_buckets": 8, "dropout_rate": 0.0,
+}  # fmt: skip
+T5_V1_1 = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+LLAMA = {
+    **IDS, "bos_token_id": 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+GPT2 = {
+    **IDS, "bos_token_id": 2, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
+CONFIGS = {
+    "t5": lambda **fields: T5Config(**{**T5, **fields}),
+    "t5_v1_1": lambda **fields: T5Config(**{**T5_V1_1, **fields}),
+    "mt5": lambda **fields: MT5Config(**{**T5_V1_1, **fields}),
+    "llama": lambda **fields: LlamaConfig(**{**LLAMA, **fields}),
+    "qwen2": lambda **fields: Qwen2Config(**{**LLAMA, **fields}),
+    "qwen3": lambda **fields: Qwen3Config(**{**LLAMA, "head_dim": 8, **fields}),
+    "gpt2": lambda **fields: GPT2Config(**{**GPT2, **fields}),
+}
+
+
+def _make_config(family, **fields):
+    return CONFIGS[family](**fields)
+
+
+def _make_backbone(family, seed=0, **fields):
+    config = _make_config(family, **fields)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = auto.from_config(config).eval()
+    if config.is_encoder_decoder:  # or all it would say is its last token: the tied embeddings outweigh its layers
+        with torch.no_grad():
+            backbone.shared.weight *= 0.1
+    return backbone
+
+
+def _awaken(model, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for stack in model.hypernetwork.stacks:
+            for weight in stack.output_weights:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+        for layer in model.fusion:
+            layer.gate.copy_(torch.randn(layer.gate.shape, generator=generator) * 0.5)
+    return model
+
+
+def _make_model(
+    family, fusion="cross_attention", generator="per_layer", *, awake=True, seed=0, backbone=None, **fields
+):
+    small = {"r": 4, "lora_alpha": 8, "generator_hidden_size": 16, "generator_index_size": 4}
+    backbone = backbone if backbone is not None else _make_backbone(family, seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed + 1)
+        config = TagiConfig(
+            backbone_config=backbone.config, fusion=fusion, generator=generator, **{**small, **fields}
+        )
+        model = TagiModel(config, backbone=backbone).eval()
+    model.generation_config = backbone.generation_config
+    return _awaken(model) if awake else model
+
+
+@pytest.fixture(scope="session")
+def make_config():
+    """`make_config(family, **fields)`: the config of a tiny backbone."""
+    return _make_config
+
+
+@pytest.fixture(scope="session")
+def make_backbone():
+    """`make_backbone(family, seed=0, **fields)`: a tiny random backbone in eval mode."""
+    return _make_backbone
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """`make_model(family, fusion, generator, awake=True, seed=0, backbone=None, **fields)`: a TagiModel in eval mode.
+
+    Awake, its generator's output weights and gates are random; a fresh one changes nothing.
+    """
+    return _make_model
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Reads lower-case letters one by one, ends with `</s>`."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:?"
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in letters)]
+    return T5Tokenizer(vocab=vocab, extra_ids=0)
+
+
+@pytest.fixture(scope="session")
+def random_ids():
+    """`random_ids(rows, length, seed=0)`: token ids above the special ones."""
+
+    def draw(rows, length, seed=0):
+        return torch.randint(3, 100, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+    return draw

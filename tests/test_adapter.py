@@ -1,0 +1,340 @@
+import json
+import logging
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from modeling_tagi import TagiAdapter
+from modeling_tagi import adapter as adapter_module
+from modeling_tagi.adapter import InstructionMemory
+
+PEFT_FILES = ["adapter_config.json", "adapter_model.safetensors", "tagi_adapter.json"]
+FAMILIES = ["t5", "t5_v1_1", "mt5", "llama", "qwen2", "qwen3", "gpt2"]
+
+
+def flat(adapter):
+    tensors = {**{f"a {k}": v for k, v in adapter.lora_a.items()}, **{f"b {k}": v for k, v in adapter.lora_b.items()}}
+    if adapter.memory is not None:
+        tensors.update({f"memory {k}": v for k, v in adapter.memory.tensors().items()})
+    return tensors
+
+
+def assert_same(one, two):
+    one_flat, two_flat = flat(one), flat(two)
+    assert one_flat.keys() == two_flat.keys() and one.lora_alpha == two.lora_alpha and one.provenance == two.provenance
+    for name, tensor in one_flat.items():
+        assert tensor.dtype == two_flat[name].dtype and torch.equal(tensor, two_flat[name]), name
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def three(make_model):
+    """Three adapters with memories of 3, 6 and 4 tokens."""
+    return make_model("t5").generate_adapter([[5, 6, 7], [8, 9, 10, 11, 12, 13], [14, 15, 16, 17]])
+
+
+@pytest.fixture
+def folder(make_model, tmp_path):
+    """A saved adapter without memory."""
+    make_model("llama", "none").generate_adapter([5, 6, 7]).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+# Several tasks in one object
+
+
+def test_an_int_chooses_one(three):
+    assert len(three) == 3 and [len(one) for one in three] == [1, 1, 1]
+    for index, other in ((0, 0), (2, -1), (torch.tensor(1), 1)):
+        assert_same(three[index], three[other])
+    path = next(iter(three.lora_a))
+    assert torch.equal(three[1].lora_a[path], three.lora_a[path][1:2])
+    assert three[1].provenance == three.provenance[1:2]
+
+
+def test_slices_and_lists_choose_several_in_order(three):
+    path = next(iter(three.lora_b))
+    for index, rows in (
+        (slice(1, None), [1, 2]),
+        (slice(None, None, -2), [2, 0]),
+        ([2, 0, 2], [2, 0, 2]),
+        ([-1], [2]),
+        (torch.tensor([1, 0]), [1, 0]),
+        (torch.tensor([True, False, True]), [0, 2]),
+    ):
+        chosen = three[index]
+        assert torch.equal(chosen.lora_b[path], three.lora_b[path][rows])
+        assert chosen.provenance == tuple(three.provenance[row] for row in rows)
+
+
+def test_a_choice_has_no_more_memory_than_it_needs(three):
+    assert [one.memory.mask.shape[1] for one in three] == [3, 6, 4]
+    assert three[[0, 2]].memory.states.shape[1] == 4 and three[[0, 2]].memory.keys.shape[-2] == 4
+
+
+@pytest.mark.parametrize("index", [3, -4, [0, 3], torch.tensor([-4])])
+def test_a_task_that_is_not_there_is_an_index_error(three, index):
+    with pytest.raises(IndexError, match="of 3; the last is 2"):
+        three[index]
+
+
+@pytest.mark.parametrize("index", [[], slice(3, None)])
+def test_choosing_none_is_an_index_error(three, index):
+    with pytest.raises(IndexError, match="no adapter was chosen of 3"):
+        three[index]
+
+
+def test_a_stack_of_the_parts_is_the_whole(three):
+    for stacked in (TagiAdapter.stack(list(three)), TagiAdapter.stack([three[:2], three[2]])):
+        assert len(stacked) == 3 and stacked.provenance == three.provenance
+        assert stacked.memory.mask.tolist() == three.memory.mask.tolist()
+        for one, other in zip(stacked, three):
+            assert_same(one, other)
+
+
+def test_stack_keeps_provenance_beside_its_task(three):
+    bare = TagiAdapter(three[0].lora_a, three[0].lora_b, three.lora_alpha, three[0].memory)
+    assert TagiAdapter.stack([bare, three[1]]).provenance == ({}, three.provenance[1])
+    assert TagiAdapter.stack([bare, bare]).provenance == ()
+
+
+def test_what_cannot_be_stacked_is_named(make_model, three):
+    with pytest.raises(ValueError, match="stack got no adapters"):
+        TagiAdapter.stack([])
+    with pytest.raises(ValueError, match="adapters 0 and 1 differ in their modules or shapes"):
+        TagiAdapter.stack([three, make_model("t5", r=2).generate_adapter([5, 6])])
+    with pytest.raises(ValueError, match="adapters 0 and 2 differ in lora_alpha: 8 and 16"):
+        TagiAdapter.stack([three, three, make_model("t5", lora_alpha=16).generate_adapter([5, 6])])
+    with pytest.raises(ValueError, match="adapters 0 and 1 differ in their instruction memory"):
+        TagiAdapter.stack([three, make_model("t5", "none").generate_adapter([5, 6])])
+    with pytest.raises(ValueError, match="adapters 0 and 1 differ in their instruction memory"):
+        TagiAdapter.stack([three, make_model("t5", "concat").generate_adapter([5, 6])])
+
+
+def test_to_casts_all_but_the_mask(three):
+    half = three.to(torch.bfloat16)
+    for name, tensor in flat(half).items():
+        assert tensor.dtype == (torch.long if name == "memory mask" else torch.bfloat16), name
+    assert three.to("cpu").device == torch.device("cpu")
+    assert {tensor.device.type for tensor in flat(three.to("meta", torch.float16)).values()} == {"meta"}
+
+
+def test_padding_and_trimming_undo_each_other(three):
+    memory = three.memory
+    again = memory.padded(9).trimmed()
+    assert memory.padded(9).mask.shape == (3, 9) and not memory.padded(9).mask[:, 6:].any()
+    assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in memory.tensors().items())
+    assert InstructionMemory(mask=torch.zeros(1, 4)).trimmed().mask.shape == (1, 1)
+
+
+# Folders
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_answers_as_the_model_does(make_model, random_ids, tmp_path, family):
+    model = make_model(family, "none", backbone_name_or_path=str(tmp_path / "backbone"))
+    adapter = model.generate_adapter([5, 6, 7, 8])
+    adapter.save_pretrained(tmp_path / "adapter")
+    model.backbone.save_pretrained(tmp_path / "backbone")
+    auto = AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
+    backbone = auto.from_pretrained(tmp_path / "backbone")
+    peft = PeftModel.from_pretrained(backbone, tmp_path / "adapter").eval()
+
+    batch = {"input_ids": random_ids(2, 6)}
+    if model.config.is_encoder_decoder:
+        batch["decoder_input_ids"] = random_ids(2, 4)
+    expected = model(**batch, adapter=adapter).logits
+    torch.testing.assert_close(peft(**batch).logits, expected, rtol=0, atol=1e-5)
+    merged = peft.merge_and_unload()
+    torch.testing.assert_close(merged(**batch).logits, expected, rtol=0, atol=1e-4)
+    assert (expected - model.backbone(**batch).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+@pytest.mark.parametrize("fusion", ["none", "concat", "cross_attention"])
+def test_a_saved_adapter_reloads_equal(make_model, random_ids, tmp_path, family, fusion):
+    model = make_model(family, fusion)
+    adapter = model.generate_adapter([5, 6, 7, 8])
+    adapter.save_pretrained(tmp_path / "adapter")
+    assert names(tmp_path / "adapter") == sorted(PEFT_FILES + ["tagi_memory.safetensors"] * (fusion != "none"))
+    loaded = TagiAdapter.from_pretrained(tmp_path / "adapter")
+    assert_same(loaded, adapter)
+    assert {k: v for k, v in loaded.peft_config.items() if v} == {k: v for k, v in adapter.peft_config.items() if v}
+    ids = random_ids(2, 5)
+    assert torch.equal(model.generate(ids, adapter=loaded), model.generate(ids, adapter=adapter))
+    loaded.save_pretrained(tmp_path / "again")
+    assert_bytes_equal(tmp_path / "again", tmp_path / "adapter")
+
+
+def assert_bytes_equal(one, two):
+    assert names(one) == names(two)
+    for name in names(one):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_equal_adapters_are_equal_files(make_model, tmp_path):
+    for name in ("one", "two"):
+        make_model("t5").generate_adapter([5, 6, 7]).save_pretrained(tmp_path / name)
+    make_model("t5").generate_adapter([[8, 9, 10, 11, 12], [5, 6, 7]])[1].save_pretrained(tmp_path / "one")
+    make_model("t5").generate_adapter([5, 6, 7]).save_pretrained(tmp_path / "one")
+    assert_bytes_equal(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_adapter_config_names_the_base_it_fits(make_model, tmp_path, trained):
+    model = make_model(
+        "gpt2", "none", backbone_name_or_path="user/stock", backbone_revision="abc", backbone_trained=trained
+    )
+    model.name_or_path = "user/checkpoint"
+    model.generate_adapter([5, 6]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == ("user/checkpoint" if trained else "user/stock")
+    assert config["revision"] == (None if trained else "abc")
+    assert (config["peft_type"], config["task_type"], config["r"], config["lora_alpha"]) == ("LORA", "CAUSAL_LM", 4, 8)
+    assert config["fan_in_fan_out"] and config["inference_mode"] and config["bias"] == "none"
+    assert config["target_modules"] == ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
+
+
+def test_a_fusion_adapter_warns_once_of_what_peft_lacks(make_model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        make_model("t5").generate_adapter([5, 6]).save_pretrained(tmp_path / "fused")
+    (record,) = caplog.records
+    assert "\n" not in record.message and "tagi_memory.safetensors" in record.message and "PEFT" in record.message
+
+
+def test_an_adapter_without_memory_warns_of_nothing(make_model, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        make_model("t5", "none").generate_adapter([5, 6]).save_pretrained(tmp_path / "plain")
+    assert not caplog.records and names(tmp_path / "plain") == PEFT_FILES
+
+
+def test_an_interrupted_save_leaves_the_old_folder(make_model, tmp_path, monkeypatch):
+    model = make_model("t5")
+    model.generate_adapter([5, 6]).save_pretrained(tmp_path / "adapter")
+    before = {name: (tmp_path / "adapter" / name).read_bytes() for name in names(tmp_path / "adapter")}
+    calls = []
+
+    def broken(tensors, path, **kwargs):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("the disk is full")
+        return adapter_module_save(tensors, path, **kwargs)
+
+    adapter_module_save = adapter_module.save_file
+    monkeypatch.setattr(adapter_module, "save_file", broken)
+    with pytest.raises(OSError, match="the disk is full"):
+        model.generate_adapter([7, 8, 9]).save_pretrained(tmp_path / "adapter")
+    assert names(tmp_path) == ["adapter"]
+    assert {name: (tmp_path / "adapter" / name).read_bytes() for name in names(tmp_path / "adapter")} == before
+
+
+def test_saving_over_a_fusion_adapter_leaves_no_stale_memory_and_no_other_file_touched(make_model, tmp_path):
+    make_model("t5").generate_adapter([5, 6]).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("mine")
+    make_model("t5", "none").generate_adapter([5, 6]).save_pretrained(tmp_path)
+    assert names(tmp_path) == sorted(PEFT_FILES + ["README.md"])
+    assert TagiAdapter.from_pretrained(tmp_path).memory is None
+
+
+def test_several_adapters_do_not_go_into_one_folder(three, tmp_path):
+    with pytest.raises(ValueError, match="one adapter to one folder, this object holds 3; save adapter"):
+        three.save_pretrained(tmp_path)
+    assert not names(tmp_path)
+
+
+def test_a_file_in_the_folders_place_is_refused(make_model, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="taken is a file; save_pretrained needs a folder"):
+        make_model("t5").generate_adapter([5]).save_pretrained(tmp_path / "taken")
+
+
+def test_a_plain_peft_folder_is_read(make_backbone, make_model, random_ids, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = make_model("llama", "none")
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "up_proj"])
+    theirs = get_peft_model(make_backbone("llama"), config)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.2)
+    theirs.save_pretrained(tmp_path)
+    adapter = TagiAdapter.from_pretrained(tmp_path)
+    assert (len(adapter), adapter.rank, adapter.scaling) == (1, 2, 1.5)
+    ids = random_ids(2, 5)
+    torch.testing.assert_close(model(ids, adapter=adapter).logits, theirs.eval()(ids).logits, rtol=0, atol=1e-5)
+
+
+# Folders that cannot be read
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
+        TagiAdapter.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", PEFT_FILES[:2])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"adapter has no {name}; an adapter folder holds"):
+        TagiAdapter.from_pretrained(folder)
+
+
+def test_a_missing_memory_is_named(make_model, tmp_path):
+    make_model("t5").generate_adapter([5, 6]).save_pretrained(tmp_path)
+    (tmp_path / "tagi_memory.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="has no tagi_memory.safetensors"):
+        TagiAdapter.from_pretrained(tmp_path)
+
+
+def test_a_memory_is_not_forgotten_where_provenance_is_missing(make_model, tmp_path):
+    adapter = make_model("t5").generate_adapter([5, 6])
+    adapter.save_pretrained(tmp_path)
+    (tmp_path / "tagi_adapter.json").unlink()
+    assert torch.equal(TagiAdapter.from_pretrained(tmp_path).memory.keys, adapter.memory.keys)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"peft_type": "IA3"}, "PEFT adapter of type 'IA3'; a TagiAdapter is LORA"),
+        ({"use_dora": True}, "uses use_dora; a TagiAdapter is plain LoRA"),
+        ({"use_rslora": True}, "uses use_rslora"),
+        ({"bias": "lora_only"}, "uses bias"),
+        ({"modules_to_save": ["lm_head"], "rank_pattern": {"q": 2}}, "uses modules_to_save, rank_pattern"),
+    ],
+)
+def test_another_kind_of_adapter_is_refused(folder, fields, message):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **fields}))
+    with pytest.raises(ValueError, match=message):
+        TagiAdapter.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change, message", [("extra", "'base_model.model.x.bias', which is no LoRA"), ("half", "A and a B")]
+)
+def test_weights_that_are_no_lora_are_refused(folder, change, message):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    if change == "extra":
+        tensors["base_model.model.x.bias"] = torch.zeros(2)
+    else:
+        tensors = {name: tensor for name, tensor in tensors.items() if "layers.0.self_attn.q_proj.lora_B" not in name}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        TagiAdapter.from_pretrained(folder)
+
+
+def test_the_adapter_of_a_saved_other_backbone_is_refused(make_model, random_ids, folder):
+    loaded = TagiAdapter.from_pretrained(folder)
+    ids = random_ids(1, 4)
+    make_model("llama", "none").to(torch.bfloat16)(ids, adapter=loaded)
+    with pytest.raises(ValueError, match="whose weights are not this model's"):
+        make_model("llama", "none", seed=5).generate(ids, adapter=loaded)

@@ -1,0 +1,316 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from modeling_tagi import TagiModel
+
+CODE = [
+    "adapter.py", "configuration_tagi.py", "fusion.py", "hypernetwork.py", "instructions.py", "lora.py",
+    "modeling_tagi.py",
+]  # fmt: skip
+WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
+TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
+
+# Runs without the package: whoever imports it by its name is refused.
+FRESH_PROCESS = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name == "modeling_tagi" or name.startswith("modeling_tagi."):
+            raise ImportError("modeling_tagi must not be needed")
+
+sys.meta_path.insert(0, Refuse())
+import json, torch, transformers
+from safetensors.torch import load_file, save_file
+
+folder, auto, instruction, again, out = sys.argv[1:]
+model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+adapter = model.generate_adapter(instruction)
+inputs = load_file("inputs.safetensors")
+tokens = model.generate(inputs["input_ids"], adapter=adapter, max_new_tokens=5, min_new_tokens=5)
+with torch.no_grad():
+    logits = model(**inputs, adapter=adapter).logits
+save_file({"tokens": tokens.contiguous(), "logits": logits.contiguous()}, out)
+if again:
+    model.save_pretrained(again)
+"""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def fresh_process(tmp_path, source, auto, instruction, again="", out="out.safetensors", **environment):
+    """Loads `source` elsewhere and returns what its adapter makes of the inputs."""
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
+    environment = {
+        **kept, "HF_HOME": str(tmp_path / "hf_home"), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", **environment,
+    }  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS, str(source), auto, instruction, str(again), out],
+        cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(tmp_path / "elsewhere" / out)
+
+
+def expected_of(model, instruction, tmp_path, random_ids):
+    inputs = {"input_ids": random_ids(2, 5)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = random_ids(2, 3, seed=1)
+    (tmp_path / "elsewhere").mkdir(exist_ok=True)
+    save_file(inputs, tmp_path / "elsewhere" / "inputs.safetensors")
+    adapter = model.generate_adapter(instruction)
+    with torch.no_grad():
+        logits = model(**inputs, adapter=adapter).logits
+    return {
+        "tokens": model.generate(inputs["input_ids"], adapter=adapter, max_new_tokens=5, min_new_tokens=5),
+        "logits": logits,
+    }
+
+
+def assert_equal(one, two):
+    for name in ("tokens", "logits"):
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
+
+
+# The three lines that must always work
+
+
+@pytest.mark.parametrize(
+    "family, fusion, auto, auto_again",
+    [
+        ("t5", "cross_attention", "AutoModel", "AutoModelForSeq2SeqLM"),
+        ("llama", "cross_attention", "AutoModelForCausalLM", "AutoModel"),
+    ],
+)
+def test_a_saved_folder_works_without_the_package_and_so_does_its_copy(
+    make_model, tokenizer, random_ids, tmp_path, family, fusion, auto, auto_again
+):
+    model = make_model(family, fusion)
+    model.tokenizer = tokenizer
+    model.save_pretrained(tmp_path / "saved")
+    assert names(tmp_path / "saved") == sorted(CODE + WEIGHTS + TOKENIZER)
+    expected = expected_of(model, "say yes", tmp_path, random_ids)
+    first = fresh_process(tmp_path, tmp_path / "saved", auto, "say yes", again=tmp_path / "again")
+    assert_equal(first, expected)
+    assert names(tmp_path / "again") == names(tmp_path / "saved")
+    second = fresh_process(tmp_path, tmp_path / "again", auto_again, "say yes", again=tmp_path / "thrice")
+    assert_equal(second, expected)
+    for name in ("model.safetensors", "config.json", *CODE):
+        assert (tmp_path / "thrice" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+    loaded = TagiModel.from_pretrained(tmp_path / "again")
+    assert_equal(expected_of(loaded, "say yes", tmp_path, random_ids), expected)
+
+
+@pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "llama", "qwen2", "qwen3", "gpt2"])
+@pytest.mark.parametrize("fusion", ["none", "concat", "cross_attention"])
+def test_a_reloaded_model_answers_equally(make_model, random_ids, tmp_path, family, fusion):
+    model = make_model(family, fusion)
+    model.save_pretrained(tmp_path)
+    assert names(tmp_path) == sorted(CODE + WEIGHTS)
+    loaded = TagiModel.from_pretrained(tmp_path)
+    assert type(loaded) is TagiModel and not loaded.training
+    state, theirs = model.state_dict(), loaded.state_dict()
+    assert state.keys() == theirs.keys() and all(torch.equal(state[key], theirs[key]) for key in state)
+    ids = random_ids(2, 5)
+    adapter = loaded.generate_adapter(ids)
+    assert torch.equal(
+        loaded.generate(ids, adapter=adapter, max_new_tokens=4),
+        model.generate(ids, adapter=model.generate_adapter(ids), max_new_tokens=4),
+    )
+
+
+def test_dtype_is_the_saved_one_unless_another_is_asked_for(make_model, tmp_path):
+    make_model("t5").to(torch.bfloat16).save_pretrained(tmp_path)
+    for arguments, dtype in (({}, torch.bfloat16), ({"dtype": torch.float32}, torch.float32)):
+        loaded = TagiModel.from_pretrained(tmp_path, **arguments)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+
+
+def test_loading_info_is_given_where_asked(make_model, tmp_path):
+    make_model("t5").save_pretrained(tmp_path)
+    model, info = TagiModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, TagiModel) and not info["missing_keys"] and not info["unexpected_keys"]
+
+
+def test_resized_embeddings_are_saved(make_model, random_ids, tmp_path):
+    model = make_model("t5")
+    model.resize_token_embeddings(120)
+    model.save_pretrained(tmp_path)
+    loaded = TagiModel.from_pretrained(tmp_path)
+    inputs = {"input_ids": random_ids(1, 4), "decoder_input_ids": random_ids(1, 3)}
+    assert loaded.config.get_text_config().vocab_size == 120
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+
+
+# Without the backbone
+
+
+@pytest.fixture
+def apart(make_backbone, make_model, tmp_path):
+    """A function that saves a backbone, and a generator without it, and returns the generator's model."""
+
+    def save(family, fusion="cross_attention", dtype=torch.float32, **fields):
+        make_backbone(family).save_pretrained(tmp_path / "backbone")
+        awake = make_model(family, fusion, **fields)
+        model = TagiModel.from_backbone(
+            tmp_path / "backbone", fusion=fusion, r=4, lora_alpha=8, generator_hidden_size=16, generator_index_size=4
+        ).eval()
+        model.load_state_dict(awake.state_dict())
+        model.to(dtype).save_pretrained(tmp_path / "apart", include_backbone=False)
+        return model
+
+    return save
+
+
+@pytest.mark.parametrize("family", ["t5", "t5_v1_1", "llama", "gpt2"])
+@pytest.mark.parametrize("fusion", ["none", "cross_attention"])
+def test_a_checkpoint_without_backbone_loads_equal(apart, random_ids, tmp_path, family, fusion):
+    model = apart(family, fusion)
+    with safe_open(tmp_path / "apart" / "model.safetensors", framework="pt") as file:
+        assert file.keys() and not any(key.startswith("backbone.") for key in file.keys())
+    assert json.loads((tmp_path / "apart" / "config.json").read_text())["backbone_in_checkpoint"] is False
+    assert model.config.backbone_in_checkpoint is True
+    loaded = TagiModel.from_pretrained(tmp_path / "apart")
+    assert type(loaded) is TagiModel
+    ids = random_ids(2, 5)
+    expected = model.generate(ids, adapter=model.generate_adapter(ids), max_new_tokens=5)
+    assert torch.equal(loaded.generate(ids, adapter=loaded.generate_adapter(ids), max_new_tokens=5), expected)
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in model.state_dict().items())
+    buffers = dict(loaded.named_buffers())
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
+
+    loaded.save_pretrained(tmp_path / "again")  # stays apart
+    assert (tmp_path / "again" / "model.safetensors").stat().st_size == (
+        tmp_path / "apart" / "model.safetensors").stat().st_size
+    loaded.save_pretrained(tmp_path / "whole", include_backbone=True)
+    (tmp_path / "backbone").rename(tmp_path / "moved")
+    whole = TagiModel.from_pretrained(tmp_path / "whole")
+    assert torch.equal(whole.generate(ids, adapter=whole.generate_adapter(ids), max_new_tokens=5), expected)
+
+
+def test_a_checkpoint_without_backbone_works_without_the_package(apart, tokenizer, random_ids, tmp_path):
+    model = apart("t5")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    model.tokenizer = tokenizer
+    expected = expected_of(model, "say yes", tmp_path, random_ids)
+    assert not set(TOKENIZER) & set(names(tmp_path / "apart"))  # the tokenizer is the backbone's
+    assert_equal(fresh_process(tmp_path, tmp_path / "apart", "AutoModel", "say yes"), expected)
+
+
+def test_the_named_backbone_takes_the_checkpoints_dtype(apart, tmp_path):
+    apart("t5", dtype=torch.bfloat16)
+    for arguments, dtype in (({}, torch.bfloat16), ({"dtype": torch.float32}, torch.float32)):
+        loaded = TagiModel.from_pretrained(tmp_path / "apart", **arguments)
+        assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+
+
+def test_a_backbone_that_is_not_there_is_named_with_its_checkpoint(apart, tmp_path):
+    apart("t5")
+    (tmp_path / "backbone").rename(tmp_path / "moved")
+    with pytest.raises(OSError, match=f"{tmp_path}/apart holds a generator without its backbone.*{tmp_path}/backbone"):
+        TagiModel.from_pretrained(tmp_path / "apart")
+
+
+def test_a_tensor_that_a_backboneless_checkpoint_lacks_is_named(apart, tmp_path):
+    apart("t5")
+    drop(tmp_path / "apart", "fusion.1.gate")
+    with pytest.raises(ValueError, match="apart lacks 1 of the model's tensors: fusion.1.gate"):
+        TagiModel.from_pretrained(tmp_path / "apart")
+
+
+@pytest.mark.parametrize(
+    "fields, why",
+    [
+        ({}, "no backbone_name_or_path says where it is"),
+        ({"backbone_name_or_path": "user/stock", "backbone_trained": True}, "training has changed it"),
+    ],
+)
+def test_a_backbone_to_be_had_nowhere_else_is_not_left_out(make_model, tmp_path, fields, why):
+    with pytest.raises(ValueError, match=f"cannot be left out.*{why}; use include_backbone=True"):
+        make_model("t5", **fields).save_pretrained(tmp_path / "apart", include_backbone=False)
+    assert not (tmp_path / "apart").exists()
+
+
+# Broken checkpoints
+
+
+def drop(folder, *gone):
+    tensors = load_file(folder / "model.safetensors")
+    for name in gone:
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ["hypernetwork.stacks.0.index"],
+        ["hypernetwork.shared_a.encoder-block-0-layer-0-SelfAttention-q", "fusion.0.gate"],
+        ["backbone.encoder.final_layer_norm.weight"],
+        ["backbone.shared.weight"],
+    ],
+)
+def test_missing_tensors_are_an_error_that_names_them(make_model, tmp_path, gone):
+    make_model("t5").save_pretrained(tmp_path / "broken")
+    drop(tmp_path / "broken", *gone)
+    with pytest.raises(ValueError, match="broken lacks .* of the model's tensors") as error:
+        TagiModel.from_pretrained(tmp_path / "broken")
+    assert all(name in str(error.value) for name in gone) and "\n" not in str(error.value)
+
+
+def test_a_config_of_another_generator_is_an_error(make_model, tmp_path):
+    make_model("t5", "concat").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "fusion": "cross_attention"}))
+    with pytest.raises(ValueError, match="lacks 10 of the model's tensors: fusion.0.gate.* and 2 more; save"):
+        TagiModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(make_model, tmp_path, name):
+    make_model("t5").save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(OSError, match=f"{tmp_path}.*{name}|{name}.*{tmp_path}"):
+        TagiModel.from_pretrained(tmp_path)
+
+
+# The tokenizer beside it
+
+
+def test_the_checkpoints_own_tokenizer_comes_before_the_backbones(apart, tokenizer, tmp_path):
+    model = apart("t5")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    assert model.tokenizer("ab")["input_ids"] == tokenizer("ab")["input_ids"]
+    other = type(tokenizer)(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁ab", -1.0)], extra_ids=0)
+    other.save_pretrained(tmp_path / "apart")
+    assert TagiModel.from_pretrained(tmp_path / "apart").tokenizer("ab")["input_ids"] == other("ab")["input_ids"]
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "gpt2"])
+def test_no_tokenizer_is_made_up(make_model, tmp_path, family):
+    make_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no tokenizer at"):
+        TagiModel.from_pretrained(tmp_path).generate_adapter("say yes")
+
+
+def test_a_broken_tokenizer_is_not_replaced_by_the_backbones(apart, tokenizer, tmp_path):
+    apart("t5")
+    for place in ("backbone", "apart"):
+        tokenizer.save_pretrained(tmp_path / place)
+    (tmp_path / "apart" / "tokenizer.json").write_text("{")
+    model = TagiModel.from_pretrained(tmp_path / "apart")
+    with pytest.raises(ValueError, match=f"the tokenizer at '{tmp_path}/apart' cannot be read.*set model.tokenizer"):
+        model.generate_adapter("say yes")
+    with pytest.raises(ValueError, match="cannot be read"):
+        model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()

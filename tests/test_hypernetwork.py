@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from modeling_tagi.hypernetwork import Hypernetwork, masked_mean
+
+
+def test_masked_mean_is_over_the_tokens():
+    states = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [100.0, 100.0]], [[5.0, 7.0], [100.0, 100.0], [100.0, 100.0]]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert torch.equal(masked_mean(states, mask), torch.tensor([[2.0, 4.0], [5.0, 7.0]]))
+
+
+def test_masked_mean_counts_past_256_in_bfloat16():
+    states = torch.ones(1, 1000, 2, dtype=torch.bfloat16)
+    assert torch.equal(masked_mean(states, torch.ones(1, 1000)), torch.ones(1, 2, dtype=torch.bfloat16))
+    assert torch.equal(masked_mean(states, torch.ones(1, 1000, dtype=torch.long)), torch.ones(1, 2).bfloat16())
+
+
+def golden(hidden_size: int) -> Hypernetwork:
+    """One layer with two equal targets q and v: one MLP, whose hidden units are all the same."""
+    targets = {"layer.0.q": (2, 2), "layer.0.v": (2, 2)}
+    network = Hypernetwork(targets, d_model=2, rank=1, hidden_size=hidden_size, index_size=1, sharing="per_layer")
+    with torch.no_grad():
+        network.shared_a["layer-0-q"].copy_(torch.tensor([[10.0, 20.0]]))
+        network.shared_a["layer-0-v"].copy_(torch.tensor([[30.0, 40.0]]))
+        (stack,) = network.stacks
+        stack.index.copy_(torch.tensor([[1.0], [-1.0]]))
+        stack.hidden_weight.copy_(torch.tensor([1.0, 2.0, 0.5])[None, :, None].expand(1, 3, hidden_size))
+        stack.hidden_bias.fill_(0.1)
+        (weight,) = stack.output_weights
+        weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, hidden_size, 4))
+    return network
+
+
+def test_equation_2_by_hand():
+    # pooled [1, 3] has mean 2 and variance 1, so its layer norm is [-1, 1].
+    # hidden of q = relu(-1 * 1 + 1 * 2 + 0.5 * 1 + 0.1) = 1.6, of v (index -1) = relu(-1 + 2 - 0.5 + 0.1) = 0.6.
+    # Output weights 1, 2 make A beside its shared part, 3, 4 make B.
+    a, b = golden(1)(torch.tensor([[1.0, 3.0]]))
+    close = {"rtol": 0, "atol": 1e-4}  # layer_norm's eps
+    torch.testing.assert_close(a["layer.0.q"], torch.tensor([[[10 + 1.6, 20 + 3.2]]]), **close)
+    torch.testing.assert_close(b["layer.0.q"], torch.tensor([[[4.8], [6.4]]]), **close)
+    torch.testing.assert_close(a["layer.0.v"], torch.tensor([[[30 + 0.6, 40 + 1.2]]]), **close)
+    torch.testing.assert_close(b["layer.0.v"], torch.tensor([[[1.8], [2.4]]]), **close)
+
+
+def test_four_equal_hidden_units_give_twice_one():
+    # the hidden layer is scaled by 1 / sqrt(4), and four units are summed: 4 / 2 = 2
+    _, one = golden(1)(torch.tensor([[1.0, 3.0]]))
+    _, four = golden(4)(torch.tensor([[1.0, 3.0]]))
+    torch.testing.assert_close(four["layer.0.v"], 2 * one["layer.0.v"])
+
+
+def test_the_hidden_layer_is_rectified():
+    # layer norm of [3, 1] is [1, -1]; both hidden units, 1 - 2 + 0.5 + 0.1 and 1 - 2 - 0.5 + 0.1, are below 0
+    a, b = golden(1)(torch.tensor([[3.0, 1.0]]))
+    assert torch.equal(a["layer.0.q"], torch.tensor([[[10.0, 20.0]]]))
+    assert not b["layer.0.q"].any() and not b["layer.0.v"].any()
+
+
+def test_tasks_do_not_meet():
+    network = golden(1)
+    pooled = torch.tensor([[1.0, 3.0], [3.0, 1.0], [0.5, 2.0]])
+    together = network(pooled)
+    for task in range(3):
+        for whole, alone in zip(together, network(pooled[task: task + 1])):
+            for path in whole:
+                torch.testing.assert_close(whole[path][task: task + 1], alone[path])
+
+
+def mlps(network: Hypernetwork) -> int:
+    return sum(stack.hidden_weight.shape[0] for stack in network.stacks)
+
+
+@pytest.mark.parametrize("sharing, count", [("per_layer", 3), ("per_module", 7), ("shared", 1)])
+def test_sharing_says_how_many_mlps_there_are(sharing, count):
+    # two encoder layers with q and v, and a decoder layer with q and v of wider modules and one more target
+    targets = {
+        "encoder.block.0.attn.q": (4, 4), "encoder.block.0.attn.v": (4, 4),
+        "encoder.block.1.attn.q": (4, 4), "encoder.block.1.attn.v": (4, 4),
+        "decoder.block.0.attn.q": (6, 4), "decoder.block.0.attn.v": (6, 4), "decoder.block.0.cross.q": (4, 8),
+    }  # fmt: skip
+    network = Hypernetwork(targets, d_model=4, rank=2, hidden_size=3, index_size=2, sharing=sharing)
+    assert mlps(network) == count
+    assert set(network.shared_factors()) == set(targets)
+
+
+@pytest.mark.parametrize("sharing", ["per_layer", "per_module", "shared"])
+def test_every_target_gets_factors_of_its_shape(sharing):
+    targets = {"h.0.q": (4, 4), "h.0.v": (4, 6), "h.1.q": (4, 4), "h.1.v": (4, 6), "head": (4, 9)}
+    network = Hypernetwork(targets, d_model=4, rank=2, hidden_size=3, index_size=2, sharing=sharing)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    a, b = network(torch.randn(5, 4))
+    assert {path: (tuple(a[path].shape), tuple(b[path].shape)) for path in a} == {
+        path: ((5, 2, d_in), (5, d_out, 2)) for path, (d_in, d_out) in targets.items()
+    }
+
+
+def test_targets_of_one_mlp_differ_by_their_index():
+    network = golden(1)
+    a, b = network(torch.tensor([[1.0, 3.0]]))
+    assert not torch.equal(b["layer.0.q"], b["layer.0.v"])
+    with torch.no_grad():
+        network.stacks[0].index.fill_(1.0)
+    a, b = network(torch.tensor([[1.0, 3.0]]))
+    assert torch.equal(b["layer.0.q"], b["layer.0.v"])

@@ -1,0 +1,177 @@
+import threading
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from modeling_tagi.lora import Application, applied, find_targets, fusion_hook, lora_hook, low_rank, take_rows
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    module = nn.Linear(5, 3)
+    module.register_forward_hook(lora_hook)
+    return module
+
+
+def factors(tasks, d_in=5, d_out=3, rank=2, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tasks, rank, d_in, generator=generator), torch.randn(tasks, d_out, rank, generator=generator)
+
+
+def test_hook_adds_the_dense_update_to_a_linear(linear):
+    a, b = factors(1)
+    x = torch.randn(4, 6, 5)
+    expected = x @ linear.weight.T + linear.bias + 1.5 * x @ a[0].T @ b[0].T
+    with applied(Application(lora={linear: (a, b)}, scaling=1.5)):
+        torch.testing.assert_close(linear(x), expected, rtol=0, atol=1e-5)
+
+
+def test_hook_adds_the_dense_update_to_a_conv1d():
+    torch.manual_seed(0)
+    module = Conv1D(3, 5)  # five in, three out, its weight lies (in, out)
+    module.register_forward_hook(lora_hook)
+    a, b = factors(1)
+    x = torch.randn(4, 6, 5)
+    expected = x @ module.weight + module.bias + 0.5 * x @ (b[0] @ a[0]).T
+    with applied(Application(lora={module: (a, b)}, scaling=0.5)):
+        torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [None, [2, 0, 0, 1]])
+def test_mixed_rows_equal_each_alone(linear, index):
+    tasks = 4 if index is None else 3
+    a, b = factors(tasks)
+    x = torch.randn(4, 6, 5)
+    task_index = None if index is None else torch.tensor(index)
+    with applied(Application(lora={linear: (a, b)}, scaling=2.0, task_index=task_index)):
+        mixed = linear(x)
+    for row, task in enumerate(index or range(4)):
+        with applied(Application(lora={linear: (a[task: task + 1], b[task: task + 1])}, scaling=2.0)):
+            torch.testing.assert_close(mixed[row: row + 1], linear(x[row: row + 1]), rtol=0, atol=1e-5)
+
+
+def test_copies_of_a_row_keep_its_task():
+    per_task = torch.tensor([[0.0], [1.0], [2.0]])
+    assert take_rows(per_task, 6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
+    assert take_rows(per_task, 4, torch.tensor([2, 0])).flatten().tolist() == [2, 2, 0, 0]
+    assert take_rows(per_task[:1], 3).flatten().tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("index", [None, torch.tensor([0, 1, 1])])
+def test_a_wrong_number_of_rows_is_refused(index):
+    a, b = factors(3)
+    with pytest.raises(ValueError, match="a batch of 4 rows was given 3 adapters; give one for all rows, or one"):
+        low_rank(torch.randn(4, 6, 5), a, b, index)
+
+
+def test_nothing_is_applied_outside_the_block(linear):
+    x = torch.randn(2, 3, 5)
+    bare = linear(x)
+    with applied(Application(lora={linear: factors(1)})):
+        assert not torch.equal(linear(x), bare)
+    assert torch.equal(linear(x), bare)
+
+
+def test_nothing_is_applied_after_an_exception(linear):
+    x = torch.randn(2, 3, 5)
+    bare = linear(x)
+    with pytest.raises(RuntimeError, match="inside"):
+        with applied(Application(lora={linear: factors(1)})):
+            raise RuntimeError("inside")
+    assert torch.equal(linear(x), bare)
+
+
+def test_nested_blocks_replace_and_restore(linear):
+    x = torch.randn(2, 3, 5)
+    bare = linear(x)
+    outer, inner = (Application(lora={linear: factors(1, seed=seed)}) for seed in (1, 2))
+    with applied(outer):
+        first = linear(x)
+        with applied(inner):
+            second = linear(x)
+            with applied(None):
+                assert torch.equal(linear(x), bare)
+            assert torch.equal(linear(x), second)
+        assert torch.equal(linear(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_other_modules_are_left_alone(linear):
+    other = nn.Linear(5, 3)
+    other.register_forward_hook(lora_hook)
+    x = torch.randn(2, 3, 5)
+    bare = other(x)
+    with applied(Application(lora={linear: factors(1)})):
+        assert torch.equal(other(x), bare)
+
+
+def test_fusion_hook_passes_on_the_rest_of_a_tuple():
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, "rest"
+
+    pair, single = Pair(), nn.Identity()
+    for module in (pair, single):
+        module.register_forward_hook(fusion_hook)
+    with applied(Application(fusion={pair: lambda x: x + 1, single: lambda x: x + 2})):
+        states, rest = pair(torch.zeros(1))
+        assert states.item() == 1 and rest == "rest" and single(torch.zeros(1)).item() == 2
+    assert single(torch.zeros(1)).item() == 0
+
+
+def test_two_threads_with_two_adapters_on_one_model_do_not_meet(linear):
+    x = torch.randn(2, 3, 5)
+    applications = [Application(lora={linear: factors(1, seed=seed)}) for seed in range(2)]
+    expected = []
+    for application in applications:
+        with applied(application):
+            expected.append(linear(x))
+    barrier, wrong = threading.Barrier(2), []
+
+    def work(number):
+        try:
+            for _ in range(200):
+                barrier.wait(timeout=30)
+                with applied(applications[number]):
+                    barrier.wait(timeout=30)
+                    if not torch.equal(linear(x), expected[number]):
+                        wrong.append(number)
+                    barrier.wait(timeout=30)
+        except Exception as error:
+            wrong.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and not torch.equal(*expected)
+
+
+def test_targets_are_matched_as_peft_does(make_backbone):
+    from peft import LoraConfig, get_peft_model
+
+    wanted = {"t5": ["q", "v"], "llama": ["q_proj", "layers.1.mlp.up_proj"], "gpt2": ["attn.c_attn"]}
+    for family, names in wanted.items():
+        targets = find_targets(make_backbone(family), names)
+        wrapped = get_peft_model(make_backbone(family), LoraConfig(r=2, target_modules=names))
+        theirs = {
+            path.removeprefix("base_model.model."): (module.in_features, module.out_features)
+            for path, module in wrapped.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        assert targets == theirs
+
+
+def test_a_name_that_matches_nothing_is_refused_with_what_there_is(make_backbone):
+    with pytest.raises(ValueError, match=r"\['q', 'query'\] match no Linear.*LlamaForCausalLM.*q_proj.*v_proj"):
+        find_targets(make_backbone("llama"), ["query", "q", "v_proj"])
+
+
+def test_an_embedding_is_no_target(make_backbone):
+    with pytest.raises(ValueError, match="embed_tokens"):
+        find_targets(make_backbone("llama"), ["embed_tokens"])

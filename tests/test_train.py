@@ -1,0 +1,212 @@
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from modeling_tagi.data.records import Record
+from modeling_tagi.data.tables import write_table
+
+ROOT = Path(__file__).parents[1]
+WORDS = "red green blue one two three four apple pear plum cat dog".split()
+TASKS = {
+    "first": ("say the first word", 0), "last": ("say the last word", -1), "second": ("say the second word", 1),
+    "next": ("say the word before the last", -2),
+}  # fmt: skip
+STAGES = ["text", "prompted", "task_adapters", "pretraining", "finetuning", "evaluation"]
+
+
+def records(tasks, length):
+    made = []
+    for task in tasks:
+        instruction, place = TASKS[task]
+        for n in range(6):
+            words = [WORDS[(n + 5 * k + len(task)) % 12] for k in range(length)]
+            made.append(Record(task, instruction, " ".join(words), (words[place],)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A tiny run from nothing; returns the file of its configuration."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "data").mkdir()
+    write_table(records(["first", "last", "second"], 4), folder / "data" / "train.jsonl")
+    write_table(records(["next"], 5), folder / "data" / "unseen.jsonl")
+    (folder / "text.txt").write_text("\n".join(" ".join(WORDS[n:] + WORDS[:n]) for n in range(12)))
+    tiny = {"tasks_per_batch": 2, "examples_per_task": 2}
+    text = {"batch_size": 2, "max_length": 24}
+    values = {
+        "max_input_length": 48, "max_target_length": 8,
+        "data": {"source": "tables", "path": "$TAGI_TINY/data", "text": "$TAGI_TINY/text.txt"},
+        "backbone": {"vocab_size": 60, "config": {
+            "model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
+            "dropout_rate": 0.2}},
+        "tagi": {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4},
+        "text": {"steps": 2, **text}, "prompted": {"steps": 3, **tiny}, "task_adapters": {"steps": 2},
+        "pretraining": {"steps": 2, **text}, "finetuning": {"steps": 4, "train": "all", **tiny},
+    }  # fmt: skip
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return folder / "tiny.yaml"
+
+
+def start(config, *arguments, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TAGI_TINY": str(config.parent), **variables}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), str(config), *map(str, arguments)],
+        cwd=config.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def end(process):
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+MISTAKES = {
+    "an unknown field": (["--finetuning.step", "3"], "unknown field finetuning.step; did you mean finetuning.steps"),
+    "an unknown alignment": (["--finetuning.alignment", "factor"], "alignment is 'factor', but must be one of"),
+    "a data folder that is not there": (["--data.path", "nowhere"], "data.path: there is no nowhere"),
+    "a variable that is not set": (["--data.path", "$TAGI_UNSET"], "that environment variable is not set"),
+    "a split that is not there": (["--evaluation.splits", "[unseem]"], "'unseem', but the data has train, unseen"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, monkeypatch, tmp_path):
+    arguments, message = MISTAKES[name]
+    monkeypatch.setenv("TAGI_TINY", str(config.parent))
+    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(tmp_path / "out"), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert isinstance(ended.value.code, str) and "\n" not in ended.value.code  # python prints it and exits with 1
+    assert ended.value.code.startswith("train.py: ") and re.search(message, ended.value.code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_without_a_value_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "train.py: error: '--seed' is no field with a value; fields are given as --field value"
+    )
+
+
+def test_a_missing_config_fails_the_command_with_one_line(config, tmp_path):
+    code, out, error = end(start(config.with_name("nowhere.yaml"), "--output_dir", tmp_path / "out"))
+    assert code == 1 and out == ""
+    (line,) = error.splitlines()
+    assert re.fullmatch("train.py: there is no configuration .*nowhere.yaml; see hub_configs/ for those that .*", line)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(config):
+    folder = config.parent / "finished"
+    code, out, error = end(start(config, "--output_dir", folder))
+    assert code == 0, error
+    return folder, out, error
+
+
+def test_a_run_ends_with_every_methods_scores(finished):
+    folder, out, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    for method in ("no_instruction", "prompted", "tagi", "wrong_instruction"):
+        assert 0 <= results["unseen"][method]["exact_match"] <= 100
+        assert results["unseen"][method]["n"] == 6
+    assert list(results["seconds"]) == STAGES
+    assert all(seconds >= 0 for seconds in results["seconds"].values())
+    assert results["leaks"]["leaks"] == 0
+    assert (folder / "results.md").read_text().strip() in out
+
+
+def test_a_run_says_which_stage_it_is_at(finished):
+    folder, out, error = finished
+    begun = [line for line in out.splitlines() if line.endswith(": starts")]
+    assert begun == [f"[{n}/6] {name}: starts" for n, name in enumerate(STAGES, 1)]
+    assert "{'loss'" not in out + error
+    assert "[5/6] finetuning:" in error
+
+
+def test_the_checkpoint_loads_where_the_package_is_not(finished, tmp_path):
+    folder, _, _ = finished
+    code = (
+        "import sys, torch\n"
+        "from transformers import AutoModel, AutoTokenizer\n"
+        f"model = AutoModel.from_pretrained({str(folder / 'model')!r}, trust_remote_code=True)\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(folder / 'model')!r}, trust_remote_code=True)\n"
+        "adapter = model.generate_adapter('say the last word')\n"
+        "inputs = tokenizer(['red cat', 'one two plum'], return_tensors='pt', padding=True)\n"
+        "output = model.generate(**inputs, adapter=adapter, max_new_tokens=3)\n"
+        "assert 'modeling_tagi' not in sys.modules\n"
+        "print(tuple(output.shape)[0])\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2"
+
+
+def scores(folder):
+    return json.loads((folder / "results.json").read_text())["unseen"]
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_the_same_command_again_trains_nothing_and_scores_the_same(config, finished):
+    folder, _, _ = finished
+    before, scored = weights(folder), scores(folder)
+    code, out, error = end(start(config, "--output_dir", folder))
+    assert code == 0, error
+    for number, name in enumerate(STAGES[:-1], 1):
+        assert f"[{number}/6] {name}: was done before" in out
+    assert scores(folder) == scored
+    assert all(torch.equal(x, before[name]) for name, x in weights(folder).items())
+
+
+def test_other_settings_for_the_same_folder_are_refused(config, finished):
+    folder, _, _ = finished
+    kept = weights(folder)
+    code, _, error = end(start(config, "--output_dir", folder, "--finetuning.learning_rate", "3e-4"))
+    assert code != 0
+    assert "finetuning.learning_rate was 0.0001, is now 0.0003" in error and "Traceback" not in error
+    assert all(torch.equal(x, kept[name]) for name, x in weights(folder).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prompted", "finetuning"])
+def test_a_killed_run_ends_as_if_it_had_not_been(config, stage):
+    longer = [x for name in ("prompted", "finetuning") for x in (f"--{name}.steps", 60, f"--{name}.save_every", 7)]
+    whole, cut = config.parent / f"whole-{stage}", config.parent / f"cut-{stage}"
+    assert end(start(config, "--output_dir", whole, *longer))[0] == 0
+    process = start(config, "--output_dir", cut, *longer)
+    checkpoints = cut / "stages" / stage / "checkpoints" / "all"
+    while not list(checkpoints.glob("checkpoint-*/complete")):
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert end(process)[0] == -signal.SIGKILL
+    assert not (cut / "stages" / stage / "done.json").exists()
+    code, out, error = end(start(config, "--output_dir", cut, *longer))
+    assert code == 0, error
+    assert f"{stage}: goes on" in out
+    before = weights(whole)
+    assert all(torch.equal(x, before[name]) for name, x in weights(cut).items())
+    logs = [(folder / "stages" / stage / "log.jsonl").read_text().splitlines() for folder in (whole, cut)]
+    losses = [[json.loads(line)["loss"] for line in log] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) >= 50

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+
+from modeling_tagi.training.settings import RunSettings, load_settings
+from modeling_tagi.training.trainer import Objective
+
+CONFIGS = Path(__file__).parents[2] / "hub_configs"
+EVERY = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.y*ml"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, **overrides):
+        (tmp_path / "mine.yaml").write_text(text)
+        return load_settings(tmp_path / "mine.yaml", {name.replace("__", "."): v for name, v in overrides.items()})
+
+    return load
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_config_that_comes_along_loads(name):
+    settings = load_settings(CONFIGS / name)
+    assert isinstance(settings, RunSettings) and settings.output_dir == f"outputs/{Path(name).stem}"
+
+
+def test_the_default_config_is_there():
+    assert "quickstart.yaml" in EVERY
+
+
+def test_the_defaults_are_the_papers(load):
+    assert Objective() == Objective(1.0, 5.0, 3.0, "factors", "sigmoid") == load("").finetuning.objective()
+    assert load("").finetuning.learning_rate == 1e-4
+
+
+def test_overrides_reach_nested_fields(load):
+    text = "seed: 3\nfinetuning:\n  temperature: 2\n  distillation_weight: 0\n  alignment: none\n"
+    overrides = {"finetuning__steps": "7", "tagi__r": "4", "data__source": "p3", "data__options__seed": "2",
+                 "evaluation__splits": "[a, b]", "backbone__name": "null", "bf16": "true"}
+    settings = load(text, **overrides)
+    assert (settings.seed, settings.finetuning.temperature, settings.finetuning.steps) == (3, 2.0, 7)
+    assert settings.tagi == {"r": 4} and settings.data.options == {"seed": 2} and settings.data.source == "p3"
+    assert settings.evaluation.splits == ["a", "b"] and settings.backbone.name is None and settings.bf16 is True
+
+
+def test_a_section_without_fields_can_be_overridden(load):
+    assert load("text:\ntagi: {}\n", text__steps="5").text.steps == 5
+
+
+def test_the_output_folder_is_named_after_the_config(load):
+    assert load("").output_dir == "outputs/mine"
+    assert load("output_dir: elsewhere").output_dir == "elsewhere"
+
+
+def test_a_number_written_as_text_is_a_number(load):
+    settings = load("text:\n  learning_rate: 1e-4\nfinetuning:\n  alignment_weight: 5e-1\n")
+    assert settings.text.learning_rate == 1e-4 and settings.finetuning.alignment_weight == 0.5
+    assert load("", finetuning__alignment_weight="sigmoid_detached").finetuning.alignment_weight == "sigmoid_detached"
+    assert isinstance(load("finetuning:\n  temperature: 3\n").finetuning.temperature, float)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("finetuning:\n  step: 3\n", r"unknown field finetuning.step; did you mean finetuning.steps\?"),
+    ("sed: 3\n", r"unknown field sed; did you mean seed\?"),
+    ("zzz: 3\n", "unknown field zzz; the fields are output_dir, seed"),
+    ("seed: one\n", "seed is 'one', but must be of type int"),
+    ("seed: true\n", "seed is True, but must be of type int"),
+    ("seed: 1.5\n", "seed is 1.5, but must be of type int"),
+    ("bf16: 1\n", "bf16 is 1, but must be of type bool"),
+    ("text:\n  learning_rate: fast\n", "text.learning_rate is 'fast', but must be of type float"),
+    ("evaluation:\n  max_records: many\n", "evaluation.max_records is 'many', but must be of type int or null"),
+    ("data: builtin\n", "data is 'builtin', but must hold fields: source, path"),
+    ("text:\n  steps: -1\n", "text.steps is -1, but must be 0 or more"),
+    ("text:\n  batch_size: 0\n", "text.batch_size is 0, but must be 1 or more"),
+    ("finetuning:\n  tasks_per_batch: 0\n", "finetuning.tasks_per_batch is 0, but must be 1 or more"),
+    ("finetuning:\n  train: everything\n", "finetuning.train is 'everything'.*'generator_and_norms'"),
+    ("finetuning:\n  alignment: factor\n", "alignment is 'factor', but must be one of 'factors', 'delta', 'none'"),
+    ("finetuning:\n  alignment_weight: sigmod\n", "alignment_weight is 'sigmod'"),
+    ("finetuning:\n  temperature: 0\n", "temperature is 0.0, but must be above 0"),
+    ("task_adapters:\n  by: category\n", "task_adapters.by is 'category', but must be 'group' or 'task'"),
+    ("- a\n- b\n", "holds a list, but must hold fields"),
+    ("a: [1, 2\n", "mine.yaml is not YAML"),
+])
+def test_a_config_that_makes_no_sense_is_refused_by_field(load, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(text)
+
+
+@pytest.mark.parametrize("overrides, message", [
+    ({"finetuning__stepz": "3"}, r"unknown field finetuning.stepz; did you mean finetuning.steps\?"),
+    ({"seed__x": "3"}, "--seed.x: 'seed' has no fields of its own"),
+    ({"evaluation__splits": "[a"}, r"--evaluation.splits is '\[a', which is not YAML"),
+])
+def test_an_override_that_makes_no_sense_is_refused(load, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load("seed: 1\n", **overrides)
+
+
+def test_distillation_and_alignment_need_task_adapters(load):
+    with pytest.raises(ValueError, match="there are no task adapters: give task_adapters.steps"):
+        load("finetuning:\n  steps: 10\n")
+    for mended in ("task_adapters:\n  steps: 5\n", "task_adapters:\n  path: somewhere\n"):
+        assert load(f"finetuning:\n  steps: 10\n{mended}").finetuning.objective().needs_teacher
+    without = load("finetuning:\n  steps: 10\n  distillation_weight: 0\n  alignment: none\n")
+    assert not without.finetuning.objective().needs_teacher
+
+
+def test_a_missing_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no configuration .*nowhere.yaml; see hub_configs/"):
+        load_settings(tmp_path / "nowhere.yaml")

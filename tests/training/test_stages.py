@@ -1,0 +1,316 @@
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from modeling_tagi.data.records import Record
+from modeling_tagi.training import stages
+from modeling_tagi.training.run import Run
+from modeling_tagi.training.settings import load_settings
+from modeling_tagi.training.task_adapters import AdapterBank
+
+TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
+STAGES = ["prompted", "task_adapters", "pretraining", "finetuning"]
+STEPS = 7
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def make_run(backbones, tmp_path_factory):
+    """Runs by name, each in a folder of its own."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def make(name, **sections):
+        each = {"steps": STEPS, "save_every": 2, "learning_rate": 1e-2}
+        batch = {"tasks_per_batch": 2, "examples_per_task": 2}
+        values = {
+            "output_dir": str(folder / name), "max_input_length": 48, "max_target_length": 8,
+            "backbone": {"name": backbones("t5", 0.2)},
+            "tagi": {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4},
+            "prompted": {**each, **batch},
+            "task_adapters": {**each, "at_once": 1, "examples_per_task": 2},
+            "pretraining": {**each, "batch_size": 2, "max_length": 16},
+            "finetuning": {**each, **batch, "train": "all", "alignment": "delta", "accumulation": 2},
+        }  # fmt: skip
+        for section, fields in sections.items():
+            values[section] = {**values.get(section, {}), **fields} if isinstance(fields, dict) else fields
+        (folder / "config.yaml").write_text(yaml.safe_dump(values))
+        return Run(load_settings(folder / "config.yaml"), STAGES)
+
+    return make
+
+
+def go(run, records, text=TEXT):
+    """The stages as train.py calls them."""
+    backbone, revision = stages.taught_backbone(run, records, text)
+    model = stages.start_model(run, backbone, revision)
+    tokens = stages.read_tokens(run, AutoTokenizer.from_pretrained(backbone), model.config.is_encoder_decoder)
+    bank = stages.tuned_adapters(run, model, tokens, records)
+    model = stages.pretrained_model(run, model, tokens, text)
+    return stages.finetuned_model(run, model, tokens, records, bank), bank
+
+
+def logs(run):
+    return {
+        str(file.relative_to(run.folder)): [json.loads(line)["loss"] for line in file.read_text().splitlines()]
+        for file in sorted(run.folder.rglob("log*.jsonl"))
+    }
+
+
+def adapters(run):
+    loaded = AdapterBank(run.folder / "task_adapters").load()
+    return {**{f"a {p}": x for p, x in loaded.lora_a.items()}, **{f"b {p}": x for p, x in loaded.lora_b.items()}}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(x, right[name]) for name, x in left.items())
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """Ends a stage (or the second chunk of it: `part=2`) with an exception behind one of its steps."""
+    checkpoints = stages._Checkpoints
+
+    def arm(stage, step, part=1):
+        seen = []
+
+        class Deadly(checkpoints):
+            def on_train_begin(self, args, state, control, **kwargs):
+                seen.append(self.stage.name)
+
+            def on_step_end(self, args, state, control, **kwargs):
+                super().on_step_end(args, state, control, **kwargs)
+                if self.stage.name == stage and seen.count(stage) == part and state.global_step == step:
+                    raise Killed
+
+        monkeypatch.setattr(stages, "_Checkpoints", Deadly)
+
+    yield arm
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(make_run, records):
+    run = make_run("uninterrupted")
+    model, _ = go(run, records)
+    return run, model.state_dict()
+
+
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, kill, monkeypatch, uninterrupted):
+    whole, expected = uninterrupted
+    run = make_run("cut")
+    for stage, step in (("prompted", 5), ("task_adapters", 3), ("pretraining", 4), ("finetuning", 5)):
+        kill(stage, step)
+        with pytest.raises(Killed):
+            go(run, records)
+        assert (run.folder / "stages" / stage / "checkpoints").is_dir()
+        assert run.stage(stage).facts is None
+    monkeypatch.undo()
+    model, _ = go(make_run("cut"), records)
+    assert same(model.state_dict(), expected)
+    assert same(adapters(run), adapters(whole))
+    assert len(logs(run)) == 5 and logs(run) == logs(whole)
+    for stage in STAGES:
+        assert run.stage(stage).facts.get("loss") == whole.stage(stage).facts.get("loss")
+    assert not list(run.folder.rglob("checkpoints"))
+
+
+def test_dropout_is_at_work_while_runs_are_compared(make_run, records, uninterrupted):
+    model, _ = go(make_run("seeded", seed=1), records)
+    assert not same(model.state_dict(), uninterrupted[1])
+
+
+def test_a_half_written_checkpoint_is_passed_over(make_run, records, kill, monkeypatch, uninterrupted):
+    run = make_run("half")
+    kill("prompted", 5)
+    with pytest.raises(Killed):
+        go(run, records)
+    monkeypatch.undo()
+    checkpoints = run.folder / "stages" / "prompted" / "checkpoints" / "all"
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    (checkpoints / "checkpoint-4" / "complete").unlink()
+    (checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"half a f")
+    model, _ = go(run, records)
+    assert same(model.state_dict(), uninterrupted[1])
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_run, records, kill, monkeypatch, uninterrupted):
+    run = make_run("early")
+    kill("prompted", 1)
+    with pytest.raises(Killed):
+        go(run, records)
+    monkeypatch.undo()
+    assert same(go(run, records)[0].state_dict(), uninterrupted[1])
+
+
+def test_a_run_killed_between_training_and_saving_trains_no_further(make_run, records, monkeypatch, uninterrupted):
+    run = make_run("late")
+
+    def die(*args):
+        raise Killed
+
+    monkeypatch.setattr(stages, "_save_trained", die)
+    with pytest.raises(Killed):
+        go(run, records)
+    monkeypatch.undo()
+    assert (run.folder / "stages" / "pretraining" / "checkpoints" / "all" / f"checkpoint-{STEPS}").is_dir()
+    model, _ = go(run, records)
+    assert same(model.state_dict(), uninterrupted[1])
+    assert logs(run) == logs(uninterrupted[0])
+
+
+def count_trained(monkeypatch):
+    trained, original = [], stages.train_stage
+
+    def train_stage(run, stage, *args, part="", **kwargs):
+        trained.append((stage.name, part))
+        return original(run, stage, *args, part=part, **kwargs)
+
+    monkeypatch.setattr(stages, "train_stage", train_stage)
+    return trained
+
+
+def test_finished_stages_are_not_trained_again(make_run, records, monkeypatch, uninterrupted, capsys):
+    trained = count_trained(monkeypatch)
+    capsys.readouterr()
+    model, bank = go(make_run("uninterrupted"), records)
+    assert trained == []
+    assert same(model.state_dict(), uninterrupted[1]) and bank.names == ["one", "two"]
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [f"[{n}/4] {name}: was done before" for n, name in enumerate(STAGES, 1)]
+
+
+def test_adapters_tuned_before_the_kill_are_not_tuned_again(make_run, records, kill, monkeypatch, uninterrupted):
+    run = make_run("adapters")
+    kill("task_adapters", 3, part=2)
+    with pytest.raises(Killed):
+        go(run, records)
+    monkeypatch.undo()
+    assert AdapterBank(run.folder / "task_adapters").names == ["one"]
+    file = run.folder / "task_adapters" / "one" / "adapter_model.safetensors"
+    written = file.stat().st_mtime_ns
+    trained = count_trained(monkeypatch)
+    go(run, records)
+    assert [item for item in trained if item[0] in STAGES[:2]] == [("task_adapters", "two")]
+    assert file.stat().st_mtime_ns == written
+    assert same(adapters(run), adapters(uninterrupted[0]))
+
+
+def test_each_stage_logs_what_it_minimises(make_run, uninterrupted):
+    run, _ = uninterrupted
+    lines = (run.folder / "stages" / "finetuning" / "log.jsonl").read_text().splitlines()
+    assert {"loss", "loss_prediction", "loss_distillation", "loss_alignment"} <= json.loads(lines[-1]).keys()
+    assert [len(losses) for losses in logs(run).values()] == [STEPS] * 5
+
+
+def test_the_log_between_two_checkpoints_survives_a_kill(make_run, records, kill, monkeypatch):
+    sections = {name: {"steps": 0} for name in ("pretraining", "finetuning")}
+    sections["task_adapters"] = {"steps": 0}
+    sections["prompted"] = {"steps": 104, "save_every": 5}  # logs at every second step, and with every checkpoint
+    whole = make_run("whole", **sections)
+    go(whole, records)
+    kill("prompted", 58)
+    with pytest.raises(Killed):
+        go(make_run("cut between", **sections), records)
+    monkeypatch.undo()
+    run = make_run("cut between", **sections)
+    go(run, records)
+    assert logs(run) == logs(whole) and len(logs(whole)["stages/prompted/log.jsonl"]) == 52 + 10
+    assert run.stage("prompted").facts["loss"] == whole.stage("prompted").facts["loss"]
+
+
+def test_the_checkpoint_says_whether_its_backbone_was_trained(make_run, records, uninterrupted):
+    run, _ = uninterrupted
+    for stage in ("pretraining", "finetuning"):
+        config = json.loads((run.folder / "stages" / stage / "model" / "config.json").read_text())
+        assert config["backbone_trained"] is True
+    frozen = make_run(
+        "frozen", finetuning={"train": "generator", "steps": 2}, pretraining={"steps": 2}, prompted={"steps": 0},
+        task_adapters={"steps": 1},
+    )  # fmt: skip
+    model, _ = go(frozen, records)
+    start = stages.start_model(frozen, frozen.settings.backbone.name, None)
+    assert model.config.backbone_trained is False
+    assert same(model.backbone.state_dict(), start.backbone.state_dict())
+    assert not same(model.hypernetwork.state_dict(), start.hypernetwork.state_dict())
+
+
+def test_a_bank_of_an_earlier_run_can_be_used(make_run, records, uninterrupted, monkeypatch):
+    trained = count_trained(monkeypatch)
+    source = str(uninterrupted[0].folder / "task_adapters")
+    run = make_run("second", task_adapters={"path": source}, pretraining={"steps": 0}, finetuning={"steps": 1})
+    _, bank = go(run, records)
+    assert str(bank.folder) == source and [name for name, _ in trained] == ["prompted", "finetuning"]
+
+
+def test_a_bank_for_other_tasks_is_refused(make_run, records, uninterrupted):
+    source = str(uninterrupted[0].folder / "task_adapters")
+    run = make_run("other", task_adapters={"path": source}, pretraining={"steps": 0}, prompted={"steps": 0})
+    others = [Record(r.task + "2", r.instruction, r.input, r.targets, r.group + "2") for r in records]
+    with pytest.raises(ValueError, match="the bank's adapters are for one, two, …; none of them is a task or group"):
+        go(run, others)
+
+
+def test_a_missing_bank_is_refused_before_any_training_of_the_generator(make_run, records, tmp_path):
+    run = make_run("none", task_adapters={"path": str(tmp_path / "nowhere")}, prompted={"steps": 0})
+    with pytest.raises(FileNotFoundError, match="nowhere has no index.json"):
+        go(run, records)
+
+
+def test_instructions_that_cannot_be_read_whole_are_refused(make_run, records):
+    run = make_run("short", tagi={"max_instruction_length": 8})
+    tokenizer = stages.read_tokenizer(run.settings, records, [])
+    with pytest.raises(ValueError, match="of task 'both' has .* tokens, but tagi.max_instruction_length is 8; rai"):
+        stages.check_model(run.settings, tokenizer, {"train": records})
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_backbone_from_scratch_learns_text_and_prompts(make_run, records, family):
+    config = {
+        "t5": {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2},
+        "llama": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+                  "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128},
+    }[family]  # fmt: skip
+    backbone = {"name": None, "vocab_size": 60, "config": config, "embedding_std": 0.1}
+    run = make_run(
+        f"scratch {family}", backbone=backbone, text={"steps": 2, "batch_size": 2, "max_length": 16},
+        prompted={"steps": 2}, task_adapters={"steps": 1}, pretraining={"steps": 1}, finetuning={"steps": 1},
+    )  # fmt: skip
+    run.stages = ["text", *STAGES]
+    model, _ = go(run, records)
+    assert model.config.is_encoder_decoder == (family == "t5")
+    assert model.config.pad_token_id == 0 and model.config.eos_token_id == 1
+    adapter = model.generate_adapter("say the first word")
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
+    output = model.generate(**tokenizer(["red cat"], return_tensors="pt"), adapter=adapter, max_new_tokens=2)
+    assert output.shape[0] == 1
+
+
+def test_progress_is_a_bar_and_nothing_else(make_run, records, kill, monkeypatch, capsys):
+    bars = []
+
+    class Bar(stages.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            bars.append(self)
+
+    monkeypatch.setattr(stages, "tqdm", Bar)
+    run = make_run("bar", task_adapters={"steps": 1}, pretraining={"steps": 0}, finetuning={"steps": 1})
+    kill("prompted", 5)
+    with pytest.raises(Killed):
+        go(run, records)
+    kill("nothing", 0)
+    go(run, records)
+    (cut, whole), last = bars[:2], run.stage("prompted").facts["loss"]
+    assert (cut.desc, cut.initial, cut.n, cut.total) == ("[1/4] prompted", 0, 4, STEPS)
+    assert (whole.desc, whole.initial, whole.n, whole.total) == ("[1/4] prompted", 4, STEPS, STEPS)
+    assert whole.postfix == f"loss={last:.3f}"
+    shown = capsys.readouterr()
+    assert "{'" not in shown.out + shown.err and "[1/4] prompted:" in shown.err
+    lines = [line for line in shown.out.splitlines() if "prompted" in line]
+    assert lines[:2] == ["[1/4] prompted: starts", "[1/4] prompted: goes on"] and len(lines) == 3

@@ -1,0 +1,324 @@
+import pytest
+import torch
+from transformers.trainer_callback import PrinterCallback
+
+from modeling_tagi.data.collate import RecordCollator
+from modeling_tagi.data.sampling import TaskBatchSampler
+from modeling_tagi.training import losses
+from modeling_tagi.training.trainer import Drawn, Objective, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
+
+FAMILIES = ("t5", "llama")
+PREDICTION = Objective(distillation_weight=0, alignment="none")
+ALL_TERMS = Objective(distillation_weight=2.0, alignment="delta", alignment_weight=0.5)
+GROUPS = {"one": 0, "two": 1}
+
+
+@pytest.fixture
+def make_trainer(records, make_tokens, training_arguments):
+    def make(model, batches, family="t5", objective=None, teacher=None, bank=GROUPS, eval_dataset=None, **arguments):
+        collator = RecordCollator(make_tokens(family), bank_index=bank if teacher is not None else None)
+        trainer = TagiTrainer(
+            model=model,
+            args=training_arguments(**arguments),
+            train_dataset=Drawn(records),
+            eval_dataset=eval_dataset,
+            data_collator=collator,
+            batch_sampler=batches,
+            objective=objective,
+            teacher=teacher,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    return make
+
+
+def weights(model):
+    return {name: x.detach().clone() for name, x in model.state_dict().items()}
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def batch_of(trainer, records):
+    return trainer.data_collator(records)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("alignment", ["factors", "delta"])
+def test_four_batches_a_step_are_one_batch_of_four_times_the_size(
+    make_model, make_trainer, make_bank, family, alignment
+):
+    objective = Objective(distillation_weight=2.0, alignment=alignment)
+    # 24 records, tasks side by side: quarters of 4, 4, 8 and 8 records, each with every task (L_ins is per batch).
+    quarters = [list(range(0, 4)), list(range(4, 8)), list(range(8, 16)), list(range(16, 24))]
+    after = {}
+    for name, batches in (("one", [list(range(24))]), ("four", quarters)):
+        model = make_model(family, trained=True)
+        model.set_trainable("all")
+        start = weights(model)
+        teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+        trainer = make_trainer(
+            model, batches, family, objective, teacher, optim="sgd", gradient_accumulation_steps=len(batches)
+        )
+        trainer.train()
+        after[name] = weights(model)
+        assert len(changed(start, after[name])) > 10
+    for key in start:
+        step = (after["one"][key] - start[key]).abs().max()
+        assert torch.allclose(after["one"][key], after["four"][key], rtol=0, atol=1e-6 + 1e-4 * float(step)), key
+
+
+def test_logs_hold_each_term(make_model, make_trainer, make_bank):
+    for accumulation in (1, 3):
+        model = make_model(trained=True)
+        batches = [list(range(4 * n, 4 * n + 4)) for n in range(2 * accumulation)]
+        trainer = make_trainer(
+            model, batches, objective=ALL_TERMS, teacher=Teacher(frozen_copy(model.backbone), make_bank(model)),
+            max_steps=2, gradient_accumulation_steps=accumulation,
+        )  # fmt: skip
+        trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert len(logs) == 2
+        for entry in logs:
+            assert entry["loss_distillation"] > 0.01 and entry["loss_alignment"] > 0.01
+            total = entry["loss_prediction"] + 2 * entry["loss_distillation"] + 0.5 * entry["loss_alignment"]
+            assert entry["loss"] == pytest.approx(total, abs=2e-4)
+
+
+def test_distillation_without_adapters_still_tells_of_the_instruction(make_model, make_trainer, make_bank, records):
+    # A fresh generator and a bank with B = 0 change nothing: what differs is the prompt and the student's fusion.
+    model = make_model(fusion="none")
+    bank = make_bank(model)
+    for b in bank.lora_b.values():
+        b.zero_()
+    trainer = make_trainer(model, [[0]], objective=ALL_TERMS, teacher=Teacher(model.backbone, bank))
+    model.train()
+    trainer.compute_loss(model, batch_of(trainer, records[:4]))
+    assert trainer._terms["distillation"][0] > 1e-3
+
+
+def test_a_teacher_reads_prompt_and_task_adapter(make_model, make_trainer, make_bank, make_tokens, records):
+    model, tokens = make_model(trained=True), make_tokens()
+    bank = make_bank(model)
+    teacher = Teacher(model.backbone, bank)
+    batch = RecordCollator(tokens, bank_index=GROUPS)(records[:4])
+    inputs = {n.removeprefix("teacher_"): x for n, x in batch.items() if n.startswith("teacher_") and n[8:] != "index"}
+    logits = teacher.logits(inputs, batch["teacher_index"], batch["task_index"])
+    model.eval()
+    for row, record in enumerate(records[:4]):
+        alone = RecordCollator(tokens, "prompt")([record])
+        with torch.no_grad():
+            expected = model(**alone, adapter=bank[GROUPS[record.group]]).logits[0]
+        assert torch.allclose(logits[row, : len(expected)], expected, atol=1e-5)
+    without = {path: torch.zeros_like(b) for path, b in bank.lora_b.items()}
+    bare = Teacher(model.backbone, type(bank)(bank.lora_a, without, bank.lora_alpha))
+    assert not torch.allclose(logits, bare.logits(inputs, batch["teacher_index"], batch["task_index"]), atol=1e-2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_teacher_on_the_students_frozen_backbone_gives_it_no_gradient(
+    make_model, make_trainer, make_bank, records, family
+):
+    model = make_model(family, dropout=0.2, trained=True)
+    model.set_trainable("generator")
+    bank = make_bank(model)
+    for factor in (*bank.lora_a.values(), *bank.lora_b.values()):
+        factor.requires_grad_()
+    teacher = Teacher(model.backbone, bank)
+    trainer = make_trainer(model, [[0]], family, Objective(prediction_weight=0), teacher)
+    model.train()
+    trainer.compute_loss(model, batch_of(trainer, records[:8])).backward()
+    assert all(x.grad is None for x in (*model.backbone.parameters(), *bank.lora_a.values(), *bank.lora_b.values()))
+    assert sum(x.grad.abs().sum() for x in model.hypernetwork.parameters()) > 0
+    assert all(module.training for module in model.modules())
+
+
+def test_tasks_without_an_adapter_are_left_out_of_distillation_and_alignment(
+    make_model, make_trainer, make_bank, records
+):
+    model = make_model(trained=True)
+    model.train()
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    terms = []
+    known = [r for r in records if r.group == "two"]
+    for bank, chosen in (({"two": 1}, records), (GROUPS, known)):
+        trainer = make_trainer(model, [[0]], objective=ALL_TERMS, teacher=teacher, bank=bank)
+        trainer.compute_loss(model, batch_of(trainer, chosen))
+        terms.append({name: float(total) for name, (total, _) in trainer._terms.items()})
+    assert terms[0]["distillation"] == pytest.approx(terms[1]["distillation"], rel=1e-5)
+    assert terms[0]["alignment"] == pytest.approx(terms[1]["alignment"], rel=1e-5)
+    assert terms[0]["prediction"] != pytest.approx(terms[1]["prediction"], rel=1e-3)
+
+
+def test_a_batch_without_any_adapter_is_trained_on_its_labels(make_model, make_trainer, make_bank, records):
+    model = make_model()
+    model.train()
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    trainer = make_trainer(model, [[0]], objective=ALL_TERMS, teacher=teacher, bank={"another": 0})
+    loss, outputs = trainer.compute_loss(model, batch_of(trainer, records[:4]), return_outputs=True)
+    assert loss.item() == outputs.loss.item() and set(trainer._terms) == {"prediction"}
+
+
+def test_a_missing_teacher_is_refused(make_model, make_trainer):
+    with pytest.raises(ValueError, match="there is no teacher; give one, or set distillation_weight=0"):
+        make_trainer(make_model(), [[0]], objective=ALL_TERMS)
+
+
+def test_batches_that_do_not_name_their_teachers_are_refused(make_model, make_trainer, make_bank, records):
+    model = make_model()
+    trainer = make_trainer(model, [[0]], objective=ALL_TERMS, teacher=Teacher(model.backbone, make_bank(model)))
+    trainer.data_collator.bank_index = None
+    with pytest.raises(ValueError, match="no teacher_index; give the data collator a bank_index"):
+        trainer.compute_loss(model.train(), batch_of(trainer, records[:4]))
+
+
+@pytest.mark.parametrize("fields, message", [
+    ({"alignment": "factor"}, "'factor', but must be one of 'factors', 'delta', 'none'"),
+    ({"alignment_weight": "sigmod"}, "'sigmod', but must be a number"),
+    ({"temperature": -1.0}, "temperature is -1.0, but must be above 0"),
+])
+def test_an_objective_checks_its_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(**fields)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluation_reports_the_prediction_loss(make_model, make_trainer, make_bank, records, family):
+    model = make_model(family, dropout=0.3, trained=True)
+    objective = Objective(prediction_weight=0.1, distillation_weight=2.0, alignment="delta")
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    trainer = make_trainer(
+        model, [[0]], family, objective, teacher, eval_dataset=records, per_device_eval_batch_size=24
+    )
+    metrics = trainer.evaluate()
+    with torch.no_grad():
+        batch = RecordCollator(trainer.data_collator.tokens)(records)
+        expected = model.eval()(**batch).loss.item()
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def train_with_dropout(make_model, make_trainer, make_bank, records, **arguments):
+    model = make_model(dropout=0.3)
+    model.set_trainable("all")
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    batches = TaskBatchSampler(records, 3, 2, steps=6)
+    trainer = make_trainer(
+        model, batches, objective=ALL_TERMS, teacher=teacher, eval_dataset=records[:7], max_steps=6, **arguments
+    )
+    trainer.train()
+    return trainer, weights(model)
+
+
+def test_evaluation_leaves_training_as_it_would_have_been(make_model, make_trainer, make_bank, records):
+    shared = make_model, make_trainer, make_bank, records
+    plain, without = train_with_dropout(*shared)
+    evaluating, with_evaluation = train_with_dropout(
+        *shared, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=3
+    )
+    _, other_seed = train_with_dropout(*shared, seed=7)
+    evaluations = [entry for entry in evaluating.state.log_history if "eval_loss" in entry]
+    assert len(evaluations) == 6 and len({entry["eval_loss"] for entry in evaluations}) == 6
+    assert not changed(without, with_evaluation)
+    assert [e["loss"] for e in plain.state.log_history if "loss" in e] == [
+        e["loss"] for e in evaluating.state.log_history if "loss" in e
+    ]
+    assert changed(without, other_seed)  # dropout was at work
+
+
+def test_randomness_is_given_back_after_an_error():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with pytest.raises(KeyError), unchanged_randomness():
+        torch.rand(5)
+        raise KeyError
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_backbone_is_the_same_after_training(make_model, make_trainer, make_bank, records, family):
+    model = make_model(family)
+    model.set_trainable("generator")
+    before = weights(model)
+    batches = TaskBatchSampler(records, 3, 2, steps=4)
+    trainer = make_trainer(
+        model, batches, family, ALL_TERMS, Teacher(model.backbone, make_bank(model)), max_steps=4, weight_decay=0.1
+    )
+    trainer.train()
+    moved = changed(before, weights(model))
+    assert moved and not [name for name in moved if name.startswith("backbone.")]
+    assert {name.split(".")[0] for name in moved} == {"hypernetwork", "fusion"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_and_embeddings_can_be_trained_with_the_generator(make_model, make_trainer, records, family):
+    model = make_model(family)
+    model.set_trainable("generator_and_norms")
+    before = weights(model)
+    batches = TaskBatchSampler(records, 3, 2, steps=3)
+    make_trainer(model, batches, family, PREDICTION, max_steps=3, weight_decay=0.1).train()
+    # without second names of one tensor: a T5's lm_head is its embedding
+    moved = changed(before, weights(model)) & {f"backbone.{name}" for name, _ in model.backbone.named_parameters()}
+    embedding = {"t5": "shared", "llama": "embed_tokens"}[family]
+    assert any("norm" in name for name in moved) and any(embedding in name for name in moved)
+    allowed = ("norm", embedding, "relative_attention_bias")
+    assert not [name for name in moved if not any(kind in name for kind in allowed)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_task_can_be_overfitted(make_model, make_trainer, records, family):
+    model = make_model(family)
+    model.set_trainable("all")
+    trainer = make_trainer(model, [list(range(8))] * 60, family, PREDICTION, max_steps=60, learning_rate=2e-2)
+    trainer.train()
+    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert history[0] > 3 and history[-1] < 0.3
+
+
+def test_a_trained_backbones_teacher_stays_what_it_was(make_model, make_trainer, make_bank, records):
+    model = make_model()
+    model.set_trainable("all")
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    before = weights(teacher.backbone)
+    batches = TaskBatchSampler(records, 3, 2, steps=2)
+    make_trainer(model, batches, objective=ALL_TERMS, teacher=teacher, max_steps=2).train()
+    assert not changed(before, weights(teacher.backbone))
+    assert changed(before, weights(model.backbone))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make_model, make_trainer, make_bank, records):
+    after = []
+    for checkpointing in (False, True):
+        model = make_model(trained=True)
+        model.set_trainable("all")
+        teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+        make_trainer(
+            model, [list(range(8))], objective=ALL_TERMS, teacher=teacher, gradient_checkpointing=checkpointing,
+            optim="sgd",
+        ).train()  # fmt: skip
+        after.append(weights(model))
+    assert all(torch.allclose(after[0][name], after[1][name], atol=1e-6) for name in after[0])
+
+
+def test_the_losses_of_the_trainer_are_those_of_the_functions(make_model, make_trainer, make_bank, records):
+    model = make_model(trained=True)
+    model.train()
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    objective = Objective(prediction_weight=0.5, distillation_weight=2.0, temperature=2.0, alignment="factors")
+    trainer = make_trainer(model, [[0]], objective=objective, teacher=teacher)
+    batch = batch_of(trainer, records[:8])
+    loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+    logits = teacher.logits(
+        {n: batch[f"teacher_{n}"] for n in ("input_ids", "attention_mask", "labels")},
+        batch["teacher_index"], batch["task_index"],
+    )  # fmt: skip
+    target = batch["labels"] != -100
+    kl = losses.distillation_loss(outputs.logits[target], logits[target], 2.0)
+    bank = teacher.adapters(batch["teacher_index"])
+    ours = outputs.adapter
+    aligned = losses.alignment_factors(ours.lora_a, ours.lora_b, 2.0, bank.lora_a, bank.lora_b, 2.0)
+    expected = 0.5 * outputs.loss + 2.0 * kl + torch.sigmoid(aligned) * aligned
+    assert kl > 0 and aligned > 0
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
