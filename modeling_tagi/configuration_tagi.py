@@ -71,6 +71,7 @@ class TagiConfig(PretrainedConfig):
 
     model_type = "tagi"
     sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values", "adapter"]
 
     def __init__(
         self,

@@ -1,6 +1,5 @@
 """TagiModel: a language model, and the hypernetwork that writes LoRA adapters for it from instructions."""
 
-import os
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -8,15 +7,10 @@ from functools import partial
 from typing import Any, Optional, Sequence, Union
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     DynamicCache,
     GenerationConfig,
     GenerationMixin,
@@ -25,10 +19,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
+from .checkpoints import CheckpointMixin, auto_class
 from .configuration_tagi import TagiConfig
+from .fit import fingerprint, require_fit, require_rows
 from .fusion import InstructionCrossAttention, concat_memory, fused_modules
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
 from .instructions import instruction_text
@@ -44,9 +40,6 @@ from .lora import (
 )
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
-
-# A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
-_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 TokenIds = Union[Tensor, Sequence[int], Sequence[Sequence[int]]]
 
@@ -109,7 +102,7 @@ class TagiPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.gate)
 
 
-class TagiModel(TagiPreTrainedModel, GenerationMixin):
+class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     """A backbone with a generator of adapters for it.
 
     Args:
@@ -117,11 +110,13 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         backbone: A language model to use instead of a new one made from `config.backbone_config`.
     """
 
+    adapter_class = TagiAdapter  # at hand where only the checkpoint's code is: model.adapter_class.from_pretrained
+
     def __init__(self, config: TagiConfig, backbone: Optional[PreTrainedModel] = None):
         super().__init__(config)
         if config.backbone_config is None:
             raise ValueError("TagiModel needs a config with a backbone_config; or use TagiModel.from_backbone(name)")
-        self.backbone = backbone if backbone is not None else _auto_class(config).from_config(config.backbone_config)
+        self.backbone = backbone if backbone is not None else auto_class(config).from_config(config.backbone_config)
         config.backbone_config = self.backbone.config  # one object, so that a change of the one is saved in the other
         targets = find_targets(self.backbone, config.target_modules)
         text_config = config.backbone_config.get_text_config()
@@ -139,111 +134,7 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
             hook_once(self.backbone.get_submodule(path), lora_hook)
         for module in fused:
             hook_once(module, fusion_hook)
-        self._tokenizer = self._revision = None
         self.post_init()
-
-    # Building, loading, saving
-
-    @classmethod
-    def from_backbone(
-        cls, name_or_folder: Union[str, os.PathLike], *, revision: Optional[str] = None, dtype=None, **config_fields
-    ) -> "TagiModel":
-        """A fresh generator on a pretrained backbone.
-
-        Args:
-            name_or_folder: A repository on the Hub, or a folder.
-            revision: The repository's revision.
-            dtype: Of the whole model; `None` takes the backbone's.
-            config_fields: Fields of [`TagiConfig`].
-        """
-        name = str(name_or_folder)
-        if os.path.isdir(name):
-            name = os.path.abspath(name)
-        backbone_config = AutoConfig.from_pretrained(name, revision=revision)
-        revision = _commit(name, revision) or revision
-        config = TagiConfig(
-            backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
-        )
-        backbone = _auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto")
-        for tensor in (*backbone.parameters(), *backbone.buffers()):
-            tensor._is_hf_initialized = True
-        model = cls(config, backbone=backbone).to(backbone.dtype)
-        model.generation_config = deepcopy(backbone.generation_config)
-        model.config.dtype = backbone.dtype
-        return model
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
-    ):
-        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it.
-
-        Raises:
-            OSError: if a file is missing, or the backbone is not where the config says.
-            ValueError: if the checkpoint lacks a tensor of the model.
-        """
-        if not hasattr(config, "backbone_config"):
-            names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-            hub = {name: kwargs[name] for name in names if name in kwargs}
-            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
-        if config.backbone_config is None:
-            raise OSError(
-                f"{pretrained_model_name_or_path} has no config.json of a TAGI model (with a backbone_config); name a "
-                "folder or repository that save_pretrained has written, or use TagiModel.from_backbone for a new one"
-            )
-        loader, buffers = cls, {}
-        if not config.backbone_in_checkpoint:
-            kwargs["backbone"] = _named_backbone(pretrained_model_name_or_path, config, kwargs)
-            buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
-            ignored = [*(cls._keys_to_ignore_on_load_missing or ()), r"^backbone\."]
-            loader = type(cls.__name__, (cls,), {"_keys_to_ignore_on_load_missing": ignored})
-        model, info = super(TagiModel, loader).from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
-        model.__class__ = cls
-        model._revision = _commit(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
-        for name, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
-            model.backbone.get_buffer(name).copy_(buffer)
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            named = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} of the model's tensors: {named}; save the "
-                "whole model with save_pretrained, or take the config that its weights were saved with"
-            )
-        return (model, info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
-        """Writes the checkpoint as it goes to the Hub: weights, config, code and, where it is known, the tokenizer.
-
-        Args:
-            include_backbone: Whether the backbone's weights go in; without them the checkpoint names the backbone and
-                loads it from there. `None` keeps what the config says (at first: with them).
-
-        Raises:
-            ValueError: if the backbone is to be left out but is not to be had elsewhere.
-        """
-        config, tokenizer = self.config, self._find_tokenizer()
-        include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
-        if not include and (config.backbone_trained or not config.backbone_name_or_path):
-            why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
-            raise ValueError(f"the backbone cannot be left out of the checkpoint: {why}; use include_backbone=True")
-        kept = config.backbone_in_checkpoint, self._keys_to_ignore_on_save
-        config.backbone_in_checkpoint = include
-        if not include:
-            left_out = {key for key in self.state_dict() if key.startswith("backbone.")}
-            self._keys_to_ignore_on_save = left_out | set(kept[1] or ())
-        auto_classes = ("AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM",)
-        config.auto_map = {
-            **(getattr(config, "auto_map", None) or {}), **{name: "modeling_tagi.TagiModel" for name in auto_classes}
-        }  # fmt: skip
-        try:
-            super().save_pretrained(save_directory, *args, **kwargs)
-        finally:
-            config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
-        if tokenizer is not None and kwargs.get("is_main_process", True):
-            hub = {name: kwargs[name] for name in ("push_to_hub", "repo_id", "token", "private") if name in kwargs}
-            tokenizer.save_pretrained(save_directory, **hub)
 
     def set_trainable(self, scope: str):
         """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
@@ -275,49 +166,6 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
 
     def resize_token_embeddings(self, *args, **kwargs):
         return self.backbone.resize_token_embeddings(*args, **kwargs)
-
-    # The tokenizer
-
-    @property
-    def tokenizer(self):
-        """The checkpoint's own tokenizer, else the backbone's.
-
-        Raises:
-            ValueError: if neither has one, or it cannot be read.
-        """
-        tokenizer = self._find_tokenizer()
-        if tokenizer is None:
-            raise ValueError(
-                f"no tokenizer at {self.name_or_path or self.config.backbone_name_or_path!r}; set model.tokenizer, or "
-                "pass token ids instead of text"
-            )
-        return tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer):
-        self._tokenizer = tokenizer
-
-    def _find_tokenizer(self):
-        if self._tokenizer is not None:
-            return self._tokenizer
-        places = [
-            (self.name_or_path, self._revision),
-            (self.config.backbone_name_or_path, self.config.backbone_revision),
-        ]
-        for name, revision in places:
-            if not name or not _has_tokenizer(name, revision):
-                continue
-            try:
-                # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
-                self._tokenizer = AutoTokenizer.from_pretrained(
-                    name, revision=revision, config=self.config.backbone_config
-                )
-            except Exception as error:
-                raise ValueError(
-                    f"the tokenizer at {name!r} cannot be read ({error}); mend its files, or set model.tokenizer"
-                ) from error
-            return self._tokenizer
-        return None
 
     # Instructions to adapters
 
@@ -355,8 +203,8 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         source = {
             "generator": self.name_or_path or None,
             "generator_revision": self._revision,
-            **self._adapter_base(),
-            "backbone_fingerprint": self._fingerprint(adapter),
+            **self.adapter_base(),
+            "backbone_fingerprint": fingerprint(adapter, self.backbone),
         }
         provenance = []
         for text, tokens in zip(texts, ids):
@@ -369,6 +217,12 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         fan = any(isinstance(self.backbone.get_submodule(path), Conv1D) for path in self._target_paths())
         task_type = "SEQ_2_SEQ_LM" if self.config.is_encoder_decoder else "CAUSAL_LM"
         return {"task_type": task_type, "fan_in_fan_out": fan}
+
+    def adapter_base(self) -> dict[str, Optional[str]]:
+        """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own."""
+        if self.config.backbone_trained:
+            return {"backbone": self.name_or_path or None, "backbone_revision": self._revision}
+        return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
 
     def adapter_from_ids(self, input_ids: Tensor, attention_mask: Optional[Tensor] = None) -> TagiAdapter:
         """The differentiable core of `generate_adapter`.
@@ -435,12 +289,6 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         texts = [instruction_text(text, pairs) for text, pairs in zip(instruction, demonstrations)]
         return texts, self.tokenizer(texts)["input_ids"]
 
-    def _adapter_base(self) -> dict[str, Optional[str]]:
-        """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own."""
-        if self.config.backbone_trained:
-            return {"backbone": self.name_or_path or None, "backbone_revision": self._revision}
-        return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
-
     def _without_padding(self, tokens: list[int]) -> list[int]:
         pad, eos = self.config.pad_token_id, self.config.eos_token_id
         if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
@@ -448,14 +296,6 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         while tokens and tokens[-1] == pad:
             tokens = tokens[:-1]
         return tokens
-
-    def _fingerprint(self, adapter: TagiAdapter) -> Optional[list[float]]:
-        """A few weights that `adapter` changes, to tell another backbone's; `None` where they cannot be read."""
-        weights = [self.backbone.get_submodule(path).weight for path in sorted(adapter.lora_a)[:8]]
-        if any(w.device.type == "meta" or not w.is_floating_point() for w in weights):
-            return None
-        rows = torch.stack([w.detach()[0, :2].float() for w in weights]).flatten()
-        return [round(value, 6) for value in rows.tolist()]
 
     def _target_paths(self) -> list[str]:
         return list(self.hypernetwork.shared_factors())
@@ -497,7 +337,7 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         """
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is not None and input_ids is not None:
-            _require_rows(adapter, task_index, len(input_ids))
+            require_rows(adapter, task_index, len(input_ids))
         if self.config.is_encoder_decoder:
             if decoder_input_ids is None and labels is not None:
                 decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -549,7 +389,7 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is None:
             return self.backbone.generate(input_ids, **kwargs)
-        _require_rows(adapter, task_index, len(input_ids))
+        require_rows(adapter, task_index, len(input_ids))
         if task_index is not None:  # one gather now instead of one in every layer of every step
             adapter = adapter[task_index]
         mask = kwargs.pop("attention_mask", None)
@@ -608,40 +448,8 @@ class TagiModel(TagiPreTrainedModel, GenerationMixin):
             return None
         if not hasattr(adapter, "lora_a"):
             raise TypeError(f"adapter is a {type(adapter).__name__}, but must be a TagiAdapter (generate_adapter's)")
-        self._require_fit(adapter)
+        require_fit(adapter, self)
         return adapter if adapter.device == self.device else adapter.to(self.device)
-
-    def _require_fit(self, adapter: TagiAdapter):
-        """Refuses the adapter of another backbone."""
-        backbones = sorted({str(source.get("backbone")) for source in adapter.provenance}) or ["None"]
-        whose = f"the adapter was made for the backbone {', '.join(backbones)}"
-        mend = f"generate it with a generator for this model's backbone, {self._adapter_base()['backbone']!r}"
-        for path, a in adapter.lora_a.items():
-            try:
-                module = self.backbone.get_submodule(path)
-            except AttributeError:
-                raise ValueError(f"{whose} and changes {path!r}, which this model does not have; {mend}") from None
-            d_in, d_out = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]
-            if hasattr(module, "in_features"):  # quantised weights lie packed
-                d_in, d_out = module.in_features, module.out_features
-            if (a.shape[2], adapter.lora_b[path].shape[1]) != (d_in, d_out):
-                raise ValueError(
-                    f"{whose}: its update of {path!r} is {adapter.lora_b[path].shape[1]} × {a.shape[2]}, the module's "
-                    f"weight here {d_out} × {d_in}; {mend}"
-                )
-        fused = adapter.memory.keys.shape[1] if adapter.memory is not None and adapter.memory.keys is not None else 0
-        if fused and fused != len(self.fusion):
-            raise ValueError(
-                f"the adapter's instruction memory is for cross-attention in {fused} layers, this model has it in "
-                f"{len(self.fusion)} (fusion={self.config.fusion!r}); {mend}"
-            )
-        known = {tuple(source.get("backbone_fingerprint") or ()) for source in adapter.provenance} - {()}
-        ours = self._fingerprint(adapter) if known and not torch.compiler.is_compiling() else None
-        for theirs in known if ours is not None else ():
-            # half precision keeps 8 bits; other weights differ by much more
-            alike = (abs(a - b) <= 1e-4 + 0.02 * abs(b) for a, b in zip(theirs, ours))
-            if len(theirs) != len(ours) or not all(alike):
-                raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
 
     def _application(self, adapter: Optional[TagiAdapter], task_index: Optional[Tensor]) -> Optional[Application]:
         if adapter is None:
@@ -690,58 +498,6 @@ def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:
     if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
         return torch.ones_like(input_ids)
     return (input_ids != pad).long()
-
-
-def _require_rows(adapter: TagiAdapter, task_index: Optional[Tensor], rows: int):
-    if task_index is not None and len(task_index) != rows:
-        raise ValueError(
-            f"task_index names the adapters of {len(task_index)} rows, but the batch has {rows}; name one for each row"
-        )
-    if task_index is None and len(adapter) not in (1, rows):
-        raise ValueError(
-            f"a batch of {rows} rows was given {len(adapter)} adapters; give one for all rows, one for each, or say "
-            "with task_index which row has which"
-        )
-
-
-def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:
-    """The commit that a repository was just loaded from; `None` for a folder."""
-    if name is None or os.path.isdir(name):
-        return None
-    found = try_to_load_from_cache(str(name), "config.json", cache_dir=cache_dir, revision=revision)
-    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
-
-
-def _has_tokenizer(name: str, revision: Optional[str]) -> bool:
-    quiet = ("missing_entries", "connection_errors", "gated_repo")
-    options = {f"_raise_exceptions_for_{what}": False for what in quiet}
-    try:
-        return any(cached_file(name, file, revision=revision, **options) is not None for file in _TOKENIZER_FILES)
-    except OSError:  # no such repository
-        return False
-
-
-def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedModel:
-    """The backbone that a checkpoint leaves out, from where its config says."""
-    shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation")
-    loading = {name: kwargs[name] for name in shared if name in kwargs}
-    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
-    loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
-    source = config.backbone_name_or_path
-    try:
-        backbone = _auto_class(config).from_pretrained(source, revision=config.backbone_revision, **loading)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
-            f"{config.backbone_revision or 'main'}) and could not be loaded from there: {error}"
-        ) from error
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
-        tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
-    return backbone
-
-
-def _auto_class(config: TagiConfig):
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 @contextmanager

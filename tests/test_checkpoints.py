@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from modeling_tagi import TagiModel
 
 CODE = [
-    "adapter.py", "configuration_tagi.py", "fusion.py", "hypernetwork.py", "instructions.py", "lora.py",
-    "modeling_tagi.py",
+    "adapter.py", "checkpoints.py", "configuration_tagi.py", "fit.py", "fusion.py", "hypernetwork.py",
+    "instructions.py", "lora.py", "modeling_tagi.py",
 ]  # fmt: skip
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
@@ -35,8 +35,10 @@ model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=Tr
 adapter = model.generate_adapter(instruction)
 inputs = load_file("inputs.safetensors")
 tokens = model.generate(inputs["input_ids"], adapter=adapter, max_new_tokens=5, min_new_tokens=5)
+adapter.save_pretrained("adapter")
+read_back = model.adapter_class.from_pretrained("adapter")
 with torch.no_grad():
-    logits = model(**inputs, adapter=adapter).logits
+    logits = model(**inputs, adapter=read_back).logits
 save_file({"tokens": tokens.contiguous(), "logits": logits.contiguous()}, out)
 if again:
     model.save_pretrained(again)
