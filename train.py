@@ -47,7 +47,7 @@ def main(arguments=None) -> int:
     tokenizer = stages.read_tokenizer(settings, train, text)
     stages.check_model(settings, tokenizer, splits)
     run = Run(settings, stage_names(settings))
-    backbone, revision = stages.taught_backbone(run, train, text)
+    backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
     model = stages.start_model(run, backbone, revision)
     tokens = stages.read_tokens(run, tokenizer, model.config.is_encoder_decoder)
     bank = stages.tuned_adapters(run, model, tokens, train)

@@ -71,7 +71,9 @@ def read_tokens(run: Run, tokenizer, is_encoder_decoder: bool) -> Tokens:
     return Tokens(tokenizer, is_encoder_decoder, run.settings.max_input_length, run.settings.max_target_length)
 
 
-def taught_backbone(run: Run, train: Sequence[Record], text: Sequence[str]) -> tuple[str, Optional[str]]:
+def taught_backbone(
+    run: Run, tokenizer, train: Sequence[Record], text: Sequence[str]
+) -> tuple[str, Optional[str]]:
     """The backbone that TAGI starts from, as a name or folder and a revision.
 
     From scratch: made, taught on text and then with instructions in its input. Pretrained: as it is, or taught with
@@ -84,7 +86,7 @@ def taught_backbone(run: Run, train: Sequence[Record], text: Sequence[str]) -> t
         source, revision = str(run.folder / "tokenizer"), None
         if not Path(source).is_dir():
             with replacing(Path(source)) as beside:
-                read_tokenizer(settings, train, text).save_pretrained(beside)
+                tokenizer.save_pretrained(beside)
     for name in ("text", "prompted"):
         stage_settings = getattr(settings, name)
         if not stage_settings.steps and not (scratch and name == "prompted"):
@@ -95,7 +97,6 @@ def taught_backbone(run: Run, train: Sequence[Record], text: Sequence[str]) -> t
         else:
             stage.start()
             set_seed(settings.seed)
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             model = _load_or_make(settings, source, revision, len(tokenizer))
             tokens = read_tokens(run, tokenizer, model.config.is_encoder_decoder)
             facts = {}

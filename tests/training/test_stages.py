@@ -47,9 +47,10 @@ def make_run(backbones, tmp_path_factory):
 
 def go(run, records, text=TEXT):
     """The stages as train.py calls them."""
-    backbone, revision = stages.taught_backbone(run, records, text)
+    tokenizer = stages.read_tokenizer(run.settings, records, text)
+    backbone, revision = stages.taught_backbone(run, tokenizer, records, text)
     model = stages.start_model(run, backbone, revision)
-    tokens = stages.read_tokens(run, AutoTokenizer.from_pretrained(backbone), model.config.is_encoder_decoder)
+    tokens = stages.read_tokens(run, tokenizer, model.config.is_encoder_decoder)
     bank = stages.tuned_adapters(run, model, tokens, records)
     model = stages.pretrained_model(run, model, tokens, text)
     return stages.finetuned_model(run, model, tokens, records, bank), bank
