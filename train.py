@@ -25,7 +25,7 @@ from modeling_tagi.training import stages
 from modeling_tagi.training.run import Run, quiet_libraries, replacing, write_text
 from modeling_tagi.training.settings import RunSettings, load_settings
 
-HERE = Path(__file__).parent
+QUICKSTART = str(Path(__file__).parent / "hub_configs" / "quickstart.yaml")
 
 
 def main(arguments=None) -> int:
@@ -45,7 +45,7 @@ def main(arguments=None) -> int:
 
     # model and training
     tokenizer = stages.read_tokenizer(settings, train, text)
-    stages.check_model(settings, tokenizer, splits)
+    stages.check_model(settings, tokenizer, splits, text)
     run = Run(settings, stage_names(settings))
     backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
     model = stages.start_model(run, backbone, revision)
@@ -54,16 +54,19 @@ def main(arguments=None) -> int:
     model = stages.pretrained_model(run, model, tokens, text)
     model = stages.finetuned_model(run, model, tokens, train, bank)
 
+    # save
+    if backbone != settings.backbone.name:  # made here: the checkpoint's own, not to be had elsewhere
+        model.config.backbone_trained, model.config.backbone_name_or_path = True, None
+    model.tokenizer = tokens.tokenizer
+    with replacing(run.folder / "model") as beside:
+        model.save_pretrained(beside)
+
     # evaluation
     stage = run.stage("evaluation")
-    stage.start()
+    stage.start(anew=True)
     results = evaluate(settings, model, tokens, (backbone, revision), {name: splits[name] for name in wanted})
     stage.finish()
 
-    # save
-    with replacing(run.folder / "model") as beside:
-        model.tokenizer = tokens.tokenizer
-        model.save_pretrained(beside)
     results["seconds"] = {name: (run.stage(name).facts or {}).get("seconds") for name in run.stages}
     results["run"] = {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -88,16 +91,18 @@ def evaluate(settings: RunSettings, model: TagiModel, tokens, prompted: tuple, s
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     baseline = auto.from_pretrained(prompted[0], revision=prompted[1], dtype=torch.float32).to(device)
     model, batch_size = model.to(device), settings.evaluation.batch_size
+    splits = {name: spread(records, settings.evaluation.max_records) for name, records in splits.items()}
+    wrong = wrong_instructions([record for records in splits.values() for record in records], settings.seed)
     results = {}
     for name, records in splits.items():
-        records = spread(records, settings.evaluation.max_records)
-        wrong = wrong_instructions(records, settings.seed)
         methods = {
             "no_instruction": Answering(baseline, tokens, "input", batch_size),
             "prompted": Answering(baseline, tokens, "prompt", batch_size),
             "tagi": Answering(model, tokens, "adapter", batch_size),
             "wrong_instruction": Answering(model, tokens, "adapter", batch_size, wrong),
         }
+        if any(record.task not in wrong for record in records):
+            del methods["wrong_instruction"]
         results[name] = evaluate_split(methods, records, settings.evaluation.rank_options, name)
     return results
 
@@ -116,7 +121,7 @@ def stage_names(settings: RunSettings) -> list[str]:
 
 def parse(arguments=None) -> RunSettings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", default=str(HERE / "hub_configs" / "quickstart.yaml"), metavar="CONFIG.yaml")
+    parser.add_argument("config", nargs="?", default=QUICKSTART, metavar="CONFIG.yaml")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     has_config = bool(arguments) and not arguments[0].startswith("-")
     known, _ = parser.parse_known_args(arguments[:1] if has_config or arguments[:1] in (["-h"], ["--help"]) else [])

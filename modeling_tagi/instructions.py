@@ -23,4 +23,10 @@ def instruction_text(instruction: str, demonstrations: Optional[Sequence[tuple[s
 
 def prompt_text(instruction: str, input: str, demonstrations: Optional[Sequence[tuple[str, str]]] = None) -> str:
     """What a prompted model reads: instruction, demonstrations and input in one text."""
-    return f"{instruction_text(instruction, demonstrations)}\n\nInput: {input}"
+    return f"{prompt_head(instruction_text(instruction, demonstrations))}{input}"
+
+
+def prompt_head(text: str) -> str:
+    """What stands before the input in a prompt; `text` is `instruction_text`'s. Ends with a line's end, where any
+    tokenizer starts afresh, so that head and input can be tokenized apart."""
+    return f"{text}\n\nInput:\n"

@@ -13,7 +13,6 @@ from typing import Callable, Optional
 
 from .records import Record, Splits
 
-
 CATEGORIES = {
     "animal": "dog cat cow horse sheep mouse lion goat".split(),
     "fruit": "plum apple pear cherry lemon grape peach mango".split(),

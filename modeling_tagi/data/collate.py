@@ -1,23 +1,26 @@
 """Records and passages to tensors: each instruction of a batch once, with an index from the rows to it."""
 
 import random
+from functools import lru_cache
 from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from ..instructions import instruction_text, prompt_text
+from ..instructions import instruction_text, prompt_head
 from .records import Record
 from .text import cut_passage
 
+_REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times over
+
 
 class Tokens:
-    """Tokenizes texts, each distinct one once.
+    """Tokenizes texts, and remembers their tokens.
 
     Args:
         tokenizer: Any Hugging Face tokenizer.
         is_encoder_decoder: Whether inputs and targets are two sequences or one.
-        max_input_length: Tokens kept of an input (or a prompt), from its beginning.
+        max_input_length: Tokens kept of an input, from its beginning; alike whether or not a prompt stands before it.
         max_target_length: Tokens kept of a target, end of sequence included.
     """
 
@@ -25,23 +28,24 @@ class Tokens:
         self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
         self.max_input_length, self.max_target_length = max_input_length, max_target_length
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._known: dict[str, list[int]] = {}
+        self._known = lru_cache(_REMEMBERED)(
+            lambda text, special: tokenizer(text, add_special_tokens=special)["input_ids"]
+        )
 
     def plain(self, text: str) -> list[int]:
         """The text's tokens, without special ones."""
-        if text not in self._known:
-            self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self._known[text]
+        return self._known(text, False)
 
     def instruction(self, text: str) -> list[int]:
         """As `TagiModel.generate_adapter` reads it: with the tokenizer's special tokens, never cut."""
-        key = "\0" + text
-        if key not in self._known:
-            self._known[key] = self.tokenizer(text)["input_ids"]
-        return self._known[key]
+        return self._known(text, True)
 
     def input(self, text: str) -> list[int]:
         return self._ended(self.plain(text), self.max_input_length, self.is_encoder_decoder)
+
+    def prompt(self, instruction: str, input: str) -> list[int]:
+        """The whole instruction (`instruction_text`'s) before an input that is cut as it is without one."""
+        return self.plain(prompt_head(instruction)) + self.input(input)
 
     def target(self, text: str) -> list[int]:
         return self._ended(self.plain(text), self.max_target_length, True)
@@ -132,8 +136,7 @@ class RecordCollator:
         inputs = [tokens.input(record.input) for record in records]
         prompts = None
         if self.reads == "prompt" or self.bank_index is not None:
-            texts = (prompt_text(r.instruction, r.input, r.demonstrations) for r in records)
-            prompts = [tokens.input(text) for text in texts]
+            prompts = [tokens.prompt(instruction_text(r.instruction, r.demonstrations), r.input) for r in records]
         batch = training_tensors(tokens, prompts if self.reads == "prompt" else inputs, targets)
         numbers = None
         if self.bank_index is not None:

@@ -37,7 +37,7 @@ class Record:
                     f"record of task {self.task!r}: {name} is {value!r}, but must be a text that is not empty"
                 )
         if isinstance(self.targets, str):
-            raise ValueError(f"record of task {self.task!r}: targets is a text; give a list of texts, [{self.targets!r}]")
+            raise ValueError(f"record of task {self.task!r}: targets is a text; give a list, [{self.targets!r}]")
         _set = object.__setattr__
         _set(self, "targets", tuple(self.targets or ()))
         _set(self, "group", self.group or self.task)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from ..adapter import TagiAdapter
 from ..data.collate import Tokens, generation_tensors, pad, training_tensors
 from ..data.records import Record
-from ..instructions import instruction_text, prompt_text
+from ..instructions import instruction_text
 from ..modeling_tagi import evaluating
 from .ranking import option_log_likelihood
 
@@ -96,7 +96,7 @@ class Answering:
 
     def _input(self, record: Record) -> list[int]:
         if self.reads == "prompt":
-            return self.tokens.input(prompt_text(self._instruction(record), record.input))
+            return self.tokens.prompt(self._instruction(record), record.input)
         return self.tokens.input(record.input)
 
     def _adapters(self, records) -> tuple[Optional[TagiAdapter], dict[str, int]]:
@@ -120,10 +120,7 @@ class Answering:
 
 
 def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
-    """For each task the instruction of another one, from another group where there is one, drawn by `seed`.
-
-    A task is left out if no other has an instruction that is not also its own.
-    """
+    """For each task the instruction of one of another group, drawn by `seed`; empty if there is only one group."""
     first: dict[str, Record] = {}
     own = defaultdict(set)
     for record in records:
@@ -132,7 +129,7 @@ def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, st
     tasks, rng, wrong = sorted(first), random.Random(seed), {}
     for task in tasks:
         others = [first[other] for other in tasks if first[other].instruction not in own[task]]
-        others = [other for other in others if other.group != first[task].group] or others
+        others = [other for other in others if other.group != first[task].group]
         if others:
             other = rng.choice(others)
             wrong[task] = instruction_text(other.instruction, other.demonstrations)

@@ -75,12 +75,12 @@ class Stage:
         file = self.folder / DONE_FILE
         return json.loads(file.read_text()) if file.is_file() else None
 
-    def start(self):
-        """Says what begins, and starts the clock."""
+    def start(self, anew: bool = False):
+        """Says what begins, and starts the clock; `anew` for what is never taken up half-way."""
         print(f"{self.label}: {'goes on' if self.folder.exists() else 'starts'}", flush=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         clock = self.folder / "seconds.json"
-        self._before = json.loads(clock.read_text()) if clock.is_file() else 0.0
+        self._before = json.loads(clock.read_text()) if clock.is_file() and not anew else 0.0
         self._started = time.monotonic()
 
     def tick(self) -> float:
@@ -117,6 +117,11 @@ def write_text(path: Path, text: str):
 def replacing(target: Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `target` when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in sorted(target.parent.glob(f".{target.name}-*")):  # of a run that was killed in here
+        if leftover.name.endswith("-old") and not target.exists():
+            os.replace(leftover, target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield beside

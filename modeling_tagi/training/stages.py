@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Optional, Sequence
@@ -49,12 +51,21 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
     return train_tokenizer([*texts, *text], backbone.vocab_size)
 
 
-def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]]):
-    """Refuses a model that cannot be built, and instructions that it cannot read whole, before any long work.
+def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]], text: Sequence[str] = ()):
+    """Refuses, before any long work, what a stage would refuse late: a model that cannot be built, instructions that
+    it cannot read whole, a stage of text without text, task adapters that are not there.
 
     Raises:
         ValueError: naming the field, or the longest instruction.
+        FileNotFoundError: for a missing bank.
     """
+    if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("train.py works on one device: set CUDA_VISIBLE_DEVICES to one, and leave out torchrun")
+    for name in ("text", "pretraining"):
+        if getattr(settings, name).steps and not text:
+            raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
+    if settings.task_adapters.path is not None:
+        AdapterBank(settings.task_adapters.path).load()
     config = TagiConfig(_backbone_config(settings, len(tokenizer)), **settings.tagi)
     tokens = Tokens(tokenizer, config.is_encoder_decoder, settings.max_input_length, settings.max_target_length)
     texts = {(r.instruction, r.demonstrations): r for records in splits.values() for r in records}
@@ -125,7 +136,7 @@ def _backbone_config(settings: RunSettings, vocab_size: int):
         return AutoConfig.from_pretrained(backbone.name, revision=backbone.revision)
     if "model_type" not in backbone.config:
         raise ValueError(
-            "backbone has neither a name nor a config with a model_type; name a pretrained backbone, or say what to make"
+            "backbone has neither a name nor a config with a model_type; name a pretrained one, or say what to make"
         )
     fields = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "vocab_size": vocab_size}
     config = AutoConfig.for_model(**{**fields, **backbone.config})
@@ -175,7 +186,7 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
         records_of.setdefault(getattr(record, settings.by), []).append(record)
     missing = [name for name in records_of if name not in bank.names]
     model.requires_grad_(False)
-    shared_a = model.hypernetwork.shared_factors()
+    shared_a, losses = model.hypernetwork.shared_factors(), []
     for start in range(0, len(missing), settings.at_once):
         names = missing[start: start + settings.at_once]
         records = [record for name in names for record in records_of[name]]
@@ -196,8 +207,9 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
         details = [{"by": settings.by, "records": len(records_of[name])} for name in names]
         source = {"backbone": model.config.backbone_name_or_path, "backbone_revision": model.config.backbone_revision}
         bank.add(names, adapters.described(source, model.peft_config()), details)
-        print(f"{stage.label}: {len(bank.names)} of {len(records_of)} adapters, loss {facts['loss']:.3f}", flush=True)
-    stage.finish(adapters=len(bank.names))
+        losses.append(facts["loss"] / len(names))  # the tuner's is a sum over its tasks
+        print(f"{stage.label}: {len(bank.names)} of {len(records_of)} adapters, loss {losses[-1]:.3f}", flush=True)
+    stage.finish(adapters=len(bank.names), loss=sum(losses) / len(losses) if losses else None)
     return bank
 
 
@@ -241,6 +253,7 @@ def finetuned_model(
             if run.settings.pretraining.steps and settings.train != "generator":
                 start = start_model(run, source, revision)
             backbone = start.backbone if settings.train == "generator" else frozen_copy(start.backbone)
+            _require_like(bank, model, ranks=objective.alignment == "factors")
             teacher, numbers = Teacher(backbone.to(_device(run)), bank.load().to(_device(run))), bank.numbers()
             by = _kind_of(numbers, train)
         model.set_trainable(settings.train)
@@ -372,7 +385,7 @@ def _last_complete(folder: Path) -> Optional[str]:
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
         if (Path(last) / COMPLETE_FILE).is_file():
             return last
-        Path(last).rename(Path(last).with_name(f"cut-off-{Path(last).name}"))
+        shutil.rmtree(last)
     return None
 
 
@@ -380,6 +393,19 @@ def _save_trained(run: Run, stage: Stage, model: TagiModel):
     model.config.backbone_trained = run.settings.finetuning.train != "generator"
     with replacing(stage.folder / "model") as beside:
         model.save_pretrained(beside)
+
+
+def _require_like(bank: AdapterBank, model: TagiModel, ranks: bool):
+    """Refuses a bank whose adapters are not of the generator's modules and, if `ranks`, of its rank."""
+    kept = slice(None) if ranks else slice(1, None)
+    shapes = {path: tuple(a.shape[1:])[kept] for path, a in bank.load().lora_a.items()}
+    ours = {path: tuple(a.shape)[kept] for path, a in model.hypernetwork.shared_factors().items()}
+    if shapes != ours:
+        path = next(path for path in {**shapes, **ours} if shapes.get(path) != ours.get(path))
+        raise ValueError(
+            f"{bank.folder}: the task adapters' A of {path!r} is {shapes.get(path, 'missing')}, the generator's "
+            f"{ours.get(path, 'missing')}; set tagi.r and tagi.target_modules as the adapters have them"
+        )
 
 
 def _kind_of(numbers: dict[str, int], train: Sequence[Record]) -> str:

@@ -44,6 +44,10 @@ class AdapterTuner(nn.Module):
             torch.zeros(tasks, size, a.shape[1], device=a.device) for size, a in zip(d_out, self.a)
         )
 
+    def train(self, mode: bool = True):
+        self._backbone[0].train(mode)  # for its dropout
+        return super().train(mode)
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, adapter_index: Tensor, **unused):
         """
         Args:

@@ -172,7 +172,8 @@ class TagiTrainer(Seq2SeqTrainer):
         if objective.distillation_weight:
             teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
             labels, teacher_labels = inputs["labels"], teacher_inputs["labels"]
-            logits = self.teacher.logits(teacher_inputs, teacher_index.clamp_min(0), task_index)
+            with self.accelerator.autocast():  # accelerate wraps what is trained, not the teacher
+                logits = self.teacher.logits(teacher_inputs, teacher_index.clamp_min(0), task_index)
             both = self.teacher.backbone.config.is_encoder_decoder
             rows = known[task_index]
             terms["distillation"] = losses.distillation_loss(

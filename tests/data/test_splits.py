@@ -4,7 +4,13 @@ import pytest
 
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.splits import (
-    LeakError, cap_tasks, check_splits, drop_duplicates, drop_instances, instance_texts, normalise_text,
+    LeakError,
+    cap_tasks,
+    check_splits,
+    drop_duplicates,
+    drop_instances,
+    instance_texts,
+    normalise_text,
     require_no_leaks,
 )
 
