@@ -64,7 +64,8 @@ def main(arguments=None) -> int:
     # evaluation
     stage = run.stage("evaluation")
     stage.start(anew=True)
-    results = evaluate(settings, model, tokens, (backbone, revision), {name: splits[name] for name in wanted})
+    results = evaluate(settings, model, tokens, (backbone, revision), {name: splits[name] for name in wanted},
+                       train)  # fmt: skip
     stage.finish()
 
     results["seconds"] = {name: (run.stage(name).facts or {}).get("seconds") for name in run.stages}
@@ -85,14 +86,16 @@ def main(arguments=None) -> int:
     return 0
 
 
-def evaluate(settings: RunSettings, model: TagiModel, tokens, prompted: tuple, splits: dict) -> dict:
+def evaluate(settings: RunSettings, model: TagiModel, tokens, prompted: tuple, splits: dict, train: list) -> dict:
     """The methods' scores on every split: `results[split][method]`."""
     auto = AutoModelForSeq2SeqLM if model.config.is_encoder_decoder else AutoModelForCausalLM
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     baseline = auto.from_pretrained(prompted[0], revision=prompted[1], dtype=torch.float32).to(device)
     model, batch_size = model.to(device), settings.evaluation.batch_size
     splits = {name: spread(records, settings.evaluation.max_records) for name, records in splits.items()}
-    wrong = wrong_instructions([record for records in splits.values() for record in records], settings.seed)
+    evaluated = [record for records in splits.values() for record in records]
+    wrong = wrong_instructions(evaluated + train, settings.seed)  # for a lone task, one that was trained on
+    wrong.update(wrong_instructions(evaluated, settings.seed))
     results = {}
     for name, records in splits.items():
         methods = {

@@ -9,8 +9,8 @@ def test_demonstrations_follow_the_instruction():
 
 
 def test_a_prompt_ends_with_the_input():
-    assert prompt_text("Say no.", "a?") == "Say no.\n\nInput: a?"
-    assert prompt_text("Say no.", "a?", [("b", "no")]) == instruction_text("Say no.", [("b", "no")]) + "\n\nInput: a?"
+    assert prompt_text("Say no.", "a?") == "Say no.\n\nInput:\na?"
+    assert prompt_text("Say no.", "a?", [("b", "no")]) == instruction_text("Say no.", [("b", "no")]) + "\n\nInput:\na?"
 
 
 @pytest.mark.parametrize("instruction", ["", "  \n", None, 3])

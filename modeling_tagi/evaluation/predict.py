@@ -120,7 +120,11 @@ class Answering:
 
 
 def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
-    """For each task the instruction of one of another group, drawn by `seed`; empty if there is only one group."""
+    """For each task the instruction of another one, from another group where there is one, drawn by `seed`.
+
+    Give the records of all splits: in a split of its own, a data set has no other group. A task is left out if no
+    other has an instruction that is not also its own.
+    """
     first: dict[str, Record] = {}
     own = defaultdict(set)
     for record in records:
@@ -129,7 +133,7 @@ def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, st
     tasks, rng, wrong = sorted(first), random.Random(seed), {}
     for task in tasks:
         others = [first[other] for other in tasks if first[other].instruction not in own[task]]
-        others = [other for other in others if other.group != first[task].group]
+        others = [other for other in others if other.group != first[task].group] or others
         if others:
             other = rng.choice(others)
             wrong[task] = instruction_text(other.instruction, other.demonstrations)

@@ -267,7 +267,23 @@ def test_instructions_that_cannot_be_read_whole_are_refused(make_run, records):
     run = make_run("short", tagi={"max_instruction_length": 8})
     tokenizer = stages.read_tokenizer(run.settings, records, [])
     with pytest.raises(ValueError, match="of task 'both' has .* tokens, but tagi.max_instruction_length is 8; rai"):
-        stages.check_model(run.settings, tokenizer, {"train": records})
+        stages.check_model(run.settings, tokenizer, {"train": records}, TEXT)
+
+
+def test_a_stage_of_text_without_text_is_refused_early(make_run, records):
+    settings = make_run("silent").settings
+    with pytest.raises(ValueError, match="pretraining.steps is above 0, but there is no text; give --data.text"):
+        stages.check_model(settings, stages.read_tokenizer(settings, records, []), {"train": records})
+
+
+def test_a_bank_of_another_rank_is_refused_where_factors_are_compared(make_run, records):
+    run = make_run("bank")
+    go(run, records)
+    bank = stages.AdapterBank(run.folder / "task_adapters")
+    other = stages.start_model(make_run("ranks", tagi={"r": 3}), run.settings.backbone.name, None)
+    with pytest.raises(ValueError, match="task adapters' A of .* set tagi.r and tagi.target_modules"):
+        stages._require_like(bank, other, ranks=True)
+    stages._require_like(bank, other, ranks=False)
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])
