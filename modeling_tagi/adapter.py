@@ -193,7 +193,8 @@ class TagiAdapter:
     def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
         """Writes a standard PEFT LoRA folder, and the instruction memory in a file of its own, which PEFT ignores.
 
-        The folder is written beside and moved into place; other files in it are left alone.
+        The files are written beside, then moved into place, the configuration last: a folder that was cut off in
+        between has none and does not load, rather than be a mixture. Other files in the folder are left alone.
 
         Raises:
             ValueError: if there is not exactly one task.
@@ -214,6 +215,7 @@ class TagiAdapter:
         try:
             self._write(beside)
             target.mkdir(exist_ok=True)
+            (target / CONFIG_FILE).unlink(missing_ok=True)
             for name in (MEMORY_FILE, WEIGHTS_FILE, PROVENANCE_FILE, CONFIG_FILE):
                 if (beside / name).exists():
                     os.replace(beside / name, target / name)

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -231,6 +232,23 @@ def test_an_interrupted_save_leaves_the_old_folder(make_model, tmp_path, monkeyp
         model.generate_adapter([7, 8, 9]).save_pretrained(tmp_path / "adapter")
     assert names(tmp_path) == ["adapter"]
     assert {name: (tmp_path / "adapter" / name).read_bytes() for name in names(tmp_path / "adapter")} == before
+
+
+def test_a_move_cut_off_half_way_leaves_a_folder_that_does_not_load(make_model, tmp_path, monkeypatch):
+    model = make_model("t5")
+    model.generate_adapter([5, 6]).save_pretrained(tmp_path / "adapter")
+    replace = os.replace
+
+    def cut_off(source, target):
+        if str(target).endswith("adapter_model.safetensors"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(adapter_module.os, "replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate_adapter([7, 8, 9]).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(FileNotFoundError, match="has no adapter_config.json"):
+        TagiAdapter.from_pretrained(tmp_path / "adapter")
 
 
 def test_saving_over_a_fusion_adapter_leaves_no_stale_memory_and_no_other_file_touched(make_model, tmp_path):
