@@ -271,7 +271,7 @@ def test_norms_and_embeddings_can_be_trained_with_the_generator(make_model, make
 def test_a_small_task_can_be_overfitted(make_model, make_trainer, records, family):
     model = make_model(family)
     model.set_trainable("all")
-    trainer = make_trainer(model, [list(range(8))] * 60, family, PREDICTION, max_steps=60, learning_rate=2e-2)
+    trainer = make_trainer(model, [list(range(8))] * 100, family, PREDICTION, max_steps=100, learning_rate=2e-2)
     trainer.train()
     history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert history[0] > 3 and history[-1] < 0.3
