@@ -19,7 +19,11 @@ def main(arguments=None) -> int:
     run.add_argument("input", nargs="*", help="the inputs; without any, the lines of standard input")
     run.add_argument("--max_new_tokens", type=int, default=64, help="most tokens of an output")
 
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.command != "run" or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.input += rest  # argparse leaves over the inputs that come after an option
     try:
         return {"generate": _generate, "run": _run}[options.command](options)
     except (ValueError, OSError) as error:
