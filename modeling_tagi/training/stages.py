@@ -321,7 +321,8 @@ def train_stage(
     trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     name = f"log-{part}.jsonl" if part else "log.jsonl"
-    write_text(stage.folder / name.replace("/", "-"), "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in history))
+    lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history]
+    write_text(stage.folder / name.replace("/", "-"), "".join(lines))
     plot_losses(history, stage.folder / name.replace("/", "-").replace(".jsonl", ".png"), stage.label)
     last = history[-max(1, len(history) // 10):]
     return {"steps": settings.steps, "loss": sum(entry["loss"] for entry in last) / len(last)}
