@@ -11,6 +11,7 @@ from ..instructions import instruction_text, prompt_head
 from .records import Record
 from .text import cut_passage
 
+READS = ("adapter", "prompt", "input")  # how a model comes to know the instruction
 _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times over
 
 
@@ -27,6 +28,8 @@ class Tokens:
     def __init__(self, tokenizer, is_encoder_decoder: bool, max_input_length: int, max_target_length: int):
         self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
         self.max_input_length, self.max_target_length = max_input_length, max_target_length
+        # what the tokenizer puts before a text, such as a token for its beginning; nothing for T5's
+        self.start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._known = lru_cache(_REMEMBERED)(
             lambda text, special: tokenizer(text, add_special_tokens=special)["input_ids"]
@@ -41,11 +44,11 @@ class Tokens:
         return self._known(text, True)
 
     def input(self, text: str) -> list[int]:
-        return self._ended(self.plain(text), self.max_input_length, self.is_encoder_decoder)
+        return self._ended(self.start + self.plain(text), self.max_input_length, self.is_encoder_decoder)
 
     def prompt(self, instruction: str, input: str) -> list[int]:
         """The whole instruction (`instruction_text`'s) before an input that is cut as it is without one."""
-        return self.plain(prompt_head(instruction)) + self.input(input)
+        return self.start + self.plain(prompt_head(instruction)) + self.input(input)[len(self.start):]
 
     def target(self, text: str) -> list[int]:
         return self._ended(self.plain(text), self.max_target_length, True)
@@ -115,10 +118,11 @@ class RecordCollator:
         tokens: How texts become tokens.
         reads: `"adapter"`: the model reads the input, the hypernetwork the instruction. `"prompt"`: the model reads
             both in one text. `"input"`: the input is all there is.
-        bank_index: Task or group name -> number of its task adapter. With `"adapter"` it adds `teacher_*` tensors (the
-            prompt, for the teacher) and `teacher_index [tasks]`, -1 for a task without an adapter; else
+        bank_index: Task or group name -> number of its task adapter. With `"adapter"` it adds `teacher_*` tensors
+            (what the teacher reads) and `teacher_index [tasks]`, -1 for a task without an adapter; else
             `adapter_index [batch]`.
         bank_by: Whether `bank_index` is by `"task"` or by `"group"`.
+        teacher_reads: `"prompt"` or `"input"`.
     """
 
     def __init__(
@@ -127,8 +131,10 @@ class RecordCollator:
         reads: str = "adapter",
         bank_index: Optional[dict[str, int]] = None,
         bank_by: str = "group",
+        teacher_reads: str = "prompt",
     ):
         self.tokens, self.reads, self.bank_index, self.bank_by = tokens, reads, bank_index, bank_by
+        self.teacher_reads = teacher_reads
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
         tokens = self.tokens
@@ -145,7 +151,8 @@ class RecordCollator:
             instructions = [instruction_text(r.instruction, r.demonstrations) for r in records]
             batch.update(instruction_tensors(tokens, instructions, numbers))
             if numbers is not None:
-                teacher = training_tensors(tokens, prompts, targets)
+                read = prompts if self.teacher_reads == "prompt" else inputs
+                teacher = training_tensors(tokens, read, targets)
                 batch.update({f"teacher_{name}": tensor for name, tensor in teacher.items()})
         elif numbers is not None:
             batch["adapter_index"] = torch.tensor(numbers)
@@ -171,11 +178,11 @@ class TextCollator:
         tokens, cuts = self.tokens, []
         for passage, draw in draws:
             cuts.append(cut_passage(tokens.plain(self.passages[passage]), random.Random(draw), self.max_length))
-        eos = [tokens.tokenizer.eos_token_id] if tokens.is_encoder_decoder else []
-        inputs = [(b if self.to_hypernetwork else a + b) + eos for a, b, _ in cuts]
+        start, eos = tokens.start, [tokens.tokenizer.eos_token_id] if tokens.is_encoder_decoder else []
+        inputs = [start + (b if self.to_hypernetwork else a + b) + eos for a, b, _ in cuts]
         batch = training_tensors(tokens, inputs, [c for _, _, c in cuts])
         if self.to_hypernetwork:
-            ids, mask = pad([a + eos for a, _, _ in cuts], tokens.pad)
+            ids, mask = pad([start + a + eos for a, _, _ in cuts], tokens.pad)
             batch["instruction_input_ids"], batch["instruction_attention_mask"] = ids, mask
             batch["task_index"] = torch.arange(len(cuts))
         return batch

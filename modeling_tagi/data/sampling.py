@@ -22,6 +22,7 @@ class TaskBatchSampler(Sampler[list[int]]):
         steps: Number of batches.
         seed: Of the draws.
         by: `"task"`, or `"group"` to draw groups (any instruction of any of its tasks).
+        wordings: Different instructions of each task in a batch, `examples_per_task` examples of each.
         every: If true, every batch holds all tasks (or groups) and `tasks_per_batch` is not used.
     """
 
@@ -34,6 +35,7 @@ class TaskBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         by: str = "task",
         every: bool = False,
+        wordings: int = 1,
     ):
         by_unit = defaultdict(lambda: defaultdict(list))
         for index, record in enumerate(records):
@@ -43,7 +45,7 @@ class TaskBatchSampler(Sampler[list[int]]):
             raise ValueError("there are no records to draw batches from")
         self._units = [list(wordings.values()) for wordings in by_unit.values()]
         self._tasks = len(self._units) if every else tasks_per_batch
-        self._every = every
+        self._every, self._wordings = every, wordings
         self._examples, self._steps, self._seed = examples_per_task, steps, seed
 
     def __len__(self) -> int:
@@ -56,7 +58,12 @@ class TaskBatchSampler(Sampler[list[int]]):
         """Indices of the records of one step."""
         rng = random.Random(f"{self._seed} {step}")
         units = self._units if self._every else _draw(rng, self._units, self._tasks)
-        return [index for wordings in units for index in _draw(rng, rng.choice(wordings), self._examples)]
+        return [
+            index
+            for wordings in units
+            for wording in rng.sample(wordings, min(self._wordings, len(wordings)))
+            for index in _draw(rng, wording, self._examples)
+        ]
 
 
 class TextBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -82,6 +89,27 @@ class TextBatchSampler(Sampler[list[tuple[int, int]]]):
             rng = random.Random(f"{self._seed} {step}")
             chosen = _draw(rng, range(self._passages), self._batch_size)
             yield [(passage, rng.getrandbits(32)) for passage in chosen]
+
+
+def fewer_tasks(records: Sequence[Record], number: int, seed: int = 0) -> list[Record]:
+    """The records of `number` tasks, as many of each group as of any other where there are enough; drawn by `seed`, so
+    that a smaller number's tasks are among a larger one's.
+
+    Raises:
+        ValueError: if there are not so many tasks.
+    """
+    by_group = defaultdict(dict)
+    for record in records:
+        by_group[record.group][record.task] = None
+    rng = random.Random(seed)
+    queues = [rng.sample(list(tasks), len(tasks)) for tasks in by_group.values()]
+    rng.shuffle(queues)
+    layers = max(map(len, queues), default=0)
+    order = [queue[layer] for layer in range(layers) for queue in queues if layer < len(queue)]
+    if number > len(order):
+        raise ValueError(f"train_tasks is {number}, but the train split has {len(order)} tasks; give at most that")
+    chosen = set(order[:number])
+    return [record for record in records if record.task in chosen]
 
 
 def _draw(rng: random.Random, items: Sequence, number: int) -> list:

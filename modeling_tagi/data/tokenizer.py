@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Iterable
 
 import sentencepiece
-from transformers import T5Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast, T5Tokenizer
 
 _CHARACTERS = 10_000_000  # more text makes it slower, not better
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> T5Tokenizer:
-    """A unigram vocabulary of at most `vocab_size` pieces, as a T5 tokenizer without sentinels.
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A unigram vocabulary of at most `vocab_size` pieces, as a tokenizer that marks beginning and end of a text.
 
     Texts are taken as they are (no Unicode normalisation, blanks and line ends count as one blank); of very much text,
     every second, third, … is read. The same texts give the same vocabulary.
@@ -39,7 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> T5Tokenizer:
                 pad_id=0,
                 eos_id=1,
                 unk_id=2,
-                bos_id=-1,
+                bos_id=3,
                 pad_piece="<pad>",
                 num_threads=1,
                 minloglevel=2,
@@ -52,4 +53,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> T5Tokenizer:
             ) from error
         model = sentencepiece.SentencePieceProcessor(model_file=f"{prefix}.model")
     vocab = [(model.id_to_piece(number), model.get_score(number)) for number in range(model.get_piece_size())]
-    return T5Tokenizer(vocab=vocab, extra_ids=0)
+    tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0)._tokenizer
+    # T5's own marks the end alone; without a mark at the beginning, relative positions do not tell which word is third
+    special = [(piece, tokenizer.token_to_id(piece)) for piece in ("<s>", "</s>")]
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

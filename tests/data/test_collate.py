@@ -5,6 +5,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_tagi.data.collate import RecordCollator, TextCollator, Tokens, generation_tensors, pad
 from modeling_tagi.data.records import Record
+from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.instructions import prompt_text
 
 WORDS = "add double first swap the words of example input output : 1 2 one two three four five six x y z".split()
@@ -175,3 +176,17 @@ def test_the_cut_is_decided_by_the_draw(tokens):
     first, again, other = (collator([(0, draw)]) for draw in (5, 5, 6))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert parts(collator, first, 0) != parts(collator, other, 0)
+
+
+def test_texts_begin_as_the_tokenizer_begins_them():
+    made = train_tokenizer(["say the first word red cat", "Input:"], 40)
+    tokens = Tokens(made, True, 20, 8)
+    assert tokens.start == [made.bos_token_id]
+    assert tokens.input("red cat") == made("red cat")["input_ids"]
+    prompt = tokens.prompt("say the first word", "red cat")
+    assert prompt == made(prompt_text("say the first word", "red cat"))["input_ids"]
+
+
+def test_a_teacher_may_read_the_input_alone(tokens):
+    batch = RecordCollator(tokens, bank_index={"numbers": 0}, teacher_reads="input")(BATCH)
+    assert batch["teacher_input_ids"].equal(batch["input_ids"]) and batch["teacher_labels"].equal(batch["labels"])

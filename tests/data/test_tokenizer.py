@@ -48,3 +48,10 @@ def test_a_saved_tokenizer_reads_alike(texts, tokenizer, tmp_path):
 def test_too_little_text_is_refused(texts, size):
     with pytest.raises(ValueError, match=f"no vocabulary of {size} pieces"):
         train_tokenizer(texts, size)
+
+
+def test_a_text_has_a_mark_at_its_beginning_and_its_end(tokenizer):
+    # T5 knows relative positions alone: without the first mark it could not tell the third word from the fourth
+    assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id, tokenizer.eos_token_id] == [3, 1]
+    ids = tokenizer("a")["input_ids"]
+    assert ids[0] == 3 and ids[-1] == 1 and ids[1:-1] == tokenizer("a", add_special_tokens=False)["input_ids"]
