@@ -1,9 +1,12 @@
 """A run's folder: what is done, what is under way, how long it took."""
 
 import dataclasses
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -11,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
 
+import torch
 import yaml
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .settings import RunSettings
@@ -19,7 +24,7 @@ from .settings import RunSettings
 SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"
 # May differ when a run is taken up again: they do not change what was trained.
-_FREE_FIELDS = ("output_dir", "evaluation")
+FREE_FIELDS = ("output_dir", "evaluation")
 
 
 class Run:
@@ -36,7 +41,7 @@ class Run:
     def __init__(self, settings: RunSettings, stages: list[str]):
         self.settings, self.stages = settings, stages
         self.folder = Path(settings.output_dir)
-        values = {k: v for k, v in _flat(dataclasses.asdict(settings)).items() if k.split(".")[0] not in _FREE_FIELDS}
+        values = {k: v for k, v in flat(dataclasses.asdict(settings)).items() if k.split(".")[0] not in FREE_FIELDS}
         file = self.folder / SETTINGS_FILE
         if file.is_file():
             before = yaml.safe_load(file.read_text())
@@ -106,6 +111,24 @@ def quiet_libraries():
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def progress_bar(*args, **kwargs) -> tqdm:
+    """A bar that seldom changes where every change is a line, as in a file."""
+    return tqdm(*args, **{"dynamic_ncols": True, "leave": False, "mininterval": 0.2 if sys.stderr.isatty() else 30,
+                          **kwargs})  # fmt: skip
+
+
+def circumstances(command: str, seed: int) -> dict:
+    """What a figure was made with: command, seed, versions, threads and device."""
+    return {
+        "command": command,
+        "seed": seed,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
 def write_text(path: Path, text: str):
     """Writes beside, then moves into place."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -135,11 +158,12 @@ def replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested fields as one dict by dotted name."""
+    found = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
+            found.update(flat(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = value
-    return flat
+            found[prefix + name] = value
+    return found

@@ -1,5 +1,6 @@
 """What a run is: one YAML file, with overrides from the command line, checked before anything starts."""
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -10,13 +11,25 @@ from typing import Any, Optional, Union
 
 import yaml
 
+from ..data.collate import READS
 from ..modeling_tagi import TRAINABLE
+from .methods import METHODS
 from .trainer import Objective
 
 # The smallest whole number that makes sense for a field.
 _LEAST = {"steps": 0, **dict.fromkeys(
-    ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "tasks_per_batch"), 1
+    ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "tasks_per_batch",
+     "train_tasks", "wordings_per_task"), 1
 )}  # fmt: skip
+
+MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
+REFERENCES = ("prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle")
+_NAMED_VALUES = {
+    "finetuning.train": TRAINABLE,
+    "finetuning.reads": READS,
+    "task_adapters.by": ("group", "task"),
+    "task_adapters.reads": ("prompt", "input"),
+}
 
 
 @dataclass
@@ -115,6 +128,8 @@ class AdapterSettings(StageSettings):
     Args:
         path: A folder of task adapters to use instead of tuning them.
         by: One adapter a `group` (the paper) or a `task`.
+        reads: What the model reads when they are tuned, and as a teacher: the `prompt` (instruction and input; the
+            paper), or the `input`, so that all that is to be known of the task is in its adapter.
         at_once: Adapters tuned side by side over one backbone.
         examples_per_task: Examples of each adapter in a batch.
         max_grad_norm: 0 leaves gradients as they are; a norm is one of all adapters tuned at once, and couples them.
@@ -122,6 +137,7 @@ class AdapterSettings(StageSettings):
 
     path: Optional[str] = None
     by: str = "group"
+    reads: str = "prompt"
     at_once: int = 32
     examples_per_task: int = 8
     max_grad_norm: float = 0.0
@@ -131,16 +147,29 @@ class AdapterSettings(StageSettings):
 class FinetuningSettings(TaskSettings):
     """
     Args:
+        reads: What the model reads of the instruction: its `adapter`; or, for baselines trained on as long, the
+            `prompt` (instruction and input in one text) or the `input` alone. Then no adapter is generated or used.
         train: What changes: `generator`, `generator_and_norms` or `all`.
-        prediction_weight, distillation_weight, temperature, alignment, alignment_weight: See `Objective`.
+        freeze: Modules of the model that stay as they are all the same, such as `[hypernetwork]`, without which no
+            adapter is generated (a fresh one changes nothing) and only the fusion is left.
+        wordings_per_task: Different wordings of a task's instruction in a batch, `examples_per_task` of each.
+        instruction_dropout: Share of the instruction's tokens that are hidden from the hypernetwork in each step.
+        prediction_weight, distillation_weight, temperature, alignment, alignment_weight, distillation_steps,
+            alignment_steps: See `Objective`.
     """
 
+    reads: str = "adapter"
     train: str = "generator"
+    freeze: list = field(default_factory=list)
+    wordings_per_task: int = 1
+    instruction_dropout: float = 0.0
     prediction_weight: float = 1.0
     distillation_weight: float = 5.0
     temperature: float = 3.0
     alignment: str = "factors"
     alignment_weight: Union[str, float] = "sigmoid"
+    distillation_steps: Optional[int] = None
+    alignment_steps: Optional[int] = None
 
     def objective(self) -> Objective:
         names = [f.name for f in dataclasses.fields(Objective)]
@@ -148,19 +177,43 @@ class FinetuningSettings(TaskSettings):
 
 
 @dataclass
+class OracleSettings:
+    """
+    Args:
+        steps: Optimizer steps for each LoRA.
+        learning_rate: At its highest; it falls in a line.
+        examples_per_task: Examples of each task in a batch.
+    """
+
+    steps: int = 100
+    learning_rate: float = 1e-3
+    examples_per_task: int = 8
+
+
+@dataclass
 class EvaluationSettings:
     """
     Args:
-        splits: Which ones; `null` is all but train.
+        splits: Which ones; `null` is all but train. The first is the one that summaries show.
+        every: Steps of finetuning between scores on the first of the splits, for the report's plot; 0 is never.
+            Nothing is chosen by them.
         batch_size: Rows at once.
         max_records: Most records of a split, spread over its tasks; `null` is all.
         rank_options: Whether records with options are scored by rank classification.
+        references: What else is scored, to tell what a number means: `prompted` (the model that TAGI starts from, with
+            the instruction in its input), `no_instruction` (the same, without), `wrong_instruction` (another task's),
+            `random_words` (as many words as the instruction has), `nearest_adapter` (the task adapter whose
+            instruction is nearest), `oracle` (a LoRA tuned on instances of the evaluated task).
+        oracle: How the oracle's LoRA is tuned.
     """
 
     splits: Optional[list] = None
+    every: int = 0
     batch_size: int = 64
     max_records: Optional[int] = None
     rank_options: bool = True
+    references: list = field(default_factory=lambda: ["prompted", "no_instruction", "wrong_instruction"])
+    oracle: OracleSettings = field(default_factory=OracleSettings)
 
 
 @dataclass
@@ -170,6 +223,7 @@ class RunSettings:
     Args:
         output_dir: Where it goes; default `outputs/<config name>`.
         seed: Of everything random.
+        train_tasks: Most tasks to train on, spread over the groups; `null` is all.
         bf16: Whether training computes in bfloat16.
         gradient_checkpointing: Less memory for more time; task adapters are tuned without it.
         max_input_length, max_target_length: Tokens kept of an input (or prompt) and of a target.
@@ -183,6 +237,7 @@ class RunSettings:
 
     output_dir: Optional[str] = None
     seed: int = 0
+    train_tasks: Optional[int] = None
     bf16: bool = False
     gradient_checkpointing: bool = False
     max_input_length: int = 512
@@ -198,14 +253,36 @@ class RunSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self):
-        if self.finetuning.train not in TRAINABLE:
-            raise ValueError(
-                f"finetuning.train is {self.finetuning.train!r}, but must be one of {', '.join(map(repr, TRAINABLE))}"
-            )
-        if self.task_adapters.by not in ("group", "task"):
-            raise ValueError(f"task_adapters.by is {self.task_adapters.by!r}, but must be 'group' or 'task'")
-        objective = self.finetuning.objective()
         without = self.task_adapters.steps == 0 and self.task_adapters.path is None
+        for name, allowed in _NAMED_VALUES.items():
+            section, field_name = name.split(".")
+            value = getattr(getattr(self, section), field_name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}")
+        if "nearest_adapter" in self.evaluation.references and without:
+            raise ValueError(
+                "evaluation.references has 'nearest_adapter', but there are no task adapters: give "
+                "task_adapters.steps or task_adapters.path"
+            )
+        if "oracle" in self.evaluation.references and self.evaluation.oracle.steps < 1:
+            raise ValueError("evaluation.oracle.steps is 0, but the oracle has to be tuned: give at least 1")
+        unknown = [name for name in self.evaluation.references if name not in REFERENCES]
+        if unknown:
+            raise ValueError(f"evaluation.references has {unknown[0]!r}, but knows {', '.join(map(repr, REFERENCES))}")
+        unknown = [name for name in self.finetuning.freeze if name not in MODULES]
+        if unknown:
+            raise ValueError(f"finetuning.freeze has {unknown[0]!r}, but knows {', '.join(map(repr, MODULES))}")
+        if not 0 <= self.finetuning.instruction_dropout < 1:
+            raise ValueError(
+                f"finetuning.instruction_dropout is {self.finetuning.instruction_dropout}, but must be a share from 0 "
+                "to less than 1"
+            )
+        objective = self.finetuning.objective()
+        if self.finetuning.reads != "adapter" and objective.needs_teacher:
+            raise ValueError(
+                f"finetuning.reads is {self.finetuning.reads!r}, but distillation and alignment teach a generated "
+                "adapter: set finetuning.distillation_weight to 0 and finetuning.alignment to none"
+            )
         if self.finetuning.steps and objective.needs_teacher and without:
             raise ValueError(
                 "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps or "
@@ -216,10 +293,30 @@ class RunSettings:
 def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> RunSettings:
     """Reads a YAML file and applies overrides such as `{"finetuning.steps": "100"}`.
 
+    An override `"method"` takes that method's settings (see `methods.py`); other overrides come after it.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for an unknown field or a value of the wrong kind; the message names field, value and what is
             allowed.
+    """
+    parsed = {}
+    for name, text in (overrides or {}).items():
+        try:
+            parsed[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--{name} is {text!r}, which is not YAML; put quotes around a text") from None
+    settings = build_settings(read_yaml(path), parsed)
+    settings.output_dir = settings.output_dir or f"outputs/{Path(path).stem}"
+    return settings
+
+
+def read_yaml(path: Union[str, Path]) -> dict:
+    """The fields of a YAML file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -230,7 +327,22 @@ def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, but must hold fields and their values")
-    for name, text in (overrides or {}).items():
+    return values
+
+
+def build_settings(values: dict, overrides: Optional[dict[str, Any]] = None) -> RunSettings:
+    """Settings from nested fields, with values for fields by dotted name; `"method"` among them comes first.
+
+    Raises:
+        ValueError: as `load_settings`.
+    """
+    values, overrides = copy.deepcopy(values), dict(overrides or {})
+    method = overrides.pop("method", None)
+    if method is not None:
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
+        overrides = {**METHODS[method], **overrides}
+    for name, value in overrides.items():
         *sections, last = name.split(".")
         place = values
         for section in sections:
@@ -239,13 +351,8 @@ def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
             place = place[section]
             if not isinstance(place, dict):
                 raise ValueError(f"--{name}: {section!r} has no fields of its own")
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"--{name} is {text!r}, which is not YAML; put quotes around a text") from None
-    settings = _build(RunSettings, values, "")
-    settings.output_dir = settings.output_dir or f"outputs/{path.stem}"
-    return settings
+        place[last] = value
+    return _build(RunSettings, values, "")
 
 
 def _build(cls, values: dict, prefix: str):

@@ -4,13 +4,11 @@ import json
 import math
 import os
 import shutil
-import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,11 +27,11 @@ from ..data.records import Record
 from ..data.sampling import TaskBatchSampler, TextBatchSampler
 from ..data.tokenizer import train_tokenizer
 from ..instructions import instruction_text, prompt_text
-from ..modeling_tagi import TagiModel
-from .run import Run, Stage, replacing, write_text
+from ..modeling_tagi import TagiModel, evaluating
+from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
 from .task_adapters import AdapterBank, AdapterTuner
-from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy
+from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
 
 COMPLETE_FILE = "complete"
 
@@ -138,7 +136,7 @@ def _backbone_config(settings: RunSettings, vocab_size: int):
         raise ValueError(
             "backbone has neither a name nor a config with a model_type; name a pretrained one, or say what to make"
         )
-    fields = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "vocab_size": vocab_size}
+    fields = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, "vocab_size": vocab_size}
     config = AutoConfig.for_model(**{**fields, **backbone.config})
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
@@ -192,7 +190,7 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
         records = [record for name in names for record in records_of[name]]
         tuner = AdapterTuner(model.backbone, names, shared_a, model.config.lora_alpha)
         numbers = {name: number for number, name in enumerate(names)}
-        collator = RecordCollator(tokens, "prompt", numbers, settings.by)
+        collator = RecordCollator(tokens, settings.reads, numbers, settings.by)
         sampler = TaskBatchSampler(
             records,
             tasks_per_batch=len(names),
@@ -204,7 +202,7 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
         )
         facts = train_stage(run, stage, settings, tuner, collator, sampler, Drawn(records), part=names[0])
         adapters = tuner.adapter().detach().to("cpu")
-        details = [{"by": settings.by, "records": len(records_of[name])} for name in names]
+        details = [{"by": settings.by, "reads": settings.reads, "records": len(records_of[name])} for name in names]
         source = {"backbone": model.config.backbone_name_or_path, "backbone_revision": model.config.backbone_revision}
         bank.add(names, adapters.described(source, model.peft_config()), details)
         losses.append(facts["loss"] / len(names))  # the tuner's is a sum over its tasks
@@ -224,7 +222,7 @@ def pretrained_model(run: Run, model: TagiModel, tokens: Tokens, text: Sequence[
     else:
         stage.start()
         set_seed(run.settings.seed)
-        model.set_trainable(run.settings.finetuning.train)
+        _set_trainable(model, run.settings)
         collator = TextCollator(tokens, text, settings.max_length, to_hypernetwork=True)
         sampler = _text_sampler(settings, collator, run.settings.seed)
         facts = train_stage(run, stage, settings, model, collator, sampler, Drawn())
@@ -234,9 +232,17 @@ def pretrained_model(run: Run, model: TagiModel, tokens: Tokens, text: Sequence[
 
 
 def finetuned_model(
-    run: Run, model: TagiModel, tokens: Tokens, train: Sequence[Record], bank: Optional[AdapterBank]
+    run: Run,
+    model: TagiModel,
+    tokens: Tokens,
+    train: Sequence[Record],
+    bank: Optional[AdapterBank],
+    scores: Optional[Callable[[TagiModel], dict]] = None,
 ) -> TagiModel:
-    """Finetuning of the hypernetwork on tasks (eqs 4-6)."""
+    """Finetuning of the hypernetwork on tasks (eqs 4-6).
+
+    `scores` of the model are taken every `evaluation.every` steps and written to `scores.jsonl`.
+    """
     settings = run.settings.finetuning
     if not settings.steps:
         return model
@@ -256,11 +262,22 @@ def finetuned_model(
             _require_like(bank, model, ranks=objective.alignment == "factors")
             teacher, numbers = Teacher(backbone.to(_device(run)), bank.load().to(_device(run))), bank.numbers()
             by = _kind_of(numbers, train)
-        model.set_trainable(settings.train)
-        collator = RecordCollator(tokens, "adapter", numbers, by)
+        _set_trainable(model, run.settings)
+        reads = bank.reads if teacher is not None else "prompt"
+        collator = RecordCollator(tokens, settings.reads, numbers, by, reads)
         sampler = _task_sampler(settings, train, run.settings.seed)
         facts = train_stage(
-            run, stage, settings, model, collator, sampler, Drawn(train), objective=objective, teacher=teacher
+            run,
+            stage,
+            settings,
+            model,
+            collator,
+            sampler,
+            Drawn(train),
+            objective=objective,
+            teacher=teacher,
+            callbacks=[_Scores(stage, run.settings.evaluation.every, scores)] if scores is not None else [],
+            instruction_dropout=settings.instruction_dropout,
         )
         _save_trained(run, stage, model)
         stage.finish(**facts)
@@ -276,6 +293,7 @@ def train_stage(
     sampler,
     dataset,
     part: str = "",
+    callbacks: Sequence[TrainerCallback] = (),
     **trainer_options,
 ) -> dict:
     """Trains `model` in place with the HF Trainer, from the last checkpoint if there is one.
@@ -313,7 +331,7 @@ def train_stage(
         train_dataset=dataset,
         data_collator=collator,
         batch_sampler=sampler,
-        callbacks=[_Checkpoints(stage)],
+        callbacks=[_Checkpoints(stage), *callbacks],
         **trainer_options,
     )
     trainer.remove_callback(ProgressCallback)
@@ -357,6 +375,22 @@ class _Checkpoints(TrainerCallback):
         self.stage.tick()
 
 
+class _Scores(TrainerCallback):
+    """Scores of the model while it is trained, a line each; training goes on as if they had not been taken."""
+
+    def __init__(self, stage: Stage, every: int, scores: Callable[[TagiModel], dict]):
+        self.file, self.every, self.scores = stage.folder / "scores.jsonl", every, scores
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if not self.every or (state.global_step % self.every and state.global_step != state.max_steps):
+            return
+        with unchanged_randomness(), evaluating(model):
+            line = {"step": state.global_step, **self.scores(model)}
+        before = [json.loads(text) for text in self.file.read_text().splitlines()] if self.file.is_file() else []
+        lines = [entry for entry in before if entry["step"] < state.global_step] + [line]
+        write_text(self.file, "".join(json.dumps(entry) + "\n" for entry in lines))
+
+
 class _Progress(ProgressCallback):
     """A bar with the stage, the time it still takes and the loss; nothing else is printed."""
 
@@ -367,13 +401,8 @@ class _Progress(ProgressCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = state.global_step
         if state.is_world_process_zero:
-            self.training_bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc=self.stage.label,
-                dynamic_ncols=True,
-                leave=False,
-                mininterval=0.2 if sys.stderr.isatty() else 30,  # in a file every change is a line
+            self.training_bar = progress_bar(
+                total=state.max_steps, initial=state.global_step, desc=self.stage.label
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -427,7 +456,16 @@ def _text_sampler(settings, collator: TextCollator, seed: int) -> TextBatchSampl
 
 def _task_sampler(settings, train: Sequence[Record], seed: int) -> TaskBatchSampler:
     steps = settings.steps * settings.accumulation
-    return TaskBatchSampler(train, settings.tasks_per_batch, settings.examples_per_task, steps, seed)
+    wordings = getattr(settings, "wordings_per_task", 1)
+    return TaskBatchSampler(
+        train, settings.tasks_per_batch, settings.examples_per_task, steps, seed, wordings=wordings
+    )
+
+
+def _set_trainable(model: TagiModel, settings: RunSettings):
+    model.set_trainable(settings.finetuning.train)
+    for name in settings.finetuning.freeze:
+        getattr(model, name).requires_grad_(False)
 
 
 def _device(run: Run) -> torch.device:

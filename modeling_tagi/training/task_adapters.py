@@ -91,6 +91,14 @@ class AdapterBank:
     def names(self) -> list[str]:
         return list(self._index)
 
+    @property
+    def reads(self) -> str:
+        """What the adapters were tuned to read: `"prompt"` or `"input"`."""
+        kinds = {entry.get("reads", "prompt") for entry in self._index.values()}
+        if len(kinds) > 1:
+            raise ValueError(f"{self.folder}: some adapters read the prompt and some the input; keep them apart")
+        return kinds.pop() if kinds else "prompt"
+
     def numbers(self) -> dict[str, int]:
         """Position of each name in `load()`."""
         return {name: number for number, name in enumerate(self._index)}

@@ -31,6 +31,8 @@ class Objective:
         temperature: Of L_kl; the authors' scripts have 3.
         alignment: L_ins on the `"factors"` (eq. 6), on the updates (`"delta"`), or `"none"`.
         alignment_weight: λ2: `"sigmoid"` of L_ins, `"sigmoid_detached"` (not part of the gradient), or a number.
+        distillation_steps, alignment_steps: λ1 and λ2 fall in a line to 0 over these optimizer steps; `None` leaves
+            them as they are. The teacher is not run after them.
     """
 
     prediction_weight: float = 1.0
@@ -38,6 +40,8 @@ class Objective:
     temperature: float = 3.0
     alignment: str = "factors"
     alignment_weight: Union[str, float] = "sigmoid"
+    distillation_steps: Optional[int] = None
+    alignment_steps: Optional[int] = None
 
     def __post_init__(self):
         if self.alignment not in ALIGNMENTS:
@@ -98,6 +102,7 @@ class TagiTrainer(Seq2SeqTrainer):
         batch_sampler: Gives the draws of each batch; one pass over it is the whole training.
         objective: What is minimised; `None` is L_pred alone.
         teacher: Needed if the objective distils or aligns.
+        instruction_dropout: Share of each instruction's tokens that are hidden in a step, never all of them.
         args, kwargs: As for `Seq2SeqTrainer`.
     """
 
@@ -107,10 +112,11 @@ class TagiTrainer(Seq2SeqTrainer):
         batch_sampler: Sampler,
         objective: Optional[Objective] = None,
         teacher: Optional[Teacher] = None,
+        instruction_dropout: float = 0.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.batch_sampler, self.teacher = batch_sampler, teacher
+        self.batch_sampler, self.teacher, self.instruction_dropout = batch_sampler, teacher, instruction_dropout
         self.objective = objective or Objective(distillation_weight=0, alignment="none")
         if self.objective.needs_teacher and teacher is None:
             raise ValueError(
@@ -143,6 +149,9 @@ class TagiTrainer(Seq2SeqTrainer):
             if self.args.average_tokens_across_devices:  # a count over all processes, whose gradients are averaged
                 num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
             inputs["num_items_in_batch"] = num_items_in_batch
+        if self.instruction_dropout and model.training:
+            mask = inputs["instruction_attention_mask"]
+            inputs["instruction_attention_mask"] = dropped(mask, self.instruction_dropout)
         outputs = model(**inputs)
         if not model.training:  # evaluation reports L_pred
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
@@ -169,7 +178,8 @@ class TagiTrainer(Seq2SeqTrainer):
         objective, task_index = self.objective, inputs["task_index"]
         accumulation = self.current_gradient_accumulation_steps if num_items is not None else 1
         loss = 0.0
-        if objective.distillation_weight:
+        distillation_left, alignment_left = map(self._left, (objective.distillation_steps, objective.alignment_steps))
+        if objective.distillation_weight and distillation_left:
             teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
             labels, teacher_labels = inputs["labels"], teacher_inputs["labels"]
             with self.accelerator.autocast():  # accelerate wraps what is trained, not the teacher
@@ -182,16 +192,21 @@ class TagiTrainer(Seq2SeqTrainer):
                 objective.temperature,
                 num_items,
             )
-            loss = loss + objective.distillation_weight * terms["distillation"]
-        if objective.alignment != "none":
+            loss = loss + distillation_left * objective.distillation_weight * terms["distillation"]
+        if objective.alignment != "none" and alignment_left:
             function = {"factors": losses.alignment_factors, "delta": losses.alignment_delta}[objective.alignment]
             ours, theirs = outputs.adapter, self.teacher.adapters(teacher_index[known])
             a, b = ({path: x[known] for path, x in factors.items()} for factors in (ours.lora_a, ours.lora_b))
             aligned = function(a, b, ours.scaling, theirs.lora_a, theirs.lora_b, theirs.scaling)
             terms["alignment"] = aligned
             # a mean over tasks, not a sum over tokens: the accumulated batches share it
-            loss = loss + losses.alignment_weight(aligned, objective.alignment_weight) * aligned / accumulation
+            weight = alignment_left * losses.alignment_weight(aligned, objective.alignment_weight)
+            loss = loss + weight * aligned / accumulation
         return loss
+
+    def _left(self, steps: Optional[int]) -> float:
+        """What is left of a weight that falls to 0 over `steps`."""
+        return 1.0 if steps is None else max(0.0, 1 - self.state.global_step / max(1, steps))
 
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
@@ -206,6 +221,13 @@ class TagiTrainer(Seq2SeqTrainer):
         """As `Seq2SeqTrainer`'s; the training that goes on after it is as if it had not been."""
         with unchanged_randomness():
             return super().evaluate(*args, **kwargs)
+
+
+def dropped(mask: Tensor, share: float) -> Tensor:
+    """`mask [tasks, seq]` with each 1 made 0 at the probability `share`; the first token stays, so none is all 0."""
+    kept = torch.rand(mask.shape, device=mask.device) >= share
+    kept[:, 0] = True
+    return mask * kept
 
 
 @contextmanager

@@ -3,13 +3,17 @@ import json
 import pytest
 import torch
 import yaml
+from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+import modeling_tagi.training.run
+from modeling_tagi import TagiModel
 from modeling_tagi.data.records import Record
 from modeling_tagi.training import stages
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
 from modeling_tagi.training.task_adapters import AdapterBank
+from modeling_tagi.training.trainer import Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
 STAGES = ["prompted", "task_adapters", "pretraining", "finetuning"]
@@ -54,6 +58,12 @@ def go(run, records, text=TEXT):
     bank = stages.tuned_adapters(run, model, tokens, records)
     model = stages.pretrained_model(run, model, tokens, text)
     return stages.finetuned_model(run, model, tokens, records, bank), bank
+
+
+def moved(run, before):
+    """Names of the weights that finetuning changed, in comparison with a model from before it."""
+    after = TagiModel.from_pretrained(run.folder / "stages" / "finetuning" / "model").state_dict()
+    return {name for name, x in before.state_dict().items() if not torch.equal(x, after[name])}
 
 
 def logs(run):
@@ -311,12 +321,12 @@ def test_a_backbone_from_scratch_learns_text_and_prompts(make_run, records, fami
 def test_progress_is_a_bar_and_nothing_else(make_run, records, kill, monkeypatch, capsys):
     bars = []
 
-    class Bar(stages.tqdm):
+    class Bar(tqdm):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr(stages, "tqdm", Bar)
+    monkeypatch.setattr(modeling_tagi.training.run, "tqdm", Bar)
     run = make_run("bar", task_adapters={"steps": 1}, pretraining={"steps": 0}, finetuning={"steps": 1})
     kill("prompted", 5)
     with pytest.raises(Killed):
@@ -331,3 +341,60 @@ def test_progress_is_a_bar_and_nothing_else(make_run, records, kill, monkeypatch
     assert "{'" not in shown.out + shown.err and "[1/4] prompted:" in shown.err
     lines = [line for line in shown.out.splitlines() if "prompted" in line]
     assert lines[:2] == ["[1/4] prompted: starts", "[1/4] prompted: goes on"] and len(lines) == 3
+
+
+def test_a_frozen_hypernetwork_leaves_the_fusion_alone_to_learn(make_run, records):
+    run = make_run("frozen-hypernetwork", finetuning={
+        "freeze": ["hypernetwork"], "alignment": "none", "distillation_weight": 0.0, "train": "all"})  # fmt: skip
+    model, _ = go(run, records)
+    assert all(not b.any() for b in model.generate_adapter("say the first word").lora_b.values())
+    names = moved(run, stages.start_model(run, str(run.folder / "stages" / "prompted" / "backbone"), None))
+    assert names and not any(name.startswith("hypernetwork") for name in names)
+    assert any(name.startswith("fusion") for name in names) and any(name.startswith("backbone") for name in names)
+
+
+@pytest.mark.parametrize("reads", ["prompt", "input"])
+def test_a_baseline_trained_on_as_long_has_no_generator(make_run, records, reads):
+    run = make_run(f"reads-{reads}", pretraining={"steps": 0}, task_adapters={"steps": 0}, finetuning={
+        "reads": reads, "alignment": "none", "distillation_weight": 0.0, "train": "all"})  # fmt: skip
+    go(run, records)
+    names = moved(run, stages.start_model(run, str(run.folder / "stages" / "prompted" / "backbone"), None))
+    assert names and all(name.startswith("backbone") for name in names)
+
+
+def test_adapters_tuned_on_inputs_alone_say_so_and_teach_so(make_run, records, monkeypatch):
+    read = []
+    teach = Teacher.logits
+    monkeypatch.setattr(Teacher, "logits", lambda self, batch, *rest: read.append(batch) or teach(self, batch, *rest))
+    run = make_run("input", task_adapters={"by": "task", "reads": "input"})
+    _, bank = go(run, records)
+    assert bank.reads == "input" and AdapterBank(bank.folder).reads == "input" and len(bank.names) == 4
+    longest = max(len(record.input.split()) for record in records)
+    assert read and all(inputs["input_ids"].shape[1] <= 4 * longest + 2 for inputs in read)
+
+
+def test_scores_are_taken_while_training_and_change_nothing(make_run, records, kill, uninterrupted):
+    _, expected = uninterrupted
+    run = make_run("scored", evaluation={"every": 2})
+
+    def scores(model):
+        torch.rand(3)
+        return {"exact_match": 1.0, "training": model.training}
+
+    def whole():
+        tokenizer = stages.read_tokenizer(run.settings, records, TEXT)
+        model = stages.start_model(run, *stages.taught_backbone(run, tokenizer, records, TEXT))
+        tokens = stages.read_tokens(run, tokenizer, True)
+        bank = stages.tuned_adapters(run, model, tokens, records)
+        model = stages.pretrained_model(run, model, tokens, TEXT)
+        return stages.finetuned_model(run, model, tokens, records, bank, scores)
+
+    steps = run.settings.finetuning.steps
+    kill("finetuning", steps - 1)
+    with pytest.raises(Killed):
+        whole()
+    kill("finetuning", steps + 1)
+    assert same(whole().state_dict(), expected)
+    lines = [json.loads(line) for line in (run.folder / "stages/finetuning/scores.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == sorted({*range(2, steps + 1, 2), steps})
+    assert not any(line["training"] for line in lines)

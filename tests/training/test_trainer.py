@@ -5,7 +5,15 @@ from transformers.trainer_callback import PrinterCallback
 from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.sampling import TaskBatchSampler
 from modeling_tagi.training import losses
-from modeling_tagi.training.trainer import Drawn, Objective, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
+from modeling_tagi.training.trainer import (
+    Drawn,
+    Objective,
+    TagiTrainer,
+    Teacher,
+    dropped,
+    frozen_copy,
+    unchanged_randomness,
+)
 
 FAMILIES = ("t5", "llama")
 PREDICTION = Objective(distillation_weight=0, alignment="none")
@@ -15,7 +23,8 @@ GROUPS = {"one": 0, "two": 1}
 
 @pytest.fixture
 def make_trainer(records, make_tokens, training_arguments):
-    def make(model, batches, family="t5", objective=None, teacher=None, bank=GROUPS, eval_dataset=None, **arguments):
+    def make(model, batches, family="t5", objective=None, teacher=None, bank=GROUPS, eval_dataset=None,
+             instruction_dropout=0.0, **arguments):  # fmt: skip
         collator = RecordCollator(make_tokens(family), bank_index=bank if teacher is not None else None)
         trainer = TagiTrainer(
             model=model,
@@ -26,6 +35,7 @@ def make_trainer(records, make_tokens, training_arguments):
             batch_sampler=batches,
             objective=objective,
             teacher=teacher,
+            instruction_dropout=instruction_dropout,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -322,3 +332,48 @@ def test_the_losses_of_the_trainer_are_those_of_the_functions(make_model, make_t
     expected = 0.5 * outputs.loss + 2.0 * kl + torch.sigmoid(aligned) * aligned
     assert kl > 0 and aligned > 0
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_distillation_and_alignment_fall_to_nothing_over_their_steps(make_model, make_trainer, make_bank, records):
+    model = make_model(trained=True)
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    objective = Objective(distillation_weight=2.0, distillation_steps=4, alignment="delta", alignment_weight=0.5,
+                          alignment_steps=2)  # fmt: skip
+    trainer = make_trainer(model, [[0]], objective=objective, teacher=teacher)
+    trainer.current_gradient_accumulation_steps = 1
+    model.train()
+
+    def loss_at(step):
+        trainer.state.global_step = step
+        trainer._terms.clear()
+        loss = trainer.compute_loss(model, batch_of(trainer, records[:4])).item()
+        return loss, {name: total.item() for name, (total, _) in trainer._terms.items()}
+
+    whole, terms = loss_at(0)
+    assert whole == pytest.approx(terms["prediction"] + 2.0 * terms["distillation"] + 0.5 * terms["alignment"])
+    half, _ = loss_at(1)  # 3/4 of the one, 1/2 of the other
+    assert half == pytest.approx(terms["prediction"] + 1.5 * terms["distillation"] + 0.25 * terms["alignment"])
+    later, left = loss_at(3)
+    assert later == pytest.approx(terms["prediction"] + 0.5 * terms["distillation"]) and "alignment" not in left
+    teacher.backbone = None  # not run any more
+    assert loss_at(4)[0] == pytest.approx(terms["prediction"])
+
+
+def test_a_share_of_the_instructions_tokens_is_dropped_but_never_all():
+    mask = torch.ones(200, 50, dtype=torch.long)
+    mask[:, 40:] = 0
+    torch.manual_seed(0)
+    kept = dropped(mask, 0.25)
+    # 200 * 39 tokens may go: the share's standard deviation is sqrt(0.25 * 0.75 / 7800) = 0.005
+    assert kept[:, 0].all() and not kept[:, 40:].any() and abs(kept[:, 1:40].float().mean() - 0.75) < 0.025
+    assert dropped(mask, 0.0).equal(mask)
+
+
+def test_instruction_dropout_changes_training_and_not_evaluation(make_model, make_trainer, records):
+    model = make_model(trained=True)
+    plain, dropping = (make_trainer(model, [[0]], instruction_dropout=share) for share in (0.0, 0.6))
+    batch = batch_of(plain, records[:4])
+    model.train()
+    assert dropping.compute_loss(model, batch).item() != plain.compute_loss(model, batch).item()
+    model.eval()
+    assert dropping.compute_loss(model, batch).item() == plain.compute_loss(model, batch).item()

@@ -1,0 +1,27 @@
+"""The paper's methods and ablations, as settings of one model and one trainer (section 4, Tables 2 and 4)."""
+
+_NO_TEACHER = {
+    "task_adapters.steps": 0,
+    "task_adapters.path": None,
+    "finetuning.distillation_weight": 0.0,
+    "finetuning.alignment": "none",
+}
+_NO_GENERATOR = {**_NO_TEACHER, "pretraining.steps": 0}
+
+# What each sets in a run's settings; everything else is as the run has it for TAGI.
+METHODS: dict[str, dict] = {
+    "tagi": {},
+    # baselines
+    "prompted": {**_NO_GENERATOR, "finetuning.reads": "prompt"},  # Tk-Instruct, T0: trained as long
+    "input_only": {**_NO_GENERATOR, "finetuning.reads": "input"},  # what the inputs alone give away
+    "hypter": {**_NO_TEACHER, "tagi.fusion": "none", "pretraining.steps": 0},
+    "hypertuning": {**_NO_TEACHER, "tagi.fusion": "none"},
+    "hint": {**_NO_TEACHER, "tagi.fusion": "concat"},
+    # ablations
+    "without_pretraining": {"pretraining.steps": 0},
+    "without_fusion": {"tagi.fusion": "none"},
+    "without_prediction": {"finetuning.prediction_weight": 0.0},
+    "without_distillation": {"finetuning.distillation_weight": 0.0},
+    "without_alignment": {"finetuning.alignment": "none"},
+    "without_hypernetwork": {"finetuning.freeze": ["hypernetwork"], "finetuning.alignment": "none"},
+}
