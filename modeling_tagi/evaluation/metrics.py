@@ -1,42 +1,22 @@
-"""Exact match and ROUGE-L as Super-NaturalInstructions counts them, and the floors to compare with."""
+"""Answers scored as Super-NaturalInstructions does, and the floors to compare with."""
 
-import string
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
 from statistics import fmean
 from typing import Optional
 
 from ..data.records import Record
+from .modules.sni_answers.scores import answer_scores, exact_match, normalise_answer, rouge_l
 
-_DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise_answer(text: str) -> str:
-    """`text` in lower case, without ASCII punctuation, each run of white space one blank; articles stay."""
-    return " ".join(text.lower().translate(_DROP_PUNCTUATION).split())
-
-
-def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals a normalised reference, else 0.0."""
-    _require_references(references)
-    return float(normalise_answer(prediction) in {normalise_answer(reference) for reference in references})
-
-
-def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """F-measure, 0 to 1, of the longest common subsequence of stemmed words; the best over `references`.
-
-    Source: `eval/automatic/evaluation.py` of allenai/natural-instructions.
-    """
-    _require_references(references)
-    return max(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure for reference in references)
+__all__ = ["chance_and_majority", "exact_match", "normalise_answer", "rouge_l", "score"]
 
 
 def score(predictions: Sequence[str], records: Sequence[Record]) -> dict:
     """Mean over tasks of the tasks' means, in per cent.
 
     Returns:
-        `exact_match`, `rouge_l`, `n` (the number of records), and the same three for each task under `per_task`.
+        `exact_match`, `rouge_l`, `n` (the number of records), and the same three for each task under `per_task` and
+        for each group under `per_category`. A group's are means over its records, as in SNI's script.
 
     Raises:
         ValueError: if there is nothing to score, or not one prediction for each record.
@@ -45,19 +25,9 @@ def score(predictions: Sequence[str], records: Sequence[Record]) -> dict:
         raise ValueError(f"{len(predictions)} predictions came for {len(records)} records; give one for each in order")
     if not records:
         raise ValueError("there are no records to score; give at least one")
-    by_task = defaultdict(list)
-    for prediction, record in zip(predictions, records):
-        by_task[record.task].append((exact_match(prediction, record.targets), rouge_l(prediction, record.targets)))
-    per_task = {
-        task: {"exact_match": 100 * fmean(em for em, _ in values), "rouge_l": 100 * fmean(rl for _, rl in values),
-               "n": len(values)}
-        for task, values in by_task.items()
-    }
-    return {
-        **{name: fmean(values[name] for values in per_task.values()) for name in ("exact_match", "rouge_l")},
-        "n": len(records),
-        "per_task": per_task,
-    }
+    tasks, groups = [record.task for record in records], [record.group for record in records]
+    found = answer_scores(predictions, [record.targets for record in records], tasks, groups)
+    return {**found.pop("macro"), **{name: found[name] for name in ("n", "per_task", "per_category")}}
 
 
 def chance_and_majority(records: Sequence[Record]) -> dict[str, Optional[float]]:
@@ -79,15 +49,3 @@ def chance_and_majority(records: Sequence[Record]) -> dict[str, Optional[float]]
         "majority": 100 * fmean(max(Counter(r.targets[0] for r in task).values()) / len(task) for task in tasks),
         "n": sum(map(len, tasks)),
     }
-
-
-def _require_references(references: Sequence[str]) -> None:
-    if isinstance(references, str) or not references:
-        raise ValueError(f"references is {references!r}, but must be a list of at least one text")
-
-
-@lru_cache(maxsize=1)
-def _rouge_scorer():
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=True)

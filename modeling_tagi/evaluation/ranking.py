@@ -1,12 +1,12 @@
 """Rank classification: the option with the highest log-likelihood wins."""
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from statistics import fmean
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Optional
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from .modules.rank_classification.ranks import rank_scores
 
 
 def option_log_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,46 +36,42 @@ def option_log_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     return -losses.view_as(labels).sum(dim=1), tokens
 
 
-def rank_accuracy(groups: Iterable[tuple[str, Sequence[tuple[float, int]], int]]) -> dict:
+def rank_accuracy(
+    groups: Iterable[tuple[str, Sequence[tuple[float, int]], int]],
+    datasets: Optional[Mapping[str, str]] = None,
+) -> dict:
     """Accuracy, in per cent, of giving the option with the highest log-likelihood; mean over tasks of their means.
 
     Options that tie for the first place share it: the right one among two counts half.
 
     Args:
         groups: For each record its task, for each option (log-likelihood, number of tokens), and the right option.
+            In P3 a task is a template.
+        datasets: For each task the data set it belongs to, the `group` of its records.
 
     Returns:
         `sum` (options compared by log-likelihood, the paper's), `mean` (by log-likelihood per token), `n` records,
-        and the same three for each task under `per_task`.
+        and the same three for each task under `per_task`. If `datasets` is given, `per_dataset`: for each the number
+        of `templates` and of records `n`, and under `sum` and `mean` the `median`, `q1`, `q3`, `iqr`, `min` and `max`
+        over its tasks.
 
     Raises:
-        ValueError: if there is no record, a right option that is not there, or a score that is not a number.
+        ValueError: if there is no record, a right option that is not there, a score that is not a number, or a task
+            without a data set.
     """
-    by_task = defaultdict(list)
-    for task, options, right in groups:
-        if not 0 <= right < len(options):
-            raise ValueError(f"a record of {task!r} has {len(options)} options, so its right one cannot be {right}")
-        if any(math.isnan(total) or tokens < 1 for total, tokens in options):
-            raise ValueError(
-                f"a record of {task!r} has the options (log-likelihood, tokens) {list(options)}, but each must be a "
-                "number with at least one token; look for NaN in the model's logits and for options of no tokens"
-            )
-        sums, means = [float(total) for total, _ in options], [float(total) / int(tokens) for total, tokens in options]
-        by_task[task].append((_share(sums, right), _share(means, right)))
-    if not by_task:
-        raise ValueError("there are no records to rank; give at least one")
-    per_task = {
-        task: {"sum": 100 * fmean(x for x, _ in values), "mean": 100 * fmean(x for _, x in values), "n": len(values)}
-        for task, values in by_task.items()
-    }
-    return {
-        **{name: fmean(values[name] for values in per_task.values()) for name in ("sum", "mean")},
-        "n": sum(values["n"] for values in per_task.values()),
-        "per_task": per_task,
-    }
-
-
-def _share(scores: list[float], right: int) -> float:
-    """What the right option gets of the first place."""
-    best = max(scores)
-    return (scores[right] == best) / scores.count(best)
+    groups = list(groups)
+    tasks = [task for task, _, _ in groups]
+    missing = sorted(set(tasks) - set(datasets)) if datasets is not None else []
+    if missing:
+        raise ValueError(f"datasets has no data set for the tasks {missing}; name one for every task that is ranked")
+    found = rank_scores(
+        [[float(total) for total, _ in options] for _, options, _ in groups],
+        [[int(tokens) for _, tokens in options] for _, options, _ in groups],
+        [right for _, _, right in groups],
+        templates=tasks,
+        datasets=None if datasets is None else [datasets[task] for task in tasks],
+    )
+    result = {**found["macro"], "n": found["n"], "per_task": found["per_template"]}
+    if datasets is not None:
+        result["per_dataset"] = found["per_dataset"]
+    return result

@@ -82,3 +82,31 @@ def test_scores_may_be_tensors():
 def test_what_cannot_be_ranked_is_refused(groups, message):
     with pytest.raises(ValueError, match=message):
         rank_accuracy(groups)
+
+
+def test_a_data_set_has_the_median_and_the_spread_of_its_templates():
+    right, wrong = ([(-1.0, 1), (-2.0, 1)], 0), ([(-1.0, 1), (-2.0, 1)], 1)
+    # Of four records the templates of rte get 1, 2, 4 and 4 right: 25, 50, 100 and 100 per cent.
+    groups = [
+        (f"rte {template}", *(right if number < hits else wrong))
+        for template, hits in zip("abcd", (1, 2, 4, 4)) for number in range(4)
+    ] + [("cb a", *right), ("cb a", *wrong)]
+    result = rank_accuracy(groups, {**{f"rte {template}": "rte" for template in "abcd"}, "cb a": "cb", "other": "x"})
+    # Quartiles lie at the places 0.75, 1.5 and 2.25 of 0 to 3: 25 + 0.75 * 25, 75 and 100.
+    spread = {"median": 75.0, "q1": 43.75, "q3": 100.0, "iqr": 56.25, "min": 25.0, "max": 100.0}
+    assert result["per_dataset"]["rte"] == {"sum": spread, "mean": spread, "templates": 4, "n": 16}
+    lone = {"median": 50.0, "q1": 50.0, "q3": 50.0, "iqr": 0.0, "min": 50.0, "max": 50.0}
+    assert result["per_dataset"]["cb"] == {"sum": lone, "mean": lone, "templates": 1, "n": 2}
+    assert set(result["per_dataset"]) == {"rte", "cb"}
+    assert {**result, "per_dataset": None} == {**rank_accuracy(groups), "per_dataset": None}
+
+
+def test_by_sum_and_by_mean_have_their_own_spread():
+    options = [(-4.0, 1), (-6.0, 3)]  # by sum the first, per token the second
+    found = rank_accuracy([("a", options, 0), ("b", options, 1), ("c", options, 1)], dict.fromkeys("abc", "d"))
+    assert [found["per_dataset"]["d"][by]["median"] for by in ("sum", "mean")] == [0.0, 100.0]
+
+
+def test_a_task_without_a_data_set_is_refused():
+    with pytest.raises(ValueError, match=r"no data set for the tasks \['b'\]"):
+        rank_accuracy([("a", [(-1.0, 1)], 0), ("b", [(-1.0, 1)], 0)], {"a": "x"})
