@@ -1,10 +1,17 @@
 import io
+import json
+import subprocess
 import sys
+from statistics import fmean
 
 import pytest
+import torch
 
 from modeling_tagi import TagiAdapter
 from modeling_tagi.cli import main
+from modeling_tagi.data.records import Record
+from modeling_tagi.data.tables import write_table
+from modeling_tagi.evaluation.metrics import exact_match
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +78,121 @@ def test_an_empty_instruction_writes_nothing(checkpoint, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [[], ["fly"], ["generate", "model", "say no"]])
-def test_wrong_arguments_end_with_usage_and_exit_code_2(arguments, capsys):
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "tagi: the following arguments are required: COMMAND (see tagi --help)"),
+        (["fly"], "tagi: argument COMMAND: invalid choice: 'fly'"),
+        (["generate", "model", "say no"], "tagi generate: the following arguments are required: --output_dir"),
+        (["run", "model", "say no", "--fast"], "tagi run: unrecognized arguments: --fast (see tagi run --help)"),
+        (["evaluate", "model"], "tagi evaluate: there is no data; give --data FOLDER, --data builtin, or --t0_eval"),
+        (["evaluate", "model", "--source", "sni"], "tagi evaluate: there is no data"),
+        (["evaluate", "model", "--source", "builtin", "--data", "x"], "tagi evaluate: --source builtin makes its own"),
+        (["evaluate", "model", "--data", "x", "--max_records", "0"], "'0' is no whole number of at least 1"),
+        (["evaluate", "model", "--data", "x", "--options", "seed"], "'seed' is no KEY=VALUE with a value in YAML"),
+        (["evaluate", "model", "--data", "x", "--options", "a={"], "'a={' is no KEY=VALUE with a value in YAML"),
+        (["evaluate", "model", "--data", "x", "--references", "gold"], "has 'gold', but knows 'prompted', "),
+        (["evaluate", "model", "--data", "x", "--references", "nearest_adapter"], "needs --task_adapters FOLDER"),
+        (["evaluate", "model", "--data", "x", "--oracle", "step=2"], "did you mean evaluation.oracle.steps?"),
+        (["evaluate", "model", "--data", "x", "--references", "oracle", "--oracle", "steps=0"], "tunes nothing; give"),
+        (["evaluate", "model", "--data", "x", "--rank"], "tagi evaluate: unrecognized arguments: --rank"),
+        (["evaluate", "model", "--data", "x", "--output_dir", __file__], "is a file; give a folder"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "usage: tagi" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tagi") and message in line
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from modeling_tagi.cli import main\ntry: main({})\nfinally: assert 'torch' not in sys.modules"
+    for arguments in (["--help"], ["evaluate", "--help"]):
+        command = [sys.executable, "-c", code.format(arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"usage: {' '.join(['tagi', *arguments[:-1]])} ")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with a split to train on and two others, one of them with options."""
+    folder = tmp_path_factory.mktemp("data")
+    splits = {"train": ["say a", "say b"], "unseen": ["say c", "say d"], "choices": ["pick e", "pick f"]}
+    for split, instructions in splits.items():
+        records = [
+            Record(text, text, f"{split} {n} {text[-1]}", (text[-1],),
+                   options=(text[-1], "no") if split == "choices" else None)
+            for text in instructions for n in range(3)
+        ]  # fmt: skip
+        write_table(records, folder / f"{split}.jsonl")
+    return folder
+
+
+SHORT = ["--max_target_length", "4", "--batch_size", "4"]
+
+
+def test_evaluate_scores_a_checkpoint_and_writes_it_all(checkpoint, data, tmp_path, capsys):
+    arguments = ["evaluate", str(checkpoint), "--data", str(data), "--output_dir", str(tmp_path / "out"), *SHORT]
+    assert main([*arguments, "--references", "prompted", "no_instruction", "random_words", "oracle", "--oracle",
+                 "steps=2"]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    methods = ["no_instruction", "prompted", "tagi", "random_words", "oracle"]
+    for split, score in (("unseen", "exact_match"), ("choices", "rank_accuracy")):
+        assert list(results["splits"][split]["methods"]) == methods
+        for scores in results["splits"][split]["methods"].values():
+            low, high = scores[f"{score}_interval"]
+            assert 0 <= low <= scores[score] <= high <= 100
+    assert results["tasks"]["pick e"] == {"group": "pick e", "split": "choices"}
+    assert results["leaks"]["leaks"] == 0 and results["seconds"]["evaluation"] > 0
+    assert results["run"]["command"].startswith(f"tagi evaluate {checkpoint} --data {data} --output_dir ")
+    assert {"seed", "torch", "transformers", "peft", "python", "threads"} <= set(results["run"])
+    assert (tmp_path / "out" / "results.md").read_text() == out
+    assert out.startswith("| split | method | exact match | rouge l | rank accuracy |")
+    assert "references are made with the checkpoint's own backbone" in out
+
+
+def test_evaluate_answers_as_the_model_does(checkpoint, make_model, tokenizer, tmp_path, capsys):
+    model, texts = make_model("t5"), ["one two", "a longer input here", "b"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    output = model.generate(**batch, adapter=model.generate_adapter(torch.tensor([tokenizer("say no")["input_ids"]])),
+                            max_new_tokens=4, do_sample=False)  # fmt: skip
+    given = [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+    targets = [given[0] or "?", "something else", given[2] or "?"]
+    write_table([Record("t", "say no", x, (y,)) for x, y in zip(texts, targets)], tmp_path / "mine.jsonl")
+    assert main(["evaluate", str(checkpoint), "--data", str(tmp_path / "mine.jsonl"), "--json", *SHORT]) == 0
+    results = json.loads(capsys.readouterr().out)
+    expected = 100 * fmean(exact_match(answer, [target]) for answer, target in zip(given, targets))
+    assert results["splits"]["mine"]["methods"]["tagi"]["exact_match"] == round(expected, 2)
+    assert results["leaks"] is None  # nothing to check with
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--data", "{nowhere}"], "there is no {nowhere}; give a file or folder of records by --data"),
+        (["--data", "{nowhere}", "--source", "sni"], "data.path: there is no {nowhere}"),
+        (["--data", "{data}", "--splits", "unseem"], "--splits names 'unseem', but the data has"),
+        (["--data", "builtin", "--options", "tasks=3"], "data.options has 'tasks', but builtin takes seed"),
+        (["--data", "{data}/unseen.jsonl", "--options", "tasks=3"], "--options has 'tasks', but tables takes columns"),
+        (["--data", "{data}", "--baseline", "{nowhere}"], "{nowhere}"),
+        (["--data", "{data}", "--task_adapters", "{nowhere}"], "{nowhere} has no index.json with task adapters"),
+    ],
+)
+def test_data_that_cannot_be_used_is_one_line_and_exit_code_1(arguments, message, checkpoint, data, tmp_path, capsys):
+    places = {"data": data, "nowhere": tmp_path / "nowhere"}
+    arguments = [text.format(**places) for text in arguments]
+    assert main(["evaluate", str(checkpoint), *arguments, "--output_dir", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tagi evaluate: ") and message.format(**places) in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_refuses_a_checkpoint_that_is_not_there(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "nowhere/at/all", "--data", str(data)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tagi evaluate: ") and "nowhere/at/all" in line

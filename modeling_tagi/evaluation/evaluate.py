@@ -1,46 +1,209 @@
-"""Methods against splits: the scores of a run, and the tables that show them."""
+"""Methods against splits: the scores of a model beside its references, and the tables that show them."""
 
+import warnings
 from typing import Optional, Sequence
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+from ..configuration_tagi import TagiConfig
+from ..data.collate import Tokens
 from ..data.records import Record
+from ..modeling_tagi import TagiModel
+from ..training.settings import EvaluationSettings, RunSettings
+from ..training.task_adapters import AdapterBank
 from .metrics import chance_and_majority, score
-from .predict import Answering
+from .oracle import oracle, two_folds
+from .predict import Answering, wrong_instructions
 from .ranking import rank_accuracy
+from .references import nearest_adapters, random_word_instructions
+from .statistics import bootstrap_interval, paired_difference_by_task
 
-METHODS = ("no_instruction", "prompted", "tagi", "wrong_instruction")
+# What a trained model is called, by what it reads.
+OWN = {"adapter": "tagi", "prompt": "prompted", "input": "input_only"}
+# In the order of tables; other names come after.
+METHODS = (
+    "no_instruction", "prompted_start", "prompted", "input_only", "tagi", "wrong_instruction", "random_words",
+    "nearest_adapter", "oracle",
+)  # fmt: skip
+# Which differences are shown, where both methods are there.
+PAIRS = (
+    ("tagi", "prompted"), ("tagi", "no_instruction"), ("tagi", "wrong_instruction"), ("tagi", "random_words"),
+    ("tagi", "nearest_adapter"), ("tagi", "oracle"), ("prompted", "prompted_start"), ("prompted", "no_instruction"),
+)  # fmt: skip
+COLUMNS = ("exact_match", "rouge_l", "rank_accuracy", "rank_accuracy_mean")
+_PER_TASK = {  # where the score of each task is
+    "exact_match": ("per_task", "exact_match"), "rouge_l": ("per_task", "rouge_l"),
+    "rank_accuracy": ("per_task_ranked", "sum"), "rank_accuracy_mean": ("per_task_ranked", "mean"),
+}  # fmt: skip
 
 
-def evaluate_split(methods: dict[str, Answering], records: Sequence[Record], rank: bool, label: str = "") -> dict:
-    """Scores of every method on one split, in per cent, as means over tasks.
+def evaluate_model(
+    settings: RunSettings,
+    model: TagiModel,
+    tokens: Tokens,
+    prompted: tuple[str, Optional[str]],
+    splits: dict[str, list[Record]],
+    train: Sequence[Record],
+    bank: Optional[AdapterBank] = None,
+) -> dict:
+    """What a run has made, if it trained something, and the references of its settings, on every split.
+
+    Args:
+        settings: Of the run.
+        model: What it ended with.
+        tokens: How texts become tokens.
+        prompted: Name or folder, and revision, of the backbone that it started from.
+        splits: What is scored; see `spread`.
+        train: What was trained on.
+        bank: Its task adapters.
+
+    Returns:
+        As `score_methods`.
+    """
+    baseline = load_backbone(*prompted)
+    own, batch_size = None, settings.evaluation.batch_size
+    if settings.finetuning.steps or settings.pretraining.steps:
+        own = Answering(model.to(baseline.device), tokens, settings.finetuning.reads, batch_size)
+    start = Answering(baseline, tokens, "prompt", batch_size)
+    return score_methods(own, start, splits, settings.evaluation, model.config, train, bank, settings.seed)
+
+
+def load_backbone(name: str, revision: Optional[str] = None) -> PreTrainedModel:
+    """A language model of either kind, in fp32 and eval mode, on the GPU if there is one."""
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_pretrained(name, revision=revision, dtype=torch.float32)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def score_methods(
+    own: Optional[Answering],
+    start: Answering,
+    splits: dict[str, list[Record]],
+    settings: EvaluationSettings,
+    config: TagiConfig,
+    train: Sequence[Record] = (),
+    bank: Optional[AdapterBank] = None,
+    seed: int = 0,
+) -> dict:
+    """Scores of a model and of its references on every split.
+
+    Args:
+        own: What is evaluated; without it there are only references that need no trained model.
+        start: The prompted backbone that it is compared with.
+        splits: What is scored.
+        settings: Which references, and how.
+        config: The rank, scale and target modules of the oracle's adapters.
+        train: The records that the bank's adapters were tuned on, and a source of wrong instructions.
+        bank: Task adapters of the start's backbone, for `nearest_adapter`.
+        seed: Of the wrong instructions, of the random words and of the oracle.
+
+    Returns:
+        `splits` (see `evaluate_split`), `tasks` (the `group` and the first `split` of each) and `notes`, sentences on
+        what was left out.
+
+    Raises:
+        ValueError: if `nearest_adapter` is wanted without a bank.
+    """
+    if "nearest_adapter" in settings.references and bank is None:
+        raise ValueError(
+            "evaluation.references has 'nearest_adapter', but there are no task adapters; give task_adapters.steps or "
+            "task_adapters.path, or leave it out"
+        )
+    evaluated = [record for records in splits.values() for record in records]
+    swapped = {}
+    if own is not None and own.reads != "input":
+        swapped = {"wrong_instruction": wrong_instructions([*evaluated, *train], seed),  # for a lone task, of training
+                   "random_words": random_word_instructions([*evaluated, *train], seed)}  # fmt: skip
+        swapped["wrong_instruction"].update(wrong_instructions(evaluated, seed))
+    results: dict = {"splits": {}, "tasks": {}, "notes": []}
+    for split, records in splits.items():
+        methods = {}
+        if own is not None:
+            methods[OWN[own.reads]] = own
+        for name in settings.references:
+            if name == "prompted":
+                methods["prompted_start" if name in methods else name] = start
+            elif name == "no_instruction":
+                methods[name] = Answering(start.model, start.tokens, "input", start.batch_size)
+            elif name in swapped:
+                if all(record.task in swapped[name] for record in records):
+                    methods[name] = Answering(own.model, own.tokens, own.reads, own.batch_size, swapped[name])
+                else:
+                    results["notes"].append(f"{split}: no {name}, since some task has no other task's words to take")
+            elif name == "nearest_adapter":
+                methods[name] = nearest_adapters(start, bank, train, records, config)
+            elif name == "oracle":
+                try:
+                    two_folds(records, seed)
+                except ValueError as error:
+                    results["notes"].append(f"{split}: no oracle, since {error}")
+                else:
+                    methods[name] = oracle(
+                        start, records, **vars(settings.oracle), seed=seed, config=config, progress=f"{split}, oracle"
+                    )
+        ordered = {name: methods[name] for name in METHODS if name in methods}
+        results["splits"][split] = evaluate_split(ordered, records, settings.rank_options, split)
+        for record in records:
+            results["tasks"].setdefault(record.task, {"group": record.group, "split": split})
+        if len({record.task for record in records}) == 1:
+            results["notes"].append(f"{split}: one task alone, so intervals over tasks have no width")
+    return results
+
+
+def evaluate_split(
+    methods: dict[str, Answering],
+    records: Sequence[Record],
+    rank: bool,
+    label: str = "",
+    pairs: Sequence[tuple[str, str]] = PAIRS,
+) -> dict:
+    """Scores of every method on one split, in per cent, as means over tasks, with 95 % intervals over tasks.
 
     Args:
         methods: How each method answers.
         records: Of the split.
         rank: Whether records with options are scored by rank classification instead of by what is generated.
         label: Shown beside the progress bar.
+        pairs: Methods whose difference is taken, the second from the first; pairs that are not both there are passed
+            over.
 
     Returns:
-        For each method `exact_match` and `rouge_l` over the `n` records answered freely (`None` if there are none),
-        and under rank classification `rank_accuracy` (options compared by log-likelihood) and `rank_accuracy_mean`
-        (by log-likelihood per token) over `n_ranked` records. Beside the methods: `chance` and `majority` of the
-        records with options.
+        `methods`: for each `exact_match` and `rouge_l` over the `n` records answered freely (`None` if there are
+        none), and under rank classification `rank_accuracy` (options compared by log-likelihood) and
+        `rank_accuracy_mean` (by log-likelihood per token) over `n_ranked` records; each with its `…_interval`. Beside
+        them `per_task` and `per_category`, `per_task_ranked` and `per_dataset_ranked`. `differences`: by
+        "<first> - <second>" and score, `mean`, `low` and `high` over the tasks paired. `chance` and `majority` of the
+        records with options. Means and intervals are rounded to two places, scores of single tasks are not.
     """
     ranked = [record for record in records if rank and record.options is not None]
     free = [record for record in records if not (rank and record.options is not None)]
-    results: dict = {}
+    scores = {}
     for name, answering in methods.items():
-        scores: dict = {"exact_match": None, "rouge_l": None, "n": len(free)}
+        scores[name] = own = {"exact_match": None, "rouge_l": None, "n": len(free)}
         if free:
             found = score(answering.generate(free, f"{label}, {name}"), free)
-            scores.update({key: round(found[key], 2) for key in ("exact_match", "rouge_l")})
-            scores["per_task"] = found["per_task"]
+            own.update(per_task=found["per_task"], per_category=_rounded(found["per_category"]))
         if ranked:
-            found = rank_accuracy(answering.rank(ranked, f"{label}, {name}, options"))
-            scores.update(rank_accuracy=round(found["sum"], 2), rank_accuracy_mean=round(found["mean"], 2))
-            scores.update(n_ranked=len(ranked), per_task_ranked=found["per_task"])
-        results[name] = scores
-    results.update({key: value for key, value in chance_and_majority(records).items() if key != "n"})
-    return results
+            found = rank_accuracy(answering.rank(ranked, f"{label}, {name}, options"), _groups(ranked))
+            own.update(n_ranked=len(ranked), per_task_ranked=found["per_task"])
+            own.update(per_dataset_ranked=_rounded(found["per_dataset"]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "there is one task")  # score_methods has a note of it
+        for own in scores.values():
+            for column in COLUMNS:
+                if _PER_TASK[column][0] in own:
+                    interval = bootstrap_interval(list(_by_task(own, column).values()))
+                    own[column] = round(interval.mean, 2)
+                    own[f"{column}_interval"] = [round(interval.low, 2), round(interval.high, 2)]
+        differences = _differences(scores, pairs)
+    floors = chance_and_majority(records)
+    return {
+        "methods": scores,
+        "differences": differences,
+        **{name: None if floors[name] is None else round(floors[name], 2) for name in ("chance", "majority")},
+    }
 
 
 def spread(records: Sequence[Record], limit: Optional[int]) -> list[Record]:
@@ -59,24 +222,79 @@ def spread(records: Sequence[Record], limit: Optional[int]) -> list[Record]:
     return [records[number] for number in sorted(chosen)]
 
 
-def table(results: dict, splits: Sequence[str]) -> str:
-    """A Markdown table of the methods' scores on each split."""
-    columns = ("exact_match", "rouge_l", "rank_accuracy", "rank_accuracy_mean")
-    present = [c for c in columns if any(_value(results[s].get(m), c) for s in splits for m in METHODS)]
-    lines = ["| split | method | " + " | ".join(c.replace("_", " ") for c in present) + " |"]
-    lines.append("| --- | --- |" + " ---: |" * len(present))
-    for split in splits:
-        for method in METHODS:
-            if method in results[split]:
-                cells = [_value(results[split][method], column) or "–" for column in present]
-                lines.append(f"| {split} | {method.replace('_', ' ')} | " + " | ".join(cells) + " |")
-        if results[split].get("chance") is not None and "rank_accuracy" in present:
+def table(results: dict, splits: Optional[Sequence[str]] = None) -> str:
+    """Markdown: the methods' scores on each split, and if there are any the differences between methods.
+
+    Args:
+        results: `score_methods`'.
+        splits: Which ones; `None` is all.
+    """
+    shown = {name: results["splits"][name] for name in (splits or results["splits"])}
+    every = [scores for split in shown.values() for scores in split["methods"].values()]
+    present = [column for column in COLUMNS if any(scores.get(column) is not None for scores in every)]
+    lines = _head(["split", "method"], present)
+    for split, found in shown.items():
+        known = [name for name in METHODS if name in found["methods"]]
+        for method in (*known, *(name for name in found["methods"] if name not in known)):
+            scores = found["methods"][method]
+            cells = [_cell(scores.get(column), scores.get(f"{column}_interval")) for column in present]
+            lines.append(f"| {split} | {method.replace('_', ' ')} | " + " | ".join(cells) + " |")
+        if found.get("chance") is not None and "rank_accuracy" in present:
             for name in ("chance", "majority"):
-                cells = [f"{results[split][name]:.1f}" if "rank" in column else "–" for column in present]
+                cells = [f"{found[name]:.1f}" if "rank" in column else "–" for column in present]
                 lines.append(f"| {split} | *{name}* | " + " | ".join(cells) + " |")
+    rows = []
+    for split, found in shown.items():
+        for pair, scores in found.get("differences", {}).items():
+            values = [scores.get(column) for column in present]
+            cells = [_cell(value and value["mean"], value and (value["low"], value["high"]), "+") for value in values]
+            pair = pair.replace(" - ", " − ").replace("_", " ")
+            rows.append(f"| {split} | {pair} | " + " | ".join(cells) + " |")
+    if rows:
+        lines += ["", *_head(["split", "difference"], present), *rows]
     return "\n".join(lines)
 
 
-def _value(scores: Optional[dict], column: str) -> Optional[str]:
-    value = (scores or {}).get(column)
-    return None if value is None else f"{value:.1f}"
+def _groups(records: Sequence[Record]) -> dict[str, str]:
+    groups: dict[str, str] = {}
+    for record in records:
+        groups.setdefault(record.task, record.group)
+    return groups
+
+
+def _by_task(scores: dict, column: str) -> dict[str, float]:
+    place, key = _PER_TASK[column]
+    return {task: values[key] for task, values in scores.get(place, {}).items()}
+
+
+def _differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]]) -> dict:
+    found = {}
+    for first, second in pairs:
+        if first not in scores or second not in scores:
+            continue
+        found[f"{first} - {second}"] = differences = {}
+        for column in COLUMNS:
+            ours, theirs = (_by_task(scores[name], column) for name in (first, second))
+            if ours:
+                interval = paired_difference_by_task(ours, theirs)
+                differences[column] = {x: round(getattr(interval, x), 2) for x in ("mean", "low", "high")}
+    return found
+
+
+def _rounded(values):
+    """Nested scores, each rounded to two places."""
+    if isinstance(values, dict):
+        return {name: _rounded(value) for name, value in values.items()}
+    return round(values, 2) if isinstance(values, float) else values
+
+
+def _head(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    heads = [*names, *(column.replace("_", " ") for column in columns)]
+    return ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(names) + " ---: |" * len(columns)]
+
+
+def _cell(value: Optional[float], interval: Optional[Sequence[float]] = None, sign: str = "") -> str:
+    if value is None:
+        return "–"
+    inside = f" [{interval[0]:{sign}.1f}, {interval[1]:{sign}.1f}]" if interval else ""
+    return f"{value:{sign}.1f}{inside}"

@@ -2,20 +2,18 @@
 
 import random
 from collections import defaultdict
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..adapter import TagiAdapter
-from ..data.collate import Tokens, generation_tensors, pad, training_tensors
+from ..data.collate import READS, Tokens, generation_tensors, pad, training_tensors
 from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import evaluating
+from ..training.run import progress_bar
 from .ranking import option_log_likelihood
-
-READS = ("adapter", "prompt", "input")
 
 
 class Answering:
@@ -27,6 +25,11 @@ class Answering:
         reads: `"adapter"`: the input, with the instruction's adapter. `"prompt"`: instruction and input. `"input"`.
         batch_size: Rows at once.
         instructions: For each task the instruction to use instead of its own; see `wrong_instructions`.
+        adapters: Given adapters to apply to the prompt or the input, for a [`TagiModel`].
+        row_of: For a record the number of its adapter among these.
+
+    Raises:
+        ValueError: for an unknown way of reading, or for given adapters where they are to be generated.
     """
 
     def __init__(
@@ -36,23 +39,30 @@ class Answering:
         reads: str,
         batch_size: int = 64,
         instructions: Optional[dict[str, str]] = None,
+        adapters: Optional[TagiAdapter] = None,
+        row_of: Optional[Callable[[Record], int]] = None,
     ):
         if reads not in READS:
             raise ValueError(f"reads is {reads!r}, but must be one of {', '.join(map(repr, READS))}")
+        if adapters is not None and (reads == "adapter" or row_of is None):
+            raise ValueError(
+                f"adapters were given with reads={reads!r} and row_of={row_of!r}, but go with 'prompt' or 'input' and "
+                "a function from a record to the number of its adapter"
+            )
         self.model, self.tokens, self.reads, self.batch_size = model, tokens, reads, batch_size
-        self.instructions = instructions or {}
+        self.instructions, self.adapters, self.row_of = instructions or {}, adapters, row_of
 
     @torch.no_grad()
     def generate(self, records: Sequence[Record], progress: str = "") -> list[str]:
         """A greedy answer to each record."""
         answers: list[str] = [""] * len(records)
         with evaluating(self.model):
-            adapters, number = self._adapters(records)
+            adapters, row_of = self._adapters(records)
             for rows in self._batches(records, progress):
                 chosen = [records[row] for row in rows]
                 batch = self._to_device(generation_tensors(self.tokens, [self._input(r) for r in chosen]))
                 if adapters is not None:
-                    batch["adapter"] = adapters[[number[self._instruction(r)] for r in chosen]]
+                    batch["adapter"] = adapters[[row_of(r) for r in chosen]]
                 limit = self.tokens.max_target_length
                 output = self.model.generate(**batch, max_new_tokens=limit, do_sample=False, num_beams=1)
                 if not self.tokens.is_encoder_decoder:
@@ -69,7 +79,7 @@ class Answering:
         scores: dict[tuple[int, str], tuple[float, int]] = {}
         flat = [records[row] for row, _ in pairs]
         with evaluating(self.model):
-            adapters, number = self._adapters(records)
+            adapters, row_of = self._adapters(records)
             for rows in self._batches(flat, progress):
                 chosen = [pairs[row] for row in rows]
                 inputs = [self._input(records[row]) for row, _ in chosen]
@@ -77,7 +87,7 @@ class Answering:
                 batch = self._to_device(training_tensors(self.tokens, inputs, targets))
                 labels = batch["labels"]
                 if adapters is not None:
-                    batch["adapter"] = adapters[[number[self._instruction(records[row])] for row, _ in chosen]]
+                    batch["adapter"] = adapters[[row_of(records[row]) for row, _ in chosen]]
                 logits = self.model(**batch).logits
                 if not self.tokens.is_encoder_decoder:
                     logits, labels = logits[:, :-1], labels[:, 1:]
@@ -99,21 +109,23 @@ class Answering:
             return self.tokens.prompt(self._instruction(record), record.input)
         return self.tokens.input(record.input)
 
-    def _adapters(self, records) -> tuple[Optional[TagiAdapter], dict[str, int]]:
-        """The adapter of every distinct instruction, each made once."""
+    def _adapters(self, records) -> tuple[Optional[TagiAdapter], Optional[Callable[[Record], int]]]:
+        """The given adapters, or one for each distinct instruction, made once; and which of them a record has."""
         if self.reads != "adapter":
-            return None, {}
+            given = self.adapters.to(self.model.device) if self.adapters is not None else None
+            return given, self.row_of
         unique = list(dict.fromkeys(self._instruction(record) for record in records))
         made = []
         for start in range(0, len(unique), self.batch_size):
             ids, mask = pad([self.tokens.instruction(text) for text in unique[start: start + self.batch_size]], 0)
             made.append(self.model.adapter_from_ids(ids.to(self.model.device), mask.to(self.model.device)))
-        return TagiAdapter.stack(made), {text: number for number, text in enumerate(unique)}
+        number = {text: number for number, text in enumerate(unique)}
+        return TagiAdapter.stack(made), lambda record: number[self._instruction(record)]
 
     def _batches(self, records, progress: str):
         order = sorted(range(len(records)), key=lambda row: len(self._input(records[row])))
         batches = [order[start: start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        return tqdm(batches, desc=progress, disable=not progress, leave=False)
+        return progress_bar(batches, desc=progress, disable=not progress)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}

@@ -172,6 +172,31 @@ def test_an_unknown_way_of_reading_is_refused(model, tokens):
         Answering(model, tokens, "adapters")
 
 
+@pytest.mark.parametrize("reads", ["input", "prompt"])
+def test_given_adapters_are_applied_to_the_records_they_are_for(model, tokens, reads):
+    made = model.generate_adapter(["say the last word", "say the first word", "green cat"])
+    rows = {"last": 2, "first": 0}
+    given = Answering(model, tokens, reads, 2, adapters=made, row_of=lambda r: rows[r.task])
+    model.eval()
+    texts = [prompt_text(r.instruction, r.input, r.demonstrations) if reads == "prompt" else r.input for r in RECORDS]
+    expected = [answer(model, tokens, ids_of(tokens, text), adapter=made[rows[r.task]])
+                for text, r in zip(texts, RECORDS)]  # fmt: skip
+    assert given.generate(RECORDS) == expected
+    assert expected != Answering(model, tokens, reads).generate(RECORDS)
+    ranked = Answering(model, tokens, reads, 2, adapters=made, row_of=lambda r: 1).rank(OPTIONS)
+    text = prompt_text("pick one", "red cat") if reads == "prompt" else "red cat"
+    by_one = [by_hand(model, tokens, text, option, adapter=made[1])[0] for option in OPTIONS[0].options]
+    assert [total for total, _ in ranked[0][1]] == pytest.approx(by_one, abs=1e-3)
+
+
+def test_given_adapters_do_not_go_with_generated_ones(model, tokens):
+    made = model.generate_adapter("say the last word")
+    with pytest.raises(ValueError, match="adapters were given with reads='adapter'.*but go with 'prompt' or 'input'"):
+        Answering(model, tokens, "adapter", adapters=made, row_of=lambda r: 0)
+    with pytest.raises(ValueError, match="row_of=None, but go with"):
+        Answering(model, tokens, "input", adapters=made)
+
+
 def suite(tasks=6, groups=3, wordings=2):
     return [
         record(f"t{t}", f"wording {w} of task {t}", f"x{n}", "y", group=f"g{t % groups}")
