@@ -1,0 +1,41 @@
+"""The report of a run or a study: one page that can be opened anywhere, and the same in Markdown."""
+
+from pathlib import Path
+from typing import Union
+
+from ..training.run import replacing
+from .report_page import Plot, html_page, markdown_page
+from .report_run import run_report
+from .report_study import study_report
+
+
+def write_report(folder: Union[str, Path]) -> Path:
+    """Writes `report/index.html`, which needs no other file, and `report/report.md` with its plots beside it.
+
+    Args:
+        folder: Of a run (it has `results.json`) or of a study (`summary.json`). Sections that there is nothing for
+            are left out.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: if it is neither.
+    """
+    folder = Path(folder)
+    if (folder / "summary.json").is_file():
+        title, lead, sections = study_report(folder)
+    elif (folder / "results.json").is_file():
+        title, lead, sections = run_report(folder)
+    else:
+        raise FileNotFoundError(
+            f"{folder} has neither results.json, as a run has, nor summary.json, as a study has; give the folder of a "
+            "run or a study that was evaluated"
+        )
+    sections = [section for section in sections if section.parts]
+    with replacing(folder / "report") as beside:
+        (beside / "index.html").write_text(html_page(title, lead, sections), encoding="utf-8")
+        (beside / "report.md").write_text(markdown_page(title, lead, sections), encoding="utf-8")
+        for plot in (part for section in sections for part in section.parts if isinstance(part, Plot)):
+            (beside / f"{plot.name}.svg").write_text(plot.svg, encoding="utf-8")
+    return folder / "report" / "index.html"
