@@ -123,8 +123,8 @@ def test_a_run_ends_with_every_methods_scores(finished):
     folder, out, _ = finished
     results = json.loads((folder / "results.json").read_text())
     for method in ("no_instruction", "prompted", "tagi", "wrong_instruction"):
-        assert 0 <= results["unseen"][method]["exact_match"] <= 100
-        assert results["unseen"][method]["n"] == 6
+        assert 0 <= results["splits"]["unseen"]["methods"][method]["exact_match"] <= 100
+        assert results["splits"]["unseen"]["methods"][method]["n"] == 6
     assert list(results["seconds"]) == STAGES
     assert all(seconds >= 0 for seconds in results["seconds"].values())
     assert results["leaks"]["leaks"] == 0
@@ -161,7 +161,7 @@ def test_the_checkpoint_loads_where_the_package_is_not(finished, tmp_path):
 
 
 def scores(folder):
-    return json.loads((folder / "results.json").read_text())["unseen"]
+    return json.loads((folder / "results.json").read_text())["splits"]["unseen"]
 
 
 def weights(folder):

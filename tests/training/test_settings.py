@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from modeling_tagi.experiments.settings import cells, load_study
 from modeling_tagi.training.settings import RunSettings, load_settings
 from modeling_tagi.training.trainer import Objective
 
@@ -20,6 +21,9 @@ def load(tmp_path):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_config_that_comes_along_loads(name):
+    if name.startswith("studies/"):
+        assert cells(load_study(CONFIGS / name))
+        return
     settings = load_settings(CONFIGS / name)
     assert isinstance(settings, RunSettings) and settings.output_dir == f"outputs/{Path(name).stem}"
 
@@ -77,7 +81,7 @@ def test_a_number_written_as_text_is_a_number(load):
     ("finetuning:\n  alignment: factor\n", "alignment is 'factor', but must be one of 'factors', 'delta', 'none'"),
     ("finetuning:\n  alignment_weight: sigmod\n", "alignment_weight is 'sigmod'"),
     ("finetuning:\n  temperature: 0\n", "temperature is 0.0, but must be above 0"),
-    ("task_adapters:\n  by: category\n", "task_adapters.by is 'category', but must be 'group' or 'task'"),
+    ("task_adapters:\n  by: category\n", "task_adapters.by is 'category', but must be one of 'group', 'task'"),
     ("- a\n- b\n", "holds a list, but must hold fields"),
     ("a: [1, 2\n", "mine.yaml is not YAML"),
 ])

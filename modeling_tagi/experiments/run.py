@@ -1,0 +1,123 @@
+"""One run from data to tables: what `train.py` does, and a study for each of its cells."""
+
+import dataclasses
+import json
+import time
+
+from ..data.records import Record
+from ..data.sampling import fewer_tasks
+from ..data.sources import read_source
+from ..evaluation.adapter_map import adapter_map
+from ..evaluation.costs import cost_of_methods, lengths_of
+from ..evaluation.evaluate import evaluate_model, spread, table
+from ..evaluation.metrics import score
+from ..evaluation.predict import Answering
+from ..evaluation.report import write_report
+from ..modeling_tagi import TagiModel
+from ..training import stages
+from ..training.run import Run, circumstances, quiet_libraries, replacing, write_text
+from ..training.settings import RunSettings
+
+_SCORED_WHILE_TRAINING = 400  # records of the first split
+
+
+def run_experiment(settings: RunSettings, command: str = "") -> dict:
+    """Trains what `settings` say, scores it on every split and writes it all to the run's folder.
+
+    Args:
+        settings: What the run is; a run that was cut off goes on, one that is done is evaluated again.
+        command: What was called, for the report.
+
+    Returns:
+        What `results.json` has.
+
+    Raises:
+        ValueError, FileNotFoundError: for settings or data that cannot be used, before any long work.
+    """
+    began = time.monotonic()
+    quiet_libraries()
+
+    # data
+    splits, text, leaks = read_source(**dataclasses.asdict(settings.data))
+    train = splits["train"]
+    if settings.train_tasks is not None:
+        train = splits["train"] = fewer_tasks(train, settings.train_tasks, settings.seed)
+    wanted = settings.evaluation.splits or [name for name in splits if name != "train"]
+    unknown = [name for name in wanted if name not in splits]
+    if unknown:
+        raise ValueError(f"evaluation.splits names {unknown[0]!r}, but the data has {', '.join(splits)}")
+    evaluated = {name: spread(splits[name], settings.evaluation.max_records) for name in wanted}
+    tasks = len({record.task for record in train})
+    print(f"data: {tasks} tasks with {len(train)} records to train on, {len(text)} passages of text; no leak into "
+          f"{', '.join(wanted)}")  # fmt: skip
+
+    # model and training
+    tokenizer = stages.read_tokenizer(settings, train, text)
+    stages.check_model(settings, tokenizer, splits, text)
+    run = Run(settings, stage_names(settings))
+    backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
+    start = stages.start_model(run, backbone, revision)
+    tokens = stages.read_tokens(run, tokenizer, start.config.is_encoder_decoder)
+    bank = stages.tuned_adapters(run, start, tokens, train)
+    model = stages.pretrained_model(run, start, tokens, text)
+    model = stages.finetuned_model(run, model, tokens, train, bank, _scores(settings, tokens, evaluated))
+
+    # save
+    if backbone != settings.backbone.name:  # made here: the checkpoint's own, not to be had elsewhere
+        model.config.backbone_trained, model.config.backbone_name_or_path = True, None
+    model.tokenizer = tokens.tokenizer
+    with replacing(run.folder / "model") as beside:
+        model.save_pretrained(beside)
+
+    # evaluation
+    stage = run.stage("evaluation")
+    stage.start(anew=True)
+    results = evaluate_model(settings, model, tokens, (backbone, revision), evaluated, train, bank)
+    if settings.finetuning.reads == "adapter" and settings.finetuning.steps:
+        shown = {"train": train, **evaluated}
+        write_text(run.folder / "adapters.json", json.dumps(adapter_map(model, tokens, shown, bank)) + "\n")
+        first = next(iter(evaluated.values()))
+        costs = cost_of_methods(model.config, lengths_of(first, tokens))
+        write_text(run.folder / "costs.json", json.dumps(costs) + "\n")
+    stage.finish()
+
+    results["seconds"] = {name: (run.stage(name).facts or {}).get("seconds") for name in run.stages}
+    results["run"] = {
+        **circumstances(command, settings.seed),
+        "train_tasks": tasks,
+        "seconds_of_this_call": round(time.monotonic() - began, 1),
+        "losses": {name: (run.stage(name).facts or {}).get("loss") for name in run.stages},
+    }
+    results["leaks"] = leaks
+    write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text(run.folder / "results.md", table(results, wanted) + "\n")
+    write_report(run.folder)
+    return results
+
+
+def stage_names(settings: RunSettings) -> list[str]:
+    """The stages that a run with these settings has, in order."""
+    wanted = {
+        "text": settings.text.steps,
+        "prompted": settings.prompted.steps or settings.backbone.name is None,
+        "task_adapters": settings.task_adapters.steps and settings.task_adapters.path is None,
+        "pretraining": settings.pretraining.steps,
+        "finetuning": settings.finetuning.steps,
+        "evaluation": True,
+    }
+    return [name for name, on in wanted.items() if on]
+
+
+def _scores(settings: RunSettings, tokens, evaluated: dict[str, list[Record]]):
+    """What is scored while training: some records of the first split, answered freely."""
+    if not settings.evaluation.every:
+        return None
+    split, records = next(iter(evaluated.items()))
+    records = spread(records, _SCORED_WHILE_TRAINING)
+
+    def scores(model: TagiModel) -> dict:
+        answers = Answering(model, tokens, settings.finetuning.reads, settings.evaluation.batch_size).generate(records)
+        found = score(answers, records)
+        return {"split": split, **{name: round(found[name], 2) for name in ("exact_match", "rouge_l")}}
+
+    return scores

@@ -1,0 +1,123 @@
+"""`tagi study`: all cells of a study, side by side, each in a process of its own; taken up again where it was left."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Sequence
+
+import yaml
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from ..evaluation.report import write_report
+from ..training.run import FREE_FIELDS, flat, progress_bar, write_text
+from .settings import Cell, StudySettings, cells
+from .summary import results_file, write_tables
+
+CELL_FILE = "cell.yaml"
+STUDY_FILE = "study.yaml"
+
+
+def run_study(study: StudySettings, command: str = "") -> Path:
+    """Runs what is not done yet, and writes the tables anew after each cell.
+
+    Args:
+        study: What to run.
+        command: What was called, for the report.
+
+    Returns:
+        The study's folder: `results.jsonl` (a line for each method, seed and number of tasks), `by_split.jsonl`,
+        `by_task.jsonl`, `summary.json`, `table.md`, `report/`, and a run's folder for each cell in `cells/`.
+
+    Raises:
+        ValueError: if the folder holds cells with other settings, or another process is at work in it.
+        RuntimeError: if a cell failed; the others are finished first.
+    """
+    todo, folder = cells(study), Path(study.output_dir)
+    _check(todo, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            write_text(folder / STUDY_FILE, yaml.safe_dump(dataclasses.asdict(study), sort_keys=False))
+            failed = _run_cells(study, todo, folder)
+            if failed:
+                first = folder / "cells" / failed[0] / "log.txt"
+                raise RuntimeError(
+                    f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}; see {first}, and call the study "
+                    "again to go on"
+                )
+            write_tables(study, todo, command)
+            write_report(folder)
+    except Timeout:
+        raise ValueError(f"another process is at work in {folder}; wait, or choose another output_dir") from None
+    return folder
+
+
+def _check(todo: Sequence[Cell], folder: Path):
+    """Refuses cells that were begun with other settings, before any work."""
+    for cell in todo:
+        file = folder / "cells" / cell.name / CELL_FILE
+        if file.is_file():
+            before, now = flat(yaml.safe_load(file.read_text())), flat(_plain(cell))
+            changed = [name for name in {**before, **now}
+                       if before.get(name) != now.get(name) and name.split(".")[0] not in FREE_FIELDS]  # fmt: skip
+            if changed:
+                raise ValueError(
+                    f"{file.parent} was begun with other settings ({changed[0]} was {before.get(changed[0])!r}, is "
+                    f"now {now.get(changed[0])!r}); choose another output_dir, or delete that folder"
+                )
+
+
+def _plain(cell: Cell) -> dict:
+    return dataclasses.asdict(cell.settings)
+
+
+def _run_cells(study: StudySettings, todo: Sequence[Cell], folder: Path) -> list[str]:
+    """Runs the cells, at most `workers` at once; the names of those that failed (or wait for one that did)."""
+    done = {cell.name for cell in todo if results_file(folder, cell).is_file()}
+    waiting = [cell for cell in todo if cell.name not in done]
+    running: dict[str, subprocess.Popen] = {}
+    failed: list[str] = []
+    bar = progress_bar(total=len(todo), initial=len(done), desc="study", unit="run")
+    try:
+        while waiting or running:
+            for cell in list(waiting):
+                if cell.after in failed:
+                    failed.append(cell.name)
+                    waiting.remove(cell)
+                elif len(running) < study.workers and (cell.after is None or cell.after in done):
+                    running[cell.name] = _start(cell, folder, study.threads)
+                    waiting.remove(cell)
+            bar.set_postfix_str(", ".join(running), refresh=False)
+            bar.update(0)
+            time.sleep(0.2)
+            for name, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[name]
+                if process.returncode == 0:
+                    done.add(name)
+                    bar.update()
+                    write_tables(study, [cell for cell in todo if cell.name in done])
+                else:
+                    failed.append(name)
+                    tqdm.write(f"study: {name} failed; see {folder / 'cells' / name / 'log.txt'}")
+    finally:
+        bar.close()
+        for process in running.values():
+            process.kill()
+    return failed
+
+
+def _start(cell: Cell, folder: Path, threads: int) -> subprocess.Popen:
+    """A run in a process of its own, which ends when this one does."""
+    place = folder / "cells" / cell.name
+    place.mkdir(parents=True, exist_ok=True)
+    write_text(place / CELL_FILE, yaml.safe_dump(_plain(cell), sort_keys=False))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-m", "modeling_tagi.experiments.cell", str(place / CELL_FILE)]
+    with open(place / "log.txt", "ab") as log:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)

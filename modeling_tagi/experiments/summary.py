@@ -1,0 +1,162 @@
+"""The tables of a study, from the results of its cells."""
+
+import json
+from pathlib import Path
+from typing import Optional, Sequence
+
+import numpy as np
+
+from ..evaluation.statistics import bootstrap_interval, paired_difference
+from ..training.run import write_text
+from .settings import START, Cell, StudySettings
+
+METRICS = ("exact_match", "rouge_l", "rank_accuracy", "rank_accuracy_mean")
+
+
+def results_file(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / cell.name / "results.json"
+
+
+def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
+    """Writes `results.jsonl`, `by_split.jsonl`, `by_task.jsonl`, `summary.json` and `table.md` of the cells done."""
+    folder = Path(study.output_dir)
+    by_split, by_task, floors = [], [], {}
+    for cell in done:
+        results = json.loads(results_file(folder, cell).read_text())
+        for split, found in results["splits"].items():
+            floors[split] = {name: found[name] for name in ("chance", "majority") if found[name] is not None}
+        for line, tasks in _lines(cell, results):
+            by_split.append(line)
+            by_task += tasks
+    if not by_split:
+        return
+    first = by_split[0]["split"]
+    _write_lines(folder / "results.jsonl", [line for line in by_split if line["split"] == first])
+    _write_lines(folder / "by_split.jsonl", by_split)
+    _write_lines(folder / "by_task.jsonl", by_task)
+    summary, made = summarise(by_split, by_task), results["run"]
+    summary.update(
+        floors=floors,
+        command=command,
+        versions={name: made[name] for name in ("python", "torch", "transformers", "peft")},
+        seconds=round(sum(line["seconds"] for line in by_split if line["split"] == first), 1),
+        workers=study.workers,
+        threads=study.threads,
+    )  # fmt: skip
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "table.md", table(summary) + "\n")
+
+
+def _lines(cell: Cell, results: dict):
+    """For each method that a cell scored, on each split: its line of `by_split.jsonl`, those of `by_task.jsonl`."""
+    own = {"adapter": "tagi", "prompt": "prompted", "input": "input_only"}[cell.settings.finetuning.reads]
+    names = {own: cell.method}
+    if cell.method == START:
+        names = {"prompted": START}
+    for split, scores in results["splits"].items():
+        for name, found in scores["methods"].items():
+            trained = name in names
+            place = {
+                "method": names.get(name, name),
+                "seed": cell.seed,
+                "train_tasks": results["run"]["train_tasks"],
+                "split": split,
+            }
+            line = {
+                **place,
+                "kind": "trained" if trained else "reference",
+                **{metric: found[metric] for metric in METRICS if found.get(metric) is not None},
+                "n": found["n"] + found.get("n_ranked", 0),
+                "seconds": round(sum(filter(None, results["seconds"].values())), 1) if trained else 0.0,
+            }
+            tasks = []
+            for task in dict.fromkeys([*found.get("per_task", ()), *found.get("per_task_ranked", ())]):
+                free, ranked = (found.get(key, {}).get(task, {}) for key in ("per_task", "per_task_ranked"))
+                values = {metric: free[metric] for metric in METRICS[:2] if metric in free}
+                if ranked:
+                    values |= {"rank_accuracy": ranked["sum"], "rank_accuracy_mean": ranked["mean"]}
+                tasks.append({**place, "task": task, "group": results["tasks"][task]["group"], **values})
+            yield line, tasks
+
+
+def summarise(by_split: Sequence[dict], by_task: Sequence[dict]) -> dict:
+    """Means over tasks and seeds with 95 % intervals (a bootstrap over tasks), for each split, method and number of
+    training tasks, and the paired differences to the prompted model, to its start and to TAGI."""
+    metrics = [metric for metric in METRICS if any(metric in line for line in by_split)]
+    splits = list(dict.fromkeys(line["split"] for line in by_split))
+    sizes = sorted({line["train_tasks"] for line in by_split}, reverse=True)
+    rows = []
+    for split in splits:
+        for size in sizes:
+            here = [line for line in by_task if line["split"] == split and line["train_tasks"] == size]
+            methods = dict.fromkeys(line["method"] for line in here)
+            for method in methods:
+                row = {"split": split, "train_tasks": size, "method": method}
+                row["kind"] = next(x["kind"] for x in by_split if x["method"] == method)
+                for metric in metrics:
+                    values = _matrix(here, method, metric)
+                    if values is None:
+                        continue
+                    interval = bootstrap_interval(values[2])
+                    seeds = {str(seed): round(float(mean), 2) for seed, mean in zip(values[0], values[2].mean(1))}
+                    row[metric] = {"mean": round(interval.mean, 2), "low": round(interval.low, 2),
+                                   "high": round(interval.high, 2), "seeds": seeds}  # fmt: skip
+                    for other in ("prompted", "tagi", START):
+                        theirs = _matrix(here, other, metric)
+                        if other != method and theirs is not None:
+                            row[metric][f"minus_{other}"] = _difference(values, theirs)
+                rows.append(row)
+    return {"split": splits[0], "metric": metrics[0], "metrics": metrics, "rows": rows}
+
+
+def _matrix(lines: Sequence[dict], method: str, metric: str) -> Optional[tuple[list, list, np.ndarray]]:
+    """Seeds, tasks, and the scores `[seeds, tasks]`; None if there are none."""
+    found = {(x["seed"], x["task"]): x[metric] for x in lines if x["method"] == method and metric in x}
+    seeds, tasks = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    return (seeds, tasks, np.array([[found[s, t] for t in tasks] for s in seeds])) if found else None
+
+
+def _difference(ours, theirs) -> Optional[dict]:
+    """On the seeds that both have."""
+    seeds = [seed for seed in ours[0] if seed in theirs[0]]
+    if not seeds or ours[1] != theirs[1]:
+        return None
+    a, b = (values[2][[values[0].index(seed) for seed in seeds]] for values in (ours, theirs))
+    interval = paired_difference(a, b)
+    return {name: round(getattr(interval, name), 2) for name in ("mean", "low", "high")}
+
+
+def table(summary: dict) -> str:
+    """Markdown: for each split and number of training tasks the methods, with intervals and differences."""
+    metrics, lines = summary["metrics"], []
+    for split in dict.fromkeys(row["split"] for row in summary["rows"]):
+        for size in dict.fromkeys(row["train_tasks"] for row in summary["rows"]):
+            rows = [row for row in summary["rows"] if row["split"] == split and row["train_tasks"] == size]
+            if not rows:
+                continue
+            lines += [f"### {split.replace('_', ' ')}, {size} training tasks", ""]
+            heads = [metric.replace("_", " ") for metric in metrics]
+            lines.append("| method | seeds | " + " | ".join(heads) + f" | {heads[0]} − prompted's |")
+            lines.append("| --- | ---: |" + " ---: |" * (len(heads) + 1))
+            for row in rows:
+                cells = [_interval(row.get(metric)) for metric in metrics]
+                difference = _interval((row.get(metrics[0]) or {}).get("minus_prompted"), sign=True)
+                seeds = max(len(row[metric]["seeds"]) for metric in metrics if metric in row)
+                name = row["method"].replace("_", " ")
+                lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + f" | {difference} |")
+            for name, value in summary["floors"].get(split, {}).items():
+                cells = [f"{value:.1f}" if "rank" in metric else "–" for metric in metrics]
+                lines.append(f"| *{name}* | – | " + " | ".join(cells) + " | – |")
+            lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _interval(value: Optional[dict], sign: bool = False) -> str:
+    if value is None:
+        return "–"
+    mean, low, high = (f"{value[name]:{'+' if sign else ''}.1f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _write_lines(path: Path, lines: Sequence[dict]):
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

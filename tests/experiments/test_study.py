@@ -1,0 +1,102 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from modeling_tagi.experiments.settings import load_study
+from modeling_tagi.experiments.study import run_study
+
+FIELDS = {"methods": ["prompted", "tagi"], "workers": 2, "references": ["no_instruction", "wrong_instruction"]}
+
+
+@pytest.fixture(scope="module")
+def study_file(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "small.yaml"
+    path.write_text(yaml.safe_dump({"config": str(config), **FIELDS}))
+    return path
+
+
+def lines(path):
+    """Without what a clock says."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in found]
+
+
+@pytest.fixture(scope="module")
+def done(study_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done") / "out"
+    return run_study(load_study(study_file, {"output_dir": str(folder)}), "tagi study small.yaml")
+
+
+def test_a_line_for_each_method_and_reference(done):
+    found = lines(done / "results.jsonl")
+    assert [(x["method"], x["kind"], x["seed"], x["train_tasks"], x["split"]) for x in found] == [
+        ("no_instruction", "reference", 0, 3, "unseen"), ("prompted_start", "trained", 0, 3, "unseen"),
+        ("prompted", "trained", 0, 3, "unseen"), ("tagi", "trained", 0, 3, "unseen"),
+        ("wrong_instruction", "reference", 0, 3, "unseen"),
+    ]  # fmt: skip
+    for line in found:
+        tasks = [x for x in lines(done / "by_task.jsonl") if x["method"] == line["method"]]
+        assert sum(x["exact_match"] for x in tasks) / len(tasks) == pytest.approx(line["exact_match"], abs=0.01)
+
+
+def test_the_summary_has_intervals_and_differences(done):
+    summary = json.loads((done / "summary.json").read_text())
+    rows = {row["method"]: row["rouge_l"] for row in summary["rows"]}
+    assert rows["tagi"]["low"] <= rows["tagi"]["mean"] <= rows["tagi"]["high"]
+    expected = rows["tagi"]["mean"] - rows["prompted"]["mean"]
+    assert rows["tagi"]["minus_prompted"]["mean"] == pytest.approx(expected, abs=0.02)
+    assert "tagi study small.yaml" in (done / "report" / "index.html").read_text()
+    assert "| tagi | 1 |" in (done / "table.md").read_text()
+
+
+def test_what_is_done_is_not_run_again(done, study_file, monkeypatch):
+    before = lines(done / "results.jsonl")
+    monkeypatch.setattr(subprocess, "Popen", None)  # no run can be started
+    run_study(load_study(study_file, {"output_dir": str(done)}))
+    assert lines(done / "results.jsonl") == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(done, study_file):
+    study = load_study(study_file, {"output_dir": str(done), "overrides": {"finetuning.steps": 5}})
+    with pytest.raises(ValueError, match="tagi-seed0|prompted-seed0.*finetuning.steps was 6, is now 5"):
+        run_study(study)
+
+
+def test_two_studies_do_not_work_in_one_folder(study_file, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another process is at work"):
+        run_study(load_study(study_file, {"output_dir": str(tmp_path)}))
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_finished(study_file, tmp_path):
+    study = load_study(study_file, {
+        "output_dir": str(tmp_path), "references": [], "methods": [
+            {"nowhere": {"base": "prompted", "evaluation.splits": ["nowhere"]}}, "prompted"]})  # fmt: skip
+    with pytest.raises(RuntimeError, match="1 of 3 runs failed: nowhere-seed0; see .*nowhere-seed0/log.txt"):
+        run_study(study)
+    assert {x["method"] for x in lines(tmp_path / "results.jsonl")} == {"prompted_start", "prompted"}
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_ten_moments_gives_the_same_table(done, study_file, tmp_path):
+    command = [sys.executable, "-m", "modeling_tagi.cli", "study", str(study_file), "--output_dir", str(tmp_path)]
+    rng, kills = random.Random(0), 0
+    while kills < 10:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(6, 14))
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert kills >= 3
+    for name in ("results.jsonl", "by_split.jsonl", "by_task.jsonl"):
+        assert lines(tmp_path / name) == lines(done / name)
