@@ -5,11 +5,15 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Cache, DynamicCache
 
+from .adapter import InstructionMemory
 from .lora import take_rows
 
 # Where a layer's self-attention, residual included, ends: the place of eq. 1's cross-attention sub-layer.
 _SELF_ATTENTION_SUBLAYER = {"t5": "layer.0", "mt5": "layer.0", "umt5": "layer.0"}
+# Where a decoder's layer makes keys and values of its memory.
+_CROSS_ATTENTION = dict.fromkeys(("t5", "mt5", "umt5"), "layer.1.EncDecAttention")
 
 
 class InstructionCrossAttention(nn.Module):
@@ -81,6 +85,14 @@ def fused_modules(backbone: nn.Module, is_encoder_decoder: bool) -> list[nn.Modu
     return [layer.get_submodule(place) for layer in _layers(backbone.get_encoder())]
 
 
+def memory_projections(backbone: nn.Module) -> list[nn.Module]:
+    """The modules that make the decoder's keys and values of its memory; none where their place is not known."""
+    place = _CROSS_ATTENTION.get(backbone.config.model_type)
+    if place is None:
+        return []
+    return [layer.get_submodule(f"{place}.{name}") for layer in _layers(backbone.get_decoder()) for name in "kv"]
+
+
 def _layers(stack: nn.Module) -> nn.ModuleList:
     lists = [module for module in stack.children() if isinstance(module, nn.ModuleList)]
     if len(lists) != 1:
@@ -117,3 +129,20 @@ def concat_memory(
     mask = take_rows(mask, batch, task_index).to(attention_mask.dtype)
     memory = take_rows(memory, batch, task_index).to(states.dtype)
     return torch.cat([memory, states], 1), torch.cat([mask, attention_mask], 1)
+
+
+def prefix_cache(
+    memory: InstructionMemory,
+    rows: int,
+    dtype: torch.dtype,
+    task_index: Optional[Tensor] = None,
+    cache: Optional[Cache] = None,
+) -> Cache:
+    """A new cache, or an empty one that is given, with the instruction's keys and values for every row."""
+    cache = cache if cache is not None else DynamicCache()
+    for layer in range(memory.prefix_keys.shape[1]):
+        keys, values = (x[:, layer] for x in (memory.prefix_keys, memory.prefix_values))
+        cache.update(
+            take_rows(keys, rows, task_index).to(dtype), take_rows(values, rows, task_index).to(dtype), layer
+        )
+    return cache

@@ -6,10 +6,11 @@ found in a variable of the thread, so an adapter is in force for one call in one
 
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,6 +24,7 @@ class Application:
         scaling: Factor of the update.
         task_index: `[batch]`, which of the tasks each row uses; `None` if there is one task, or one task a row.
         fusion: Module -> function of that module's hidden states `[batch, seq, d_model]`.
+        memory: Module -> what its input begins with, the same for every row of a task.
         new_cache: Makes the key-value cache that every layer is to see, for use under gradient checkpointing (which
             takes caches away from layers).
         checkpointing: Whether gradient checkpointing may recompute in this call.
@@ -32,6 +34,7 @@ class Application:
     scaling: float = 1.0
     task_index: Optional[Tensor] = None
     fusion: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    memory: dict[nn.Module, "TaskStates"] = field(default_factory=dict)
     new_cache: Optional[Callable[[], Any]] = None
     checkpointing: bool = True
 
@@ -42,6 +45,46 @@ class Application:
         for module in lora:  # an adapter from elsewhere may change more than this model's generator does
             hook_once(module, lora_hook)
         return cls(lora=lora, scaling=adapter.scaling, task_index=task_index)
+
+    def by_row(self) -> "Application":
+        """The same, with one gather of the updates now instead of one in every layer of every step."""
+        if self.task_index is None:
+            return self
+        lora = {
+            module: (a, b) if len(a) == 1 else (a[self.task_index], b[self.task_index])
+            for module, (a, b) in self.lora.items()
+        }
+        return replace(self, lora=lora, task_index=None)
+
+    def share(self, memory: Tensor, modules: Sequence[nn.Module]):
+        """Makes `modules`, whose input is to begin with each row's `memory [tasks, memory, d_in]`, work on that once a
+        task instead of once a row."""
+        for module in modules:
+            hook_once(module, memory_hook)
+        self.memory = dict.fromkeys(modules, TaskStates.of(memory, self))
+
+
+@dataclass
+class TaskStates:
+    """States that belong to the tasks of a batch, and what is applied to them.
+
+    Args:
+        states: `[tasks, seq, d_in]`.
+        application: What is applied while a module works on `states`, as to a batch with a row a task.
+        task_index: `[batch]`, the task of each row; `None` if there is one task, or one task a row.
+    """
+
+    states: Tensor
+    application: Application
+    task_index: Optional[Tensor] = None
+
+    @classmethod
+    def of(cls, states: Tensor, application: Application) -> "TaskStates":
+        """The `states` of `application`'s tasks; of its rows, where tasks are more than these."""
+        application, index = replace(application, memory={}), application.task_index
+        if index is not None and len(index) < len(states):
+            return cls(states[index], application.by_row())
+        return cls(states, replace(application, task_index=None), index)
 
 
 class _InForce(threading.local):  # and no ContextVar, which torch.compile cannot trace
@@ -92,8 +135,11 @@ def _dimensions(module: nn.Module) -> tuple[int, int]:
 
 def hook_once(module: nn.Module, hook: Callable):
     """Registers a forward hook, unless `module` has it: from another model that shares it, or by a copy."""
-    if hook not in module._forward_hooks.values():
-        module.register_forward_hook(hook)
+    if hook in module._forward_hooks.values():
+        return
+    module.register_forward_hook(hook, prepend=hook is lora_hook)  # before a memory_hook, which lengthens the output
+    if hook is memory_hook:
+        module.register_forward_pre_hook(memory_pre_hook)
 
 
 def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
@@ -114,6 +160,25 @@ def fusion_hook(module: nn.Module, args: tuple, output):
     if isinstance(output, tuple):
         return (fuse(output[0]), *output[1:])
     return fuse(output)
+
+
+def memory_pre_hook(module: nn.Module, args: tuple) -> Optional[tuple]:
+    """Forward pre-hook: takes the tasks' memory from the front of the input, so that `memory_hook` can put it back."""
+    application = _IN_FORCE.application
+    if application is None or module not in application.memory:
+        return None
+    return (args[0][:, application.memory[module].states.shape[1]:], *args[1:])
+
+
+def memory_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
+    """Forward hook: puts what `module` makes of the memory, once a task, before each row's own output."""
+    application = _IN_FORCE.application
+    if application is None or module not in application.memory:
+        return None
+    memory = application.memory[module]
+    with applied(memory.application):
+        projected = module(memory.states.to(args[0].dtype))
+    return torch.cat([take_rows(projected, len(output), memory.task_index), output], 1)
 
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor, task_index: Optional[Tensor] = None) -> Tensor:

@@ -25,7 +25,13 @@ from .adapter import InstructionMemory, TagiAdapter, instruction_hash
 from .checkpoints import CheckpointMixin, auto_class
 from .configuration_tagi import TagiConfig
 from .fit import fingerprint, require_fit, require_rows
-from .fusion import InstructionCrossAttention, concat_memory, fused_modules
+from .fusion import (
+    InstructionCrossAttention,
+    concat_memory,
+    fused_modules,
+    memory_projections,
+    prefix_cache,
+)
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
 from .instructions import instruction_text
 from .lora import (
@@ -36,6 +42,7 @@ from .lora import (
     fusion_hook,
     hook_once,
     lora_hook,
+    memory_hook,
     take_rows,
 )
 
@@ -88,8 +95,10 @@ class TagiPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         # torch's own functions, since transformers guards them: they pass over what a checkpoint has filled
         if isinstance(module, nn.ParameterDict):  # the hypernetwork's shared A: PEFT's, uniform within 1 / sqrt(d_in)
+            # by the seed alone: with and without fusion the same A, from which one bank of task adapters can start
+            generator = torch.Generator(next(iter(module.values())).device).manual_seed(torch.initial_seed())
             for a in module.values():
-                nn.init.uniform_(a, -(a.shape[1] ** -0.5), a.shape[1] ** -0.5)
+                nn.init.uniform_(a, -(a.shape[1] ** -0.5), a.shape[1] ** -0.5, generator=generator)
         elif isinstance(module, MlpStack):
             nn.init.normal_(module.index)
             nn.init.normal_(module.hidden_weight, std=module.hidden_weight.shape[1] ** -0.5)
@@ -134,6 +143,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             hook_once(self.backbone.get_submodule(path), lora_hook)
         for module in fused:
             hook_once(module, fusion_hook)
+        for module in memory_projections(self.backbone):
+            hook_once(module, memory_hook)
         self.post_init()
 
     def set_trainable(self, scope: str):
@@ -350,7 +361,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 states, mask = self._encode_input(input_ids, attention_mask, adapter, task_index)
                 kwargs.update(encoder_outputs=states, attention_mask=mask, past_key_values=past_key_values)
             else:
-                application.new_cache = lambda: self._prefix_cache(adapter, len(input_ids), task_index)
+                application.new_cache = lambda: prefix_cache(adapter.memory, len(input_ids), self.dtype, task_index)
                 cache = past_key_values
                 if cache is None or not cache.get_seq_length():
                     cache = application.new_cache()
@@ -390,14 +401,14 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if adapter is None:
             return self.backbone.generate(input_ids, **kwargs)
         require_rows(adapter, task_index, len(input_ids))
-        if task_index is not None:  # one gather now instead of one in every layer of every step
-            adapter = adapter[task_index]
+        if task_index is not None and not self.config.is_encoder_decoder:  # one gather now, not in every step
+            adapter, task_index = adapter[task_index], None
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
             mask = _mask_of(input_ids, config)
-        with applied(self._application(adapter, None)):
+        with applied(self._application(adapter, task_index).by_row()):
             if self.config.is_encoder_decoder:
-                states, mask = self._encode_input(input_ids, mask, adapter, None)
+                states, mask = self._encode_input(input_ids, mask, adapter, task_index)
                 return self.backbone.generate(encoder_outputs=states, attention_mask=mask, **kwargs)
             if adapter.memory is None:
                 return self.backbone.generate(input_ids, attention_mask=mask, **kwargs)
@@ -425,7 +436,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             longest = generation_config.max_length or length + input_ids.shape[1] + 20  # transformers' default
             longest = longest if new is None else length + input_ids.shape[1] + new
             cache = StaticCache(self.config.backbone_config, max_cache_len=longest)
-        cache = self._prefix_cache(adapter, len(input_ids) * copies, None, cache)
+        cache = prefix_cache(adapter.memory, len(input_ids) * copies, self.dtype, cache=cache)
         generation_config.use_cache = True  # the prefix has no other place
         output = self.backbone.generate(
             torch.cat([placeholders, input_ids], 1),
@@ -458,6 +469,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         memory = adapter.memory
         if memory is None:
             return application
+        if memory.states is not None:
+            application.share(memory.states, memory_projections(self.backbone))
         if memory.keys is not None and len(self.fusion):
             fused = fused_modules(self.backbone, self.config.is_encoder_decoder)
             for number, (target, cross_attention) in enumerate(zip(fused, self.fusion)):
@@ -478,18 +491,6 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         memory = adapter.memory
         states, mask = concat_memory(memory.states, memory.mask, states, attention_mask, task_index)
         return BaseModelOutput(states), mask
-
-    def _prefix_cache(self, adapter: TagiAdapter, rows: int, task_index: Optional[Tensor], cache=None):
-        """A new cache, or an empty one that is given, with the instruction's keys and values for every row."""
-        memory = adapter.memory
-        cache = cache if cache is not None else DynamicCache()
-        for layer in range(memory.prefix_keys.shape[1]):
-            keys, values = memory.prefix_keys[:, layer], memory.prefix_values[:, layer]
-            dtype = self.dtype
-            cache.update(
-                take_rows(keys, rows, task_index).to(dtype), take_rows(values, rows, task_index).to(dtype), layer
-            )
-        return cache
 
 
 def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:

@@ -196,3 +196,15 @@ def test_evaluate_refuses_a_checkpoint_that_is_not_there(data, tmp_path, capsys,
     assert main(["evaluate", "nowhere/at/all", "--data", str(data)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tagi evaluate: ") and "nowhere/at/all" in line
+
+
+def test_a_study_that_is_not_there_or_makes_no_sense_ends_in_one_line(tmp_path, capsys):
+    assert main(["study", str(tmp_path / "nowhere.yaml")]) == 1
+    (tmp_path / "mine.yaml").write_text("config: other.yaml\nmethods: [tagi]\nseed: [0]\n")
+    assert main(["study", str(tmp_path / "mine.yaml")]) == 1
+    missing, unknown = capsys.readouterr().err.splitlines()
+    assert missing.startswith("tagi study: there is no configuration") and "nowhere.yaml" in missing
+    assert unknown.endswith("unknown field 'seed'; did you mean 'seeds'?")
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "x.yaml", "--workers", "0"])
+    assert ended.value.code == 2

@@ -1,7 +1,14 @@
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
-from modeling_tagi.fusion import InstructionCrossAttention, concat_memory, fused_modules
+from modeling_tagi.fusion import InstructionCrossAttention, concat_memory, fused_modules, memory_projections
+
+BART = BartConfig(
+    vocab_size=100, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
+    decoder_attention_heads=1, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
+)  # fmt: skip
 
 
 def identity_attention(gate) -> InstructionCrossAttention:
@@ -86,11 +93,144 @@ def test_a_causal_model_is_fused_behind_its_layers(make_backbone, family, layers
 
 
 def test_an_encoder_whose_layers_are_not_known_is_refused():
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    config = BartConfig(
-        vocab_size=50, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
-        decoder_attention_heads=1, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
-    )  # fmt: skip
     with pytest.raises(ValueError, match="fusion='cross_attention'.*'bart'.*use fusion='concat' or 'none'"):
-        fused_modules(BartForConditionalGeneration(config), True)
+        fused_modules(BartForConditionalGeneration(BART), True)
+
+
+# The decoder's keys and values of the memory, once a task instead of once a row
+
+
+@pytest.fixture
+def concatenated(monkeypatch):
+    """`concatenated(function)`: what it gives where every row's keys and values are made of `(I_x ; F)`."""
+
+    def run(function):
+        with monkeypatch.context() as patched:
+            patched.setattr("modeling_tagi.modeling_tagi.memory_projections", lambda backbone: [])
+            return function()
+
+    return run
+
+
+@pytest.fixture
+def make(make_model):
+    """As `make_model`, with UMT5 as well."""
+
+    def build(family, fusion, targets=("q", "v")):
+        backbone = None
+        if family == "umt5":
+            torch.manual_seed(0)
+            backbone = UMT5ForConditionalGeneration(UMT5Config(
+                vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, dropout_rate=0.0,
+                decoder_start_token_id=0, relative_attention_num_buckets=8,
+            )).eval()  # fmt: skip
+        return make_model(family, fusion, backbone=backbone, target_modules=list(targets))
+
+    return build
+
+
+def padded(ids, *lengths):
+    """Two fields of a batch: `ids` with padding behind the first tokens of each row, and its mask."""
+    mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
+    return ids * mask, mask
+
+
+# Which of the tasks each of three rows has: by index, fewer rows than tasks, one task for all, one for each
+ROWS = {"indexed": (2, [1, 0, 1]), "many": (4, [3, 0, 3]), "one": (1, None), "each": (3, None)}
+every_row = pytest.mark.parametrize("tasks, index", ROWS.values(), ids=ROWS)
+every_target = pytest.mark.parametrize("targets", [["q", "v"], ["q", "k", "v", "o"]], ids="".join)
+
+
+@pytest.mark.parametrize("family, fusion", [
+    ("t5", "concat"), ("t5", "cross_attention"), ("t5_v1_1", "cross_attention"), ("mt5", "concat"), ("umt5", "concat"),
+])  # fmt: skip
+@every_target
+@every_row
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointed"])
+def test_loss_and_gradients_equal_those_of_concatenation(
+    make, concatenated, random_ids, family, fusion, targets, tasks, index, checkpointing
+):
+    model = make(family, fusion, targets).train()
+    model.set_trainable("all")
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids, mask = padded(random_ids(3, 6), 6, 2, 4)
+    instruction, instruction_mask = padded(random_ids(tasks, 9, seed=1), *[9, 3, 6, 5][:tasks])
+    labels = random_ids(3, 4, seed=2)
+    labels[0, 2:] = -100
+
+    def trained():
+        model.zero_grad()
+        output = model(ids, mask, labels, task_index=None if index is None else torch.tensor(index),
+                       instruction_input_ids=instruction, instruction_attention_mask=instruction_mask)  # fmt: skip
+        output.loss.backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return {"logits": output.logits.detach(), "loss": output.loss.detach(), **gradients}
+
+    expected, once = concatenated(trained), trained()
+    assert once.keys() == expected.keys() and "backbone.decoder.block.0.layer.1.EncDecAttention.k.weight" in once
+    for name, value in expected.items():
+        torch.testing.assert_close(once[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("family, fusion", [("t5", "cross_attention"), ("t5_v1_1", "concat"), ("umt5", "concat")])
+@every_target
+@every_row
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
+def test_generated_scores_equal_those_of_concatenation(
+    make, concatenated, random_ids, family, fusion, targets, tasks, index, beams, use_cache
+):
+    model = make(family, fusion, targets)
+    adapter = model.generate_adapter([random_ids(1, n)[0].tolist() for n in [9, 3, 6, 5][:tasks]])
+    ids, mask = padded(random_ids(3, 6, seed=1), 6, 2, 4)
+
+    def generated():
+        return model.generate(ids, attention_mask=mask, adapter=adapter, use_cache=use_cache, num_beams=beams,
+                              task_index=None if index is None else torch.tensor(index), num_return_sequences=beams,
+                              max_new_tokens=4, min_new_tokens=4, do_sample=False, output_logits=True,
+                              return_dict_in_generate=True)  # fmt: skip
+
+    expected, once = concatenated(generated), generated()
+    assert torch.equal(once.sequences, expected.sequences) and len(once.sequences) == 3 * beams
+    torch.testing.assert_close(torch.stack(once.logits), torch.stack(expected.logits), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tasks, index, worked_on", [(1, None, 1), (2, [1, 0, 1], 2), (4, [3, 0, 3], 3)])
+def test_keys_and_values_of_the_memory_are_made_once_a_task(make, random_ids, tasks, index, worked_on):
+    model = make("t5", "concat")
+    index = None if index is None else torch.tensor(index)
+    adapter, ids = model.generate_adapter(random_ids(tasks, 7, seed=1)), random_ids(3, 5)
+    shapes = []
+    for module in memory_projections(model.backbone):
+        module.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[:2])))
+    model(ids, adapter=adapter, task_index=index, decoder_input_ids=ids)
+    assert len(shapes) == 2 * 2 * 2 and set(shapes) == {(3, 5), (worked_on, 7)}
+    shapes.clear()
+    model.generate(ids, adapter=adapter, task_index=index, num_beams=2, max_new_tokens=4, min_new_tokens=4)
+    assert len(shapes) == 2 * 2 * 2 and set(shapes) == {(6, 5), (worked_on, 7)}  # and not in every step
+
+
+def test_an_adapter_with_other_targets_changes_them_in_the_memory_too(make, make_model, concatenated, random_ids):
+    narrow = make("t5", "concat", ["q"])
+    wide = make_model("t5", "concat", backbone=narrow.backbone, target_modules=["q", "k", "v"])
+    adapter, ids = wide.generate_adapter(random_ids(2, 7)), random_ids(2, 5)
+
+    def logits():
+        return narrow(ids, adapter=adapter, decoder_input_ids=ids).logits
+
+    torch.testing.assert_close(logits(), concatenated(logits), rtol=0, atol=1e-5)
+
+
+def test_where_the_projections_are_not_known_the_memory_is_concatenated(make_model, random_ids):
+    torch.manual_seed(0)
+    backbone = BartForConditionalGeneration(BART).eval()
+    assert memory_projections(backbone) == []
+    model = make_model("bart", "concat", backbone=backbone, target_modules=["q_proj", "v_proj"], awake=False)
+    instruction, ids = random_ids(1, 7), random_ids(2, 5, seed=1)
+    memory, states = (backbone.get_encoder()(input_ids=x)[0] for x in (instruction, ids))
+    joined, mask = concat_memory(memory, torch.ones_like(instruction), states)
+    expected = backbone(encoder_outputs=BaseModelOutput(joined), attention_mask=mask, decoder_input_ids=ids).logits
+    adapter = model.generate_adapter(instruction)
+    torch.testing.assert_close(model(ids, adapter=adapter, decoder_input_ids=ids).logits, expected)
+    assert model.generate(ids, adapter=adapter, num_beams=2, max_new_tokens=3, min_new_tokens=3).shape == (2, 4)

@@ -67,6 +67,32 @@ def test_a_wrong_number_of_rows_is_refused(index):
         low_rank(torch.randn(4, 6, 5), a, b, index)
 
 
+@pytest.mark.parametrize("tasks, index", [(1, None), (1, [0, 0, 0]), (2, [1, 0, 1]), (4, [3, 0, 3]), (3, None)])
+@pytest.mark.parametrize("rows", [3, 6])
+def test_memory_that_tasks_share_gives_what_it_gives_in_every_row(linear, tasks, index, rows):
+    a, b = factors(tasks)
+    index = None if index is None else torch.tensor(index)
+    memory, x = torch.randn(tasks, 4, 5), torch.randn(rows, 6, 5)
+    joined = torch.cat([take_rows(memory, rows, index), x], 1)
+    application = Application(lora={linear: (a, b)}, scaling=2.0, task_index=index)
+    with applied(application):
+        expected = linear(joined)
+    application.share(memory, [linear])
+    for sharing in (application, application.by_row()):
+        with applied(sharing):
+            torch.testing.assert_close(linear(joined), expected, rtol=0, atol=1e-5)
+
+
+def test_updates_gathered_by_row_are_those_of_the_rows_tasks(linear):
+    (a, b), index = factors(3), torch.tensor([2, 0, 0, 1])
+    application = Application(lora={linear: (a, b)}, task_index=index)
+    by_row = application.by_row()
+    assert by_row.task_index is None and all(map(torch.equal, by_row.lora[linear], (a[index], b[index])))
+    assert by_row.by_row() is by_row
+    single = Application(lora={linear: (a[:1], b[:1])}, task_index=torch.zeros(4, dtype=torch.long)).by_row()
+    assert len(single.lora[linear][0]) == 1  # one product for all rows is cheaper than one for each
+
+
 def test_nothing_is_applied_outside_the_block(linear):
     x = torch.randn(2, 3, 5)
     bare = linear(x)

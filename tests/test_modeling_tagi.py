@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, T5Config
 from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_tagi import TagiAdapter, TagiConfig, TagiModel
@@ -596,3 +596,14 @@ def test_a_model_from_its_config_is_fresh(make_config, random_ids):
     bound = 32**-0.5
     for a in model.hypernetwork.shared_factors().values():
         assert 0.5 * bound < a.abs().max() <= bound
+
+
+@pytest.mark.parametrize("fusion", ["concat", "none"])
+def test_the_shared_a_is_decided_by_the_seed_whatever_the_fusion(fusion):
+    made = []
+    for kind in ("cross_attention", fusion):
+        torch.manual_seed(7)
+        backbone = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=20)
+        made.append(TagiModel(TagiConfig(backbone, r=2, fusion=kind)).hypernetwork.shared_factors())
+    assert all(torch.equal(a, made[1][path]) for path, a in made[0].items())
+    assert len({a.sum().item() for a in made[0].values()}) == len(made[0])
