@@ -1,0 +1,157 @@
+"""FLOPs of doing a task, counted from the shapes of a model that is built on the meta device.
+
+A product of `[n, d_in]` and `[d_in, d_out]` counts 2 n d_in d_out, as in `torch.utils.flop_counter`; norms, softmax,
+embeddings and additions count nothing. A prompted model reads instruction and input n times; with an adapter the
+instruction is read once, and the inputs alone n times.
+"""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..configuration_tagi import DEFAULT_TARGET_MODULES, TagiConfig
+from ..lora import find_targets
+from ..modeling_tagi import TagiModel
+
+# What is done once a task (the first two, and of "fusion" and "memory" the instruction's keys and values), and for
+# each input.
+PARTS = ("instruction", "generator", "input", "output", "lora", "fusion", "memory")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a task's texts, special ones included; means may be fractions.
+
+    Args:
+        instruction: Of the instruction with its demonstrations.
+        input: Of an input.
+        target: Of an output; as many are written, one at a time, with a cache.
+
+    Raises:
+        ValueError: if one is less than 1.
+    """
+
+    instruction: float
+    input: float
+    target: float
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not value >= 1:
+                raise ValueError(f"Lengths: {name} is {value!r}, but must be a number of tokens of at least 1")
+
+
+class TaskFlops:
+    """The formula of one configuration.
+
+    Args:
+        config: The model; its backbone may be of any size, since nothing is allocated.
+
+    Raises:
+        ValueError: for a backbone of a family that the formula does not know.
+    """
+
+    def __init__(self, config: TagiConfig):
+        family = config.backbone_config.model_type
+        if family not in DEFAULT_TARGET_MODULES:
+            raise ValueError(
+                f"FLOPs of a backbone of type {family!r} cannot be counted by formula; use one of "
+                f"{', '.join(DEFAULT_TARGET_MODULES)}, or torch.utils.flop_counter on a run"
+            )
+        with torch.device("meta"):
+            model = TagiModel(config)
+        self.fusion, self.is_encoder_decoder = config.fusion, config.is_encoder_decoder
+        self.parameters = sum(p.numel() for p in model.backbone.parameters())
+        names = {p.rsplit(".", 1)[-1] for p, m in model.backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+        linears = find_targets(model.backbone, sorted(names))
+        targets = find_targets(model.backbone, config.target_modules)
+        # FLOPs for a token, by what the module works on: see _works_on
+        self.linear, self.lora = defaultdict(float), defaultdict(float)
+        for path, (d_in, d_out) in linears.items():
+            self.linear[_works_on(path)] += 2 * d_in * d_out
+        for path, (d_in, d_out) in targets.items():
+            self.lora[_works_on(path)] += 2 * config.r * (d_in + d_out)
+        self.merging = sum(2 * config.r * d_in * d_out for d_in, d_out in targets.values())
+        self.generator = sum(_generator_flops(stack) for stack in model.hypernetwork.stacks)
+
+        text_config = config.backbone_config.get_text_config()
+        heads, d_model = text_config.num_attention_heads, text_config.hidden_size
+        if config.is_encoder_decoder:
+            self.layers, self.decoder_layers = text_config.num_layers, text_config.num_decoder_layers
+            width = heads * text_config.d_kv
+        else:
+            self.layers = self.decoder_layers = text_config.num_hidden_layers
+            width = heads * (getattr(text_config, "head_dim", None) or d_model // heads)
+        self.score = 4 * width  # of one query with one key, Q K and the weighted sum of values
+        self.fusion_projection = sum(2 * sum(m.weight.numel() for m in (layer.q, layer.o)) for layer in model.fusion)
+        self.fusion_score = sum(4 * layer.heads * layer.d_head for layer in model.fusion)
+
+    def prompted(self, lengths: Lengths, inputs: int) -> dict[str, float]:
+        """FLOPs of `inputs` inputs, each behind the instruction, by part; only "input" and "output" are above 0."""
+        return self._parts(**self._backbone(lengths.instruction + lengths.input, lengths.target, inputs))
+
+    def adapted(self, lengths: Lengths, inputs: int) -> dict[str, float]:
+        """FLOPs of making the adapter once and of `inputs` inputs with it, by part.
+
+        "instruction": the encoding of the instruction. "generator": the hypernetwork. "input" and "output": the
+        backbone. "lora": the low-rank products. "fusion": the cross-attention to the instruction. "memory": what
+        the decoder (a causal model: every layer) does with the encoded instruction; its keys and values are made
+        once, as they are where the inputs are one batch.
+        """
+        t, i, o = lengths.instruction, lengths.input, lengths.target
+        fused = i if self.is_encoder_decoder else i + o - 1
+        if self.is_encoder_decoder:
+            low_rank = (self.lora["read"] + self.lora["memory"]) * i + (self.lora["write"] + self.lora["head"]) * o
+        else:
+            low_rank = self.lora["read"] * (i + o - 1) + self.lora["head"] * o
+        memory = 0.0
+        if self.fusion != "none":
+            queries = o if self.is_encoder_decoder else i + o - 1
+            projection = (self.linear["memory"] + self.lora["memory"]) * t  # a causal model has no such modules
+            memory = projection + inputs * self.decoder_layers * self.score * t * queries
+        return self._parts(
+            instruction=self.linear["read"] * t + self.layers * self.score * t * t,
+            generator=self.generator,
+            lora=inputs * low_rank,
+            # keys and values of the instruction are as large as queries and outputs of the input
+            fusion=self.fusion_projection * (t + inputs * fused) + inputs * self.fusion_score * fused * t,
+            memory=memory,
+            **self._backbone(i, o, inputs),
+        )
+
+    def _backbone(self, read: float, written: float, inputs: int) -> dict[str, float]:
+        reading = (self.linear["read"] + self.linear["memory"]) * read + self.layers * self.score * read * read
+        if self.is_encoder_decoder:
+            steps, linear = written, self.linear["write"]
+            seen = written * (written + 1) / 2 + written * read  # self-attention and cross-attention
+        else:  # the input's last token gives the first one written, and the last one written is not read
+            steps, linear = written - 1, self.linear["read"]
+            seen = steps * read + steps * (steps + 1) / 2
+        writing = linear * steps + self.linear["head"] * written + self.decoder_layers * self.score * seen
+        return {"input": inputs * reading, "output": inputs * writing}
+
+    @staticmethod
+    def _parts(**parts: float) -> dict[str, float]:
+        return {name: float(parts.get(name, 0)) for name in PARTS}
+
+
+def _works_on(path: str) -> str:
+    """What the module at `path` reads: "read" tokens of the input, "memory" the encoder's output, "write" and "head"
+    tokens written. A causal model has but "read" and "head", and reads what it has written."""
+    if path.startswith("lm_head"):
+        return "head"
+    if re.search(r"EncDecAttention\.[kv]$", path):
+        return "memory"
+    return "write" if path.startswith("decoder.") else "read"
+
+
+def _generator_flops(stack) -> int:
+    layers, _, hidden = stack.hidden_weight.shape
+    kinds, index_size = stack.index.shape
+    d_model = stack.hidden_weight.shape[1] - index_size
+    outputs = sum(stack.rank * (d_in + d_out) for d_in, d_out in stack.shapes)
+    return 2 * layers * hidden * (d_model + kinds * index_size + outputs)
