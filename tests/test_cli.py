@@ -12,6 +12,7 @@ from modeling_tagi.cli import main
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.metrics import exact_match
+from modeling_tagi.training.task_adapters import AdapterBank
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +209,15 @@ def test_a_study_that_is_not_there_or_makes_no_sense_ends_in_one_line(tmp_path, 
     with pytest.raises(SystemExit) as ended:
         main(["study", "x.yaml", "--workers", "0"])
     assert ended.value.code == 2
+
+
+def test_evaluate_scores_the_nearest_of_given_task_adapters(checkpoint, make_model, data, tmp_path, capsys):
+    model, bank = make_model("t5"), AdapterBank(tmp_path / "bank")
+    adapter = model.generate_adapter(torch.tensor([[5, 6, 7]]))
+    bank.add(["say a"], TagiAdapter(adapter.lora_a, adapter.lora_b, adapter.lora_alpha), [{"reads": "input"}])
+    arguments = ["evaluate", str(checkpoint), "--data", str(data), "--splits", "unseen", "--json", *SHORT]
+    assert main([*arguments, "--references", "nearest_adapter", "--task_adapters", str(bank.folder)]) == 0
+    assert list(json.loads(capsys.readouterr().out)["splits"]["unseen"]["methods"]) == ["tagi", "nearest_adapter"]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--references", "nearest_adapter"])
+    assert ended.value.code == 2 and "needs --task_adapters FOLDER" in capsys.readouterr().err

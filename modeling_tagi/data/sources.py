@@ -9,6 +9,7 @@ from .builtin import builtin_suite
 from .builtin_text import builtin_text
 from .p3 import read_p3, read_t0_eval
 from .records import Record, Splits
+from .sampling import fewer_tasks
 from .sni import read_sni
 from .splits import check_splits, require_no_leaks
 from .tables import JSON_SUFFIXES, read_tables
@@ -20,6 +21,7 @@ _MAY_SHARE = {
     "seen_templates": ("task", "instruction"),
     "seen_tasks": ("task", "instruction"),
 }
+_OF_TRAINED_TASKS = {name for name, kinds in _MAY_SHARE.items() if "task" in kinds}
 
 
 def read_source(
@@ -28,6 +30,8 @@ def read_source(
     text: Optional[str] = None,
     t0_eval: Optional[str] = None,
     options: Optional[dict] = None,
+    train_tasks: Optional[int] = None,
+    seed: int = 0,
 ) -> tuple[Splits, list[str], dict]:
     """Reads a source and checks that nothing leaks from training into what is to be new.
 
@@ -37,6 +41,9 @@ def read_source(
         text: A file or folder of plain text.
         t0_eval: A folder of T0 evaluation sets, added as splits.
         options: Further arguments of the reader.
+        train_tasks: How many tasks of the train split are kept, see `fewer_tasks`; splits of trained tasks (new
+            instances, new wordings) keep those of them. `None` is all.
+        seed: Of that choice.
 
     Returns:
         The records by split, the passages of text, and the report of the check.
@@ -62,6 +69,11 @@ def read_source(
         passages = read_text(_folder(text, "text")) if text is not None else []
     if t0_eval is not None:
         splits.update(read_t0_eval(_folder(t0_eval, "t0_eval")))
+    if train_tasks is not None:
+        splits["train"] = fewer_tasks(splits["train"], train_tasks, seed)
+        kept = {record.task for record in splits["train"]}
+        for name in splits.keys() & _OF_TRAINED_TASKS:
+            splits[name] = [record for record in splits[name] if record.task in kept]
     report = check_splits(splits, same_tasks={name: kinds for name, kinds in _MAY_SHARE.items() if name in splits})
     require_no_leaks(report)
     return splits, passages, report

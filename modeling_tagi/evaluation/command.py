@@ -56,6 +56,7 @@ def settings_of(options) -> RunSettings:
         "max_target_length": options.max_target_length,
         "data": {"source": source, "path": path, "t0_eval": options.t0_eval,
                  "options": dict(options.options)},
+        "task_adapters": {"path": options.task_adapters},
         "evaluation": {
             "splits": options.splits, "max_records": options.max_records, "batch_size": options.batch_size,
             "rank_options": not options.no_rank, "references": options.references, "oracle": dict(options.oracle),
@@ -132,6 +133,7 @@ def evaluate_checkpoint(
     results["seconds"] = {"loading": round(loaded - began, 1), "evaluation": round(ended - loaded, 1)}
     results["run"] = {
         **circumstances(command, settings.seed),
+        "label": settings.label,
         "seconds_of_this_call": round(ended - began, 1),
     }
     if folder:

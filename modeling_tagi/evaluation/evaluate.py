@@ -20,16 +20,10 @@ from .references import nearest_adapters, random_word_instructions
 from .statistics import bootstrap_interval, paired_difference_by_task
 
 # What a trained model is called, by what it reads.
-OWN = {"adapter": "tagi", "prompt": "prompted", "input": "input_only"}
 # In the order of tables; other names come after.
 METHODS = (
     "no_instruction", "prompted_start", "prompted", "input_only", "tagi", "wrong_instruction", "random_words",
     "nearest_adapter", "oracle",
-)  # fmt: skip
-# Which differences are shown, where both methods are there.
-PAIRS = (
-    ("tagi", "prompted"), ("tagi", "no_instruction"), ("tagi", "wrong_instruction"), ("tagi", "random_words"),
-    ("tagi", "nearest_adapter"), ("tagi", "oracle"), ("prompted", "prompted_start"), ("prompted", "no_instruction"),
 )  # fmt: skip
 COLUMNS = ("exact_match", "rouge_l", "rank_accuracy", "rank_accuracy_mean")
 _PER_TASK = {  # where the score of each task is
@@ -66,7 +60,8 @@ def evaluate_model(
     if settings.finetuning.steps or settings.pretraining.steps:
         own = Answering(model.to(baseline.device), tokens, settings.finetuning.reads, batch_size)
     start = Answering(baseline, tokens, "prompt", batch_size)
-    return score_methods(own, start, splits, settings.evaluation, model.config, train, bank, settings.seed)
+    labels = (settings.label, "prompted_start")
+    return score_methods(own, start, splits, settings.evaluation, model.config, train, bank, settings.seed, labels)
 
 
 def load_backbone(name: str, revision: Optional[str] = None) -> PreTrainedModel:
@@ -86,6 +81,7 @@ def score_methods(
     train: Sequence[Record] = (),
     bank: Optional[AdapterBank] = None,
     seed: int = 0,
+    labels: tuple[str, str] = ("tagi", "prompted"),
 ) -> dict:
     """Scores of a model and of its references on every split.
 
@@ -98,6 +94,7 @@ def score_methods(
         train: The records that the bank's adapters were tuned on, and a source of wrong instructions.
         bank: Task adapters of the start's backbone, for `nearest_adapter`.
         seed: Of the wrong instructions, of the random words and of the oracle.
+        labels: What the model and the prompted backbone are called.
 
     Returns:
         `splits` (see `evaluate_split`), `tasks` (the `group` and the first `split` of each) and `notes`, sentences on
@@ -121,10 +118,10 @@ def score_methods(
     for split, records in splits.items():
         methods = {}
         if own is not None:
-            methods[OWN[own.reads]] = own
+            methods[labels[0]] = own
         for name in settings.references:
             if name == "prompted":
-                methods["prompted_start" if name in methods else name] = start
+                methods[labels[1]] = start
             elif name == "no_instruction":
                 methods[name] = Answering(start.model, start.tokens, "input", start.batch_size)
             elif name in swapped:
@@ -143,8 +140,9 @@ def score_methods(
                     methods[name] = oracle(
                         start, records, **vars(settings.oracle), seed=seed, config=config, progress=f"{split}, oracle"
                     )
-        ordered = {name: methods[name] for name in METHODS if name in methods}
-        results["splits"][split] = evaluate_split(ordered, records, settings.rank_options, split)
+        ordered = {name: methods[name] for name in METHODS if name in methods} | methods
+        pairs = [(labels[0], name) for name in ordered if own is not None and name != labels[0]]
+        results["splits"][split] = evaluate_split(ordered, records, settings.rank_options, split, pairs)
         for record in records:
             results["tasks"].setdefault(record.task, {"group": record.group, "split": split})
         if len({record.task for record in records}) == 1:
@@ -157,7 +155,7 @@ def evaluate_split(
     records: Sequence[Record],
     rank: bool,
     label: str = "",
-    pairs: Sequence[tuple[str, str]] = PAIRS,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> dict:
     """Scores of every method on one split, in per cent, as means over tasks, with 95 % intervals over tasks.
 
@@ -166,8 +164,7 @@ def evaluate_split(
         records: Of the split.
         rank: Whether records with options are scored by rank classification instead of by what is generated.
         label: Shown beside the progress bar.
-        pairs: Methods whose difference is taken, the second from the first; pairs that are not both there are passed
-            over.
+        pairs: Methods whose difference is taken, the second from the first.
 
     Returns:
         `methods`: for each `exact_match` and `rouge_l` over the `n` records answered freely (`None` if there are
@@ -270,8 +267,6 @@ def _by_task(scores: dict, column: str) -> dict[str, float]:
 def _differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]]) -> dict:
     found = {}
     for first, second in pairs:
-        if first not in scores or second not in scores:
-            continue
         found[f"{first} - {second}"] = differences = {}
         for column in COLUMNS:
             ours, theirs = (_by_task(scores[name], column) for name in (first, second))

@@ -1,4 +1,4 @@
-"""The oracle: a LoRA tuned on instances of the evaluated task itself, which no instruction can be expected to beat."""
+"""The oracle: the start with a LoRA tuned on instances of the evaluated task itself, without its instruction."""
 
 import random
 from typing import Mapping, Optional, Sequence

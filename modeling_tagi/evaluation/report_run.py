@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Optional
 
-from .evaluate import COLUMNS, METHODS, OWN
+from .evaluate import COLUMNS, METHODS
 from .report_page import Plot, Section, Table
 from .report_parts import (
     STEPS,
@@ -23,7 +23,7 @@ from .report_parts import (
 )
 from .report_plots import bar_plot, grouped_bar_plots, line_plot
 
-_SHOWN_BY_FAMILY = ("tagi", "prompted", "input_only", "oracle")
+_SHOWN_BY_FAMILY = ("prompted_start", "prompted", "oracle")  # beside what the run trained
 
 
 def run_report(folder: Path) -> tuple[str, str, list[Section]]:
@@ -51,9 +51,10 @@ def ordered(methods) -> list[str]:
     return [*(name for name in METHODS if name in methods), *(name for name in methods if name not in METHODS)]
 
 
-def _own(methods) -> Optional[str]:
-    """The method that the run trained."""
-    return next((name for name in OWN.values() if name in methods), None)
+def _own(results: dict, methods) -> Optional[str]:
+    """What the run trained, by its label, if it trained something."""
+    label = results.get("run", {}).get("label", "tagi")
+    return label if label in methods else None
 
 
 def _tasks(scores: dict) -> int:
@@ -62,7 +63,7 @@ def _tasks(scores: dict) -> int:
 
 def _lead(results: dict) -> str:
     split, found = next(iter(results["splits"].items()))
-    own, columns = _own(found["methods"]), columns_of(found)
+    own, columns = _own(results, found["methods"]), columns_of(found)
     if own is None or not columns:
         return ""
     scores = found["methods"][own]
@@ -78,7 +79,7 @@ def _scores(results: dict) -> Section:
         columns, methods = columns_of(found), ordered(found["methods"])
         if not columns:
             continue
-        title, own = split.replace("_", " "), _own(found["methods"])
+        title, own = split.replace("_", " "), _own(results, found["methods"])
         rows = [
             [title_of(name), *(with_interval(scores.get(c), scores.get(f"{c}_interval")) for c in columns)]
             for name in methods if (scores := found["methods"][name])
@@ -128,7 +129,7 @@ def _families(results: dict) -> list[Section]:
         if len(categories) > 1:
             values = {
                 title_of(method): [scores[name]["exact_match"] if name in scores else None for name in categories]
-                for method in _SHOWN_BY_FAMILY if (scores := methods.get(method))
+                for method in (_own(results, methods), *_SHOWN_BY_FAMILY) if (scores := methods.get(method))
             }
             caption = f"{split.replace('_', ' ')}: mean over the records of each category"
             parts += grouped_bar_plots("families", caption, categories, values, UNITS["exact_match"]) if values else []
@@ -170,7 +171,7 @@ def score_plots(scored: dict[str, list[list[dict]]], name: str, whose: str = "")
 
 
 def _training(folder: Path, results: dict) -> list[Section]:
-    own = _own(next(iter(results["splits"].values()))["methods"]) or "score"
+    own = _own(results, next(iter(results["splits"].values()))["methods"]) or "score"
     scores = read_lines(folder / "stages" / "finetuning" / "scores.jsonl")
     plots = score_plots({own: [scores]}, "score-over-steps") if scores else []
     stages = results.get("seconds") or {}

@@ -5,7 +5,6 @@ import json
 import time
 
 from ..data.records import Record
-from ..data.sampling import fewer_tasks
 from ..data.sources import read_source
 from ..evaluation.adapter_map import adapter_map
 from ..evaluation.costs import cost_of_methods, lengths_of
@@ -38,10 +37,10 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     quiet_libraries()
 
     # data
-    splits, text, leaks = read_source(**dataclasses.asdict(settings.data))
+    splits, text, leaks = read_source(
+        **dataclasses.asdict(settings.data), train_tasks=settings.train_tasks, seed=settings.seed
+    )
     train = splits["train"]
-    if settings.train_tasks is not None:
-        train = splits["train"] = fewer_tasks(train, settings.train_tasks, settings.seed)
     wanted = settings.evaluation.splits or [name for name in splits if name != "train"]
     unknown = [name for name in wanted if name not in splits]
     if unknown:
@@ -84,13 +83,14 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     results["seconds"] = {name: (run.stage(name).facts or {}).get("seconds") for name in run.stages}
     results["run"] = {
         **circumstances(command, settings.seed),
+        "label": settings.label,
         "train_tasks": tasks,
         "seconds_of_this_call": round(time.monotonic() - began, 1),
         "losses": {name: (run.stage(name).facts or {}).get("loss") for name in run.stages},
     }
     results["leaks"] = leaks
-    write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_text(run.folder / "results.md", table(results, wanted) + "\n")
+    write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     write_report(run.folder)
     return results
 

@@ -94,6 +94,10 @@ def load_study(path: Union[str, Path], overrides: Optional[dict[str, Any]] = Non
                 + (f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(known)}")
             )
     study = StudySettings(**values)
+    _check_grid(study, path)
+    for name, kind in (("also", list), ("references", list), ("overrides", dict)):
+        if not isinstance(getattr(study, name), kind):
+            raise ValueError(f"{path}: {name} is {getattr(study, name)!r}, but must be a {kind.__name__}")
     if not study.config:
         raise ValueError(f"{path} names no run; give config: FILE.yaml, such as one of hub_configs/")
     study.config = str(path.parent / study.config)
@@ -109,6 +113,15 @@ def load_study(path: Union[str, Path], overrides: Optional[dict[str, Any]] = Non
     return study
 
 
+def _check_grid(grid: Grid, path):
+    numbers = {"seeds": (int,), "train_tasks": (int, type(None)), "methods": (str, dict)}
+    for name, kinds in numbers.items():
+        value = getattr(grid, name)
+        if not isinstance(value, list) or not value or any(type(entry) not in kinds for entry in value):
+            allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"{path}: {name} is {value!r}, but must be a list of {allowed}")
+
+
 def cells(study: StudySettings) -> list[Cell]:
     """The runs of a study, each after the start it needs.
 
@@ -121,6 +134,7 @@ def cells(study: StudySettings) -> list[Cell]:
     base, folder = read_yaml(study.config), Path(study.output_dir)
     starts: dict[str, Cell] = {}
     made: dict[str, Cell] = {}
+    with_references = _with_references(study)
     for grid in (study, *(_grid(values) for values in study.also)):
         for seed in grid.seeds:
             for train_tasks in grid.train_tasks:
@@ -129,24 +143,33 @@ def cells(study: StudySettings) -> list[Cell]:
                     common = {**study.overrides, "seed": seed, "train_tasks": train_tasks}
                     start = _start(base, {**common, **own}, folder, study, starts)
                     name = _name(method, seed, train_tasks)
-                    settings = build_settings(base, {**common, **METHODS[preset], **own})
+                    scored = TAGI_REFERENCES if method == with_references else ()
+                    settings = build_settings(base, {
+                        **common, "label": method, **METHODS[preset], **own,
+                        "evaluation.references": [name for name in study.references if name in scored],
+                    })  # fmt: skip
                     settings.output_dir = str(folder / "cells" / name)
                     _begin_at(settings, start.settings)
-                    settings.evaluation.references = [
-                        reference for reference in study.references
-                        if preset == "tagi" and method == preset and reference in TAGI_REFERENCES
-                    ]  # fmt: skip
                     cell = Cell(name, method, seed, train_tasks, settings, after=start.name)
                     if made.setdefault(name, cell) != cell:
                         raise ValueError(f"the study has {name} twice, with other settings; give one another name")
     return [*starts.values(), *made.values()]
 
 
+def _with_references(study: StudySettings) -> Optional[str]:
+    """The method whose wrong instructions are scored: the first that is TAGI."""
+    grids = (study, *(_grid(values) for values in study.also))
+    found = (_method(entry) for grid in grids for entry in grid.methods)
+    return next((name for name, preset, _ in found if preset == "tagi"), None)
+
+
 def _grid(values) -> Grid:
     known = [f.name for f in dataclasses.fields(Grid)]
     if not isinstance(values, dict) or any(name not in known for name in values):
         raise ValueError(f"the study's also has {values!r}, but each must hold fields of {', '.join(known)}")
-    return Grid(**values)
+    grid = Grid(**values)
+    _check_grid(grid, "the study's also")
+    return grid
 
 
 def _method(entry) -> tuple[str, str, dict]:
@@ -159,6 +182,8 @@ def _method(entry) -> tuple[str, str, dict]:
         raise ValueError(f"the study's methods have {entry!r}, but must be names or {{name: {{base: …, field: …}}}}")
     own = dict(own)
     preset = own.pop("base", name)
+    if name.startswith(START) or name in (*START_REFERENCES, *TAGI_REFERENCES):
+        raise ValueError(f"the study's methods have {name!r}, which is a reference's name; choose another")
     if preset not in METHODS:
         raise ValueError(f"the study's method {preset!r} must be one of {', '.join(METHODS)}")
     return name, preset, own
@@ -171,21 +196,22 @@ def _name(method: str, seed: int, train_tasks: Optional[int]) -> str:
 def _start(base: dict, fields: dict, folder: Path, study: StudySettings, starts: dict[str, Cell]) -> Cell:
     """The start for a cell with these fields: one of `starts`, or a new one."""
     shared = {name: value for name, value in fields.items() if _is_shared(name)}
-    settings = build_settings(base, {**shared, "pretraining.steps": 0, "finetuning.steps": 0})
+    shared |= {"pretraining.steps": 0, "finetuning.steps": 0, "evaluation.references": []}
+    settings = build_settings(base, shared)
     key = repr([(name, value) for name, value in sorted(flat(dataclasses.asdict(settings)).items())
                 if _is_shared(name)])  # fmt: skip
     if key not in starts:
         seed, train_tasks = fields["seed"], fields["train_tasks"]
         alike = sum(cell.seed == seed and cell.train_tasks == train_tasks for cell in starts.values())
-        name = _name(START + (f"-{alike + 1}" if alike else ""), seed, train_tasks)
-        settings = build_settings(base, {**study.overrides, **shared, "pretraining.steps": 0, "finetuning.steps": 0})
+        method = START + (f"-{alike + 1}" if alike else "")
+        name = _name(method, seed, train_tasks)
+        settings = build_settings(base, {**study.overrides, **shared, "label": method})
         settings.output_dir = str(folder / "cells" / name)
         has_bank = settings.task_adapters.steps or settings.task_adapters.path is not None
-        settings.evaluation.references = [
-            "prompted",
-            *(r for r in study.references if r in START_REFERENCES and (has_bank or r != "nearest_adapter")),
-        ]
-        starts[key] = Cell(name, START, seed, train_tasks, settings)
+        references = [r for r in study.references if r in START_REFERENCES and (has_bank or r != "nearest_adapter")]
+        # once for each seed: with the start that is the study's, and not a method's own
+        settings.evaluation.references = ["prompted", *(references if not alike else [])]
+        starts[key] = Cell(name, method, seed, train_tasks, settings)
     return starts[key]
 
 

@@ -71,13 +71,21 @@ def _check(todo: Sequence[Cell], folder: Path):
                 )
 
 
+def _is_done(cell: Cell, folder: Path) -> bool:
+    """Whether the run is trained, and scored as the study now says."""
+    place = folder / "cells" / cell.name
+    if not (results_file(folder, cell).is_file() and (place / "report" / "index.html").is_file()):
+        return False
+    return yaml.safe_load((place / CELL_FILE).read_text())["evaluation"] == _plain(cell)["evaluation"]
+
+
 def _plain(cell: Cell) -> dict:
     return dataclasses.asdict(cell.settings)
 
 
 def _run_cells(study: StudySettings, todo: Sequence[Cell], folder: Path) -> list[str]:
     """Runs the cells, at most `workers` at once; the names of those that failed (or wait for one that did)."""
-    done = {cell.name for cell in todo if results_file(folder, cell).is_file()}
+    done = {cell.name for cell in todo if _is_done(cell, folder)}
     waiting = [cell for cell in todo if cell.name not in done]
     running: dict[str, subprocess.Popen] = {}
     failed: list[str] = []
@@ -116,6 +124,7 @@ def _start(cell: Cell, folder: Path, threads: int) -> subprocess.Popen:
     """A run in a process of its own, which ends when this one does."""
     place = folder / "cells" / cell.name
     place.mkdir(parents=True, exist_ok=True)
+    results_file(folder, cell).unlink(missing_ok=True)  # scored in another way, or cut off
     write_text(place / CELL_FILE, yaml.safe_dump(_plain(cell), sort_keys=False))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "modeling_tagi.experiments.cell", str(place / CELL_FILE)]

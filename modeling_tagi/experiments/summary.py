@@ -25,7 +25,9 @@ def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
         results = json.loads(results_file(folder, cell).read_text())
         for split, found in results["splits"].items():
             floors[split] = {name: found[name] for name in ("chance", "majority") if found[name] is not None}
-        for line, tasks in _lines(cell, results):
+        start = next((other for other in done if other.name == cell.after), None)
+        before = _training_seconds(json.loads(results_file(folder, start).read_text())) if start else 0.0
+        for line, tasks in _lines(cell, results, before):
             by_split.append(line)
             by_task += tasks
     if not by_split:
@@ -47,12 +49,14 @@ def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
     write_text(folder / "table.md", table(summary) + "\n")
 
 
-def _lines(cell: Cell, results: dict):
+def _training_seconds(results: dict) -> float:
+    """Of all stages but the evaluation."""
+    return round(sum(seconds or 0.0 for name, seconds in results["seconds"].items() if name != "evaluation"), 1)
+
+
+def _lines(cell: Cell, results: dict, seconds_of_start: float):
     """For each method that a cell scored, on each split: its line of `by_split.jsonl`, those of `by_task.jsonl`."""
-    own = {"adapter": "tagi", "prompt": "prompted", "input": "input_only"}[cell.settings.finetuning.reads]
-    names = {own: cell.method}
-    if cell.method == START:
-        names = {"prompted": START}
+    names = {START: cell.method} if cell.after is None else {cell.method: cell.method}
     for split, scores in results["splits"].items():
         for name, found in scores["methods"].items():
             trained = name in names
@@ -67,7 +71,8 @@ def _lines(cell: Cell, results: dict):
                 "kind": "trained" if trained else "reference",
                 **{metric: found[metric] for metric in METRICS if found.get(metric) is not None},
                 "n": found["n"] + found.get("n_ranked", 0),
-                "seconds": round(sum(filter(None, results["seconds"].values())), 1) if trained else 0.0,
+                "seconds": _training_seconds(results) if trained else 0.0,
+                "seconds_of_start": seconds_of_start if trained else 0.0,
             }
             tasks = []
             for task in dict.fromkeys([*found.get("per_task", ()), *found.get("per_task_ranked", ())]):
@@ -113,7 +118,8 @@ def _matrix(lines: Sequence[dict], method: str, metric: str) -> Optional[tuple[l
     """Seeds, tasks, and the scores `[seeds, tasks]`; None if there are none."""
     found = {(x["seed"], x["task"]): x[metric] for x in lines if x["method"] == method and metric in x}
     seeds, tasks = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
-    return (seeds, tasks, np.array([[found[s, t] for t in tasks] for s in seeds])) if found else None
+    tasks = [task for task in tasks if all((seed, task) in found for seed in seeds)]
+    return (seeds, tasks, np.array([[found[s, t] for t in tasks] for s in seeds])) if tasks else None
 
 
 def _difference(ours, theirs) -> Optional[dict]:
@@ -135,18 +141,21 @@ def table(summary: dict) -> str:
             if not rows:
                 continue
             lines += [f"### {split.replace('_', ' ')}, {size} training tasks", ""]
+            main = next((m for m in ("rank_accuracy", *metrics) if any(m in row for row in rows)), metrics[0])
             heads = [metric.replace("_", " ") for metric in metrics]
-            lines.append("| method | seeds | " + " | ".join(heads) + f" | {heads[0]} − prompted's |")
-            lines.append("| --- | ---: |" + " ---: |" * (len(heads) + 1))
+            name = main.replace("_", " ")
+            heads += [f"{name}, lowest and highest seed", f"{name} − prompted's"]
+            lines.append("| method | " + " | ".join(heads) + " |")
+            lines.append("| --- |" + " ---: |" * len(heads))
             for row in rows:
                 cells = [_interval(row.get(metric)) for metric in metrics]
-                difference = _interval((row.get(metrics[0]) or {}).get("minus_prompted"), sign=True)
-                seeds = max(len(row[metric]["seeds"]) for metric in metrics if metric in row)
-                name = row["method"].replace("_", " ")
-                lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + f" | {difference} |")
+                seeds = list((row.get(main) or {"seeds": {}})["seeds"].values())
+                cells.append(f"{min(seeds):.1f}, {max(seeds):.1f} (of {len(seeds)})" if seeds else "–")
+                cells.append(_interval((row.get(main) or {}).get("minus_prompted"), sign=True))
+                lines.append(f"| {row['method'].replace('_', ' ')} | " + " | ".join(cells) + " |")
             for name, value in summary["floors"].get(split, {}).items():
                 cells = [f"{value:.1f}" if "rank" in metric else "–" for metric in metrics]
-                lines.append(f"| *{name}* | – | " + " | ".join(cells) + " | – |")
+                lines.append(f"| *{name}* | " + " | ".join(cells) + " | – | – |")
             lines.append("")
     return "\n".join(lines).rstrip()
 

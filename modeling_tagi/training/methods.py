@@ -6,13 +6,19 @@ _NO_TEACHER = {
     "finetuning.distillation_weight": 0.0,
     "finetuning.alignment": "none",
 }
-_NO_GENERATOR = {**_NO_TEACHER, "pretraining.steps": 0}
+# The model itself is trained, as in Tk-Instruct and T0.
+_NO_GENERATOR = {
+    **_NO_TEACHER,
+    "pretraining.steps": 0,
+    "finetuning.train": "all",
+    "finetuning.instruction_dropout": 0.0,
+}
 
 # What each sets in a run's settings; everything else is as the run has it for TAGI.
 METHODS: dict[str, dict] = {
     "tagi": {},
     # baselines
-    "prompted": {**_NO_GENERATOR, "finetuning.reads": "prompt"},  # Tk-Instruct, T0: trained as long
+    "prompted": {**_NO_GENERATOR, "finetuning.reads": "prompt"},  # Tk-Instruct, T0: as many steps of finetuning
     "input_only": {**_NO_GENERATOR, "finetuning.reads": "input"},  # what the inputs alone give away
     "hypter": {**_NO_TEACHER, "tagi.fusion": "none", "pretraining.steps": 0},
     "hypertuning": {**_NO_TEACHER, "tagi.fusion": "none"},
@@ -20,7 +26,11 @@ METHODS: dict[str, dict] = {
     # ablations
     "without_pretraining": {"pretraining.steps": 0},
     "without_fusion": {"tagi.fusion": "none"},
-    "without_prediction": {"finetuning.prediction_weight": 0.0},
+    "without_prediction": {  # what is left must last to the end
+        "finetuning.prediction_weight": 0.0,
+        "finetuning.distillation_steps": None,
+        "finetuning.alignment_steps": None,
+    },
     "without_distillation": {"finetuning.distillation_weight": 0.0},
     "without_alignment": {"finetuning.alignment": "none"},
     "without_hypernetwork": {"finetuning.freeze": ["hypernetwork"], "finetuning.alignment": "none"},

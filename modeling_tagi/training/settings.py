@@ -11,6 +11,7 @@ from typing import Any, Optional, Union
 
 import yaml
 
+from ..configuration_tagi import TagiConfig
 from ..data.collate import READS
 from ..modeling_tagi import TRAINABLE
 from .methods import METHODS
@@ -222,6 +223,7 @@ class RunSettings:
 
     Args:
         output_dir: Where it goes; default `outputs/<config name>`.
+        label: What tables call the model that is trained.
         seed: Of everything random.
         train_tasks: Most tasks to train on, spread over the groups; `null` is all.
         bf16: Whether training computes in bfloat16.
@@ -236,6 +238,7 @@ class RunSettings:
     """
 
     output_dir: Optional[str] = None
+    label: str = "tagi"
     seed: int = 0
     train_tasks: Optional[int] = None
     bf16: bool = False
@@ -278,6 +281,28 @@ class RunSettings:
                 "to less than 1"
             )
         objective = self.finetuning.objective()
+        if self.finetuning.steps and not objective.lasts(self.finetuning.steps):
+            raise ValueError(
+                "finetuning has no loss left before its last step: give finetuning.prediction_weight, or distil or "
+                "align to the end (finetuning.distillation_steps or alignment_steps: null)"
+            )
+        if self.finetuning.reads != "adapter" and self.finetuning.train != "all":
+            raise ValueError(
+                f"finetuning.reads is {self.finetuning.reads!r}, where no generator is trained, and finetuning.train "
+                f"is {self.finetuning.train!r}: set it to all"
+            )
+        if self.finetuning.reads != "adapter" and self.finetuning.instruction_dropout:
+            raise ValueError(
+                f"finetuning.reads is {self.finetuning.reads!r}, where no hypernetwork reads an instruction: set "
+                "finetuning.instruction_dropout to 0"
+            )
+        fusion = TagiConfig(**self.tagi).fusion  # refuses fields and values that it does not know
+        if "hypernetwork" in self.finetuning.freeze and self.finetuning.train == "generator" and (
+            fusion != "cross_attention" or "fusion" in self.finetuning.freeze
+        ):
+            raise ValueError(
+                "finetuning.freeze leaves nothing to train: unfreeze the hypernetwork, or set finetuning.train to all"
+            )
         if self.finetuning.reads != "adapter" and objective.needs_teacher:
             raise ValueError(
                 f"finetuning.reads is {self.finetuning.reads!r}, but distillation and alignment teach a generated "
@@ -341,7 +366,7 @@ def build_settings(values: dict, overrides: Optional[dict[str, Any]] = None) -> 
     if method is not None:
         if method not in METHODS:
             raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
-        overrides = {**METHODS[method], **overrides}
+        overrides = {"label": method, **METHODS[method], **overrides}
     for name, value in overrides.items():
         *sections, last = name.split(".")
         place = values

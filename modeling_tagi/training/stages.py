@@ -26,6 +26,7 @@ from ..data.collate import RecordCollator, TextCollator, Tokens
 from ..data.records import Record
 from ..data.sampling import TaskBatchSampler, TextBatchSampler
 from ..data.tokenizer import train_tokenizer
+from ..fit import fingerprint
 from ..instructions import instruction_text, prompt_text
 from ..modeling_tagi import TagiModel, evaluating
 from .run import Run, Stage, progress_bar, replacing, write_text
@@ -62,9 +63,13 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
     for name in ("text", "pretraining"):
         if getattr(settings, name).steps and not text:
             raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
-    if settings.task_adapters.path is not None:
-        AdapterBank(settings.task_adapters.path).load()
     config = TagiConfig(_backbone_config(settings, len(tokenizer)), **settings.tagi)
+    objective = settings.finetuning.objective()
+    if settings.task_adapters.path is not None:
+        bank = AdapterBank(settings.task_adapters.path)
+        with torch.device("meta"):
+            _require_like(bank, TagiModel(config), ranks=objective.needs_teacher and objective.alignment == "factors")
+        _kind_of(bank.numbers(), splits["train"])
     tokens = Tokens(tokenizer, config.is_encoder_decoder, settings.max_input_length, settings.max_target_length)
     texts = {(r.instruction, r.demonstrations): r for records in splits.values() for r in records}
     lengths = {key: len(tokens.instruction(instruction_text(*key))) for key in texts}
@@ -203,7 +208,11 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
         facts = train_stage(run, stage, settings, tuner, collator, sampler, Drawn(records), part=names[0])
         adapters = tuner.adapter().detach().to("cpu")
         details = [{"by": settings.by, "reads": settings.reads, "records": len(records_of[name])} for name in names]
-        source = {"backbone": model.config.backbone_name_or_path, "backbone_revision": model.config.backbone_revision}
+        source = {
+            "backbone": model.config.backbone_name_or_path,
+            "backbone_revision": model.config.backbone_revision,
+            "backbone_fingerprint": fingerprint(adapters, model.backbone),
+        }
         bank.add(names, adapters.described(source, model.peft_config()), details)
         losses.append(facts["loss"] / len(names))  # the tuner's is a sum over its tasks
         print(f"{stage.label}: {len(bank.names)} of {len(records_of)} adapters, loss {losses[-1]:.3f}", flush=True)

@@ -50,6 +50,12 @@ class Objective:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature!r}, but must be above 0")
 
+    def lasts(self, steps: int) -> bool:
+        """Whether something is minimised in the last of `steps`."""
+        distils = self.distillation_weight != 0 and (self.distillation_steps or steps) >= steps
+        aligns = self.alignment != "none" and self.alignment_weight != 0 and (self.alignment_steps or steps) >= steps
+        return self.prediction_weight != 0 or distils or aligns
+
     @property
     def needs_teacher(self) -> bool:
         return self.distillation_weight != 0 or self.alignment != "none"

@@ -121,3 +121,10 @@ def test_a_folder_of_tables_needs_one_file_for_each_split(tmp_path):
     (tmp_path / "train.json").write_text("[]")
     with pytest.raises(ValueError, match="train.json and train.jsonl for one split"):
         read_source("tables", str(tmp_path))
+
+
+def test_fewer_tasks_to_train_on_leave_splits_of_trained_tasks_those_tasks():
+    splits, _, report = read_source("builtin", train_tasks=50, seed=3, options={"train_instances": 1})
+    tasks = {name: {record.task for record in records} for name, records in splits.items()}
+    assert len(tasks["train"]) == 50 and tasks["new_wordings"] and tasks["new_wordings"] <= tasks["train"]
+    assert report["leaks"] == 0 and len(tasks["unseen"]) == 85

@@ -28,7 +28,7 @@ def test_a_run_leaves_checkpoint_tables_and_report(made):
 def test_every_reference_is_scored(made):
     _, results = made
     assert list(results["splits"]["unseen"]["methods"]) == [
-        "no_instruction", "prompted", "tagi", "wrong_instruction", "random_words", "nearest_adapter", "oracle"
+        "no_instruction", "prompted_start", "tagi", "wrong_instruction", "random_words", "nearest_adapter", "oracle"
     ]  # fmt: skip
     assert results["tasks"]["next"] == {"group": "next", "split": "unseen"}
     assert results["run"]["seed"] == 0 and results["run"]["train_tasks"] == 3

@@ -54,7 +54,7 @@ def test_the_summary_has_intervals_and_differences(done):
     expected = rows["tagi"]["mean"] - rows["prompted"]["mean"]
     assert rows["tagi"]["minus_prompted"]["mean"] == pytest.approx(expected, abs=0.02)
     assert "tagi study small.yaml" in (done / "report" / "index.html").read_text()
-    assert "| tagi | 1 |" in (done / "table.md").read_text()
+    assert "0 (of 1) |" in (done / "table.md").read_text()
 
 
 def test_what_is_done_is_not_run_again(done, study_file, monkeypatch):
@@ -64,9 +64,20 @@ def test_what_is_done_is_not_run_again(done, study_file, monkeypatch):
     assert lines(done / "results.jsonl") == before
 
 
+def test_runs_scored_in_another_way_are_scored_anew_and_not_trained_again(study_file, tmp_path):
+    fields = {"output_dir": str(tmp_path), "methods": ["prompted"], "references": []}
+    run_study(load_study(study_file, fields))
+    trained = {path: path.read_text() for path in tmp_path.glob("cells/*/stages/finetuning/done.json")}
+    study = load_study(study_file, {**fields, "references": ["oracle"], "overrides": {"evaluation.max_records": 4}})
+    run_study(study)
+    found = lines(tmp_path / "results.jsonl")
+    assert [(x["method"], x["n"]) for x in found] == [("prompted_start", 4), ("oracle", 4), ("prompted", 4)]
+    assert trained and all(path.read_text() == text for path, text in trained.items())
+
+
 def test_other_settings_in_the_same_folder_are_refused(done, study_file):
     study = load_study(study_file, {"output_dir": str(done), "overrides": {"finetuning.steps": 5}})
-    with pytest.raises(ValueError, match="tagi-seed0|prompted-seed0.*finetuning.steps was 6, is now 5"):
+    with pytest.raises(ValueError, match="-seed0 was begun with other settings .finetuning.steps was 6, is now 5"):
         run_study(study)
 
 

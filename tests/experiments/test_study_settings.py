@@ -69,6 +69,18 @@ def test_a_method_with_another_backbone_gets_a_start_of_its_own(study):
     assert found[found["taught_longer-seed0"].after].settings.prompted.steps == 9
 
 
+def test_a_start_of_a_methods_own_has_a_name_of_its_own_and_no_references(study):
+    found = by_name(study(methods=["tagi", {"taught_longer": {"base": "tagi", "prompted.steps": 9}}]))
+    other = found[found["taught_longer-seed0"].after]
+    assert other.method == f"{START}-2" and other.settings.evaluation.references == ["prompted"]
+
+
+def test_without_a_method_called_tagi_the_first_that_is_has_the_wrong_instructions(study):
+    found = by_name(study(methods=["hint", {"mine": {"base": "tagi", "tagi.r": 2}}]))
+    assert found["mine-seed0"].settings.evaluation.references == ["wrong_instruction", "random_words"]
+    assert found["mine-seed0"].settings.label == "mine"
+
+
 def test_a_method_of_ones_own_has_its_fields(study):
     found = by_name(study(methods=[{"strong": {"base": "tagi", "finetuning.distillation_weight": 7}}]))
     assert found["strong-seed0"].settings.finetuning.distillation_weight == 7
@@ -103,6 +115,11 @@ def test_a_start_comes_before_what_needs_it(study):
     ({"references": ["oracel"]}, "references has 'oracel'"),
     ({"also": [{"method": ["tagi"]}]}, "must hold fields of methods, seeds, train_tasks"),
     ({"methods": ["tagi", {"tagi": {"base": "hint"}}]}, "tagi-seed0 twice"),
+    ({"methods": [{"mine": {"base": "tagi", "tagi.fusion": "crosattention"}}]}, "fusion is 'crosattention'"),
+    ({"methods": [{"oracle": {"base": "tagi"}}]}, "'oracle', which is a reference's name"),
+    ({"seeds": 3}, "seeds is 3, but must be a list of int"),
+    ({"train_tasks": 60}, "train_tasks is 60, but must be a list of int or null"),
+    ({"overrides": ["x"]}, "overrides is .'x'., but must be a dict"),
 ])  # fmt: skip
 def test_a_study_that_makes_no_sense_is_refused(study, fields, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):

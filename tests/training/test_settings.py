@@ -66,7 +66,7 @@ def test_a_number_written_as_text_is_a_number(load):
 @pytest.mark.parametrize("text, message", [
     ("finetuning:\n  step: 3\n", r"unknown field finetuning.step; did you mean finetuning.steps\?"),
     ("sed: 3\n", r"unknown field sed; did you mean seed\?"),
-    ("zzz: 3\n", "unknown field zzz; the fields are output_dir, seed"),
+    ("zzz: 3\n", "unknown field zzz; the fields are output_dir, label, seed"),
     ("seed: one\n", "seed is 'one', but must be of type int"),
     ("seed: true\n", "seed is True, but must be of type int"),
     ("seed: 1.5\n", "seed is 1.5, but must be of type int"),
@@ -112,3 +112,18 @@ def test_distillation_and_alignment_need_task_adapters(load):
 def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no configuration .*nowhere.yaml; see hub_configs/"):
         load_settings(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("finetuning: {reads: prompt, distillation_weight: 0, alignment: none}", "train is 'generator': set it to all"),
+    ("finetuning: {reads: input, train: all, instruction_dropout: 0.1, distillation_weight: 0, alignment: none}",
+     "set finetuning.instruction_dropout to 0"),
+    ("finetuning: {steps: 9, prediction_weight: 0, distillation_steps: 5, alignment: none}", "no loss left before"),
+    ("finetuning: {freeze: [hypernetwork]}\ntagi: {fusion: none}", "leaves nothing to train"),
+    ("tagi: {fusion: both}", "fusion is 'both', but must be one of"),
+    ("evaluation: {references: [nearest_adapter]}", "'nearest_adapter', but there are no task adapters"),
+    ("evaluation: {references: [orcale]}", "references has 'orcale', but knows"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together_are_refused(load, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(text)

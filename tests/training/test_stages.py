@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 import modeling_tagi.training.run
 from modeling_tagi import TagiModel
 from modeling_tagi.data.records import Record
+from modeling_tagi.fit import require_fit
 from modeling_tagi.training import stages
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
@@ -398,3 +399,11 @@ def test_scores_are_taken_while_training_and_change_nothing(make_run, records, k
     lines = [json.loads(line) for line in (run.folder / "stages/finetuning/scores.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == sorted({*range(2, steps + 1, 2), steps})
     assert not any(line["training"] for line in lines)
+
+
+def test_task_adapters_are_refused_by_another_backbone_than_they_were_tuned_on(make_run, records):
+    run = make_run("fingerprints")
+    model, bank = go(run, records)
+    require_fit(bank.load(), stages.start_model(run, str(run.folder / "stages" / "prompted" / "backbone"), None))
+    with pytest.raises(ValueError, match="whose weights are not this model's"):
+        require_fit(bank.load(), model)
