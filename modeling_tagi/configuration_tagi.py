@@ -52,6 +52,8 @@ class TagiConfig(PretrainedConfig):
             before the encoder's output in the decoder's memory (TAGI). `"concat"`: the latter alone (HINT).
             `"none"`: nothing; the adapter is all there is and exports to PEFT without loss. A causal backbone has
             its keys and values of the instruction as a prefix in place of the decoder's memory.
+        fusion_heads: Heads of each cross-attention to the instruction, as wide as the backbone's; fewer are cheaper
+            for every token of an input. `None`: as many as the backbone has.
         generator: How many two-layer MLPs there are. `"per_layer"`: one for each layer, shared over its target
             modules by an index (eq. 2). `"per_module"`: one for each target module. `"shared"`: one for all.
         generator_hidden_size: Width of the generator's hidden layer.
@@ -80,6 +82,7 @@ class TagiConfig(PretrainedConfig):
         lora_alpha: float = 64,
         target_modules: Optional[list[str]] = None,
         fusion: str = "cross_attention",
+        fusion_heads: Optional[int] = None,
         generator: str = "per_layer",
         generator_hidden_size: int = 128,
         generator_index_size: int = 32,
@@ -95,6 +98,7 @@ class TagiConfig(PretrainedConfig):
         self.r = _positive_int("r", r)
         self.lora_alpha = _positive("lora_alpha", lora_alpha)
         self.fusion = _one_of("fusion", fusion, FUSIONS)
+        self.fusion_heads = None if fusion_heads is None else _positive_int("fusion_heads", fusion_heads)
         self.generator = _one_of("generator", generator, GENERATORS)
         self.generator_hidden_size = _positive_int("generator_hidden_size", generator_hidden_size)
         self.generator_index_size = _positive_int("generator_index_size", generator_index_size)

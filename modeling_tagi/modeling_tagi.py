@@ -137,7 +137,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if config.fusion == "cross_attention":
             fused = fused_modules(self.backbone, config.is_encoder_decoder)
         d_head = getattr(text_config, "head_dim", None) or d_model // heads
-        self.fusion = nn.ModuleList(InstructionCrossAttention(d_model, heads, d_head) for _ in fused)
+        fusion_heads = config.fusion_heads or heads
+        self.fusion = nn.ModuleList(InstructionCrossAttention(d_model, fusion_heads, d_head) for _ in fused)
 
         for path in targets:
             hook_once(self.backbone.get_submodule(path), lora_hook)

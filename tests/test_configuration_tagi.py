@@ -73,6 +73,7 @@ def test_a_family_without_default_targets_is_asked_for_them(make_config):
     "field, value, allowed",
     [
         ("fusion", "adder", "'cross_attention', 'concat', 'none'"),
+        ("fusion_heads", 0, "at least 1"),
         ("generator", "per_task", "'per_layer', 'per_module', 'shared'"),
         ("r", 0, "at least 1"),
         ("r", 2.0, "whole number"),

@@ -234,3 +234,12 @@ def test_where_the_projections_are_not_known_the_memory_is_concatenated(make_mod
     adapter = model.generate_adapter(instruction)
     torch.testing.assert_close(model(ids, adapter=adapter, decoder_input_ids=ids).logits, expected)
     assert model.generate(ids, adapter=adapter, num_beams=2, max_new_tokens=3, min_new_tokens=3).shape == (2, 4)
+
+
+def test_fewer_heads_of_cross_attention_are_a_smaller_model(make_model, random_ids):
+    model, smaller = make_model("t5", fusion="cross_attention"), make_model("t5", "cross_attention", fusion_heads=1)
+    assert [layer.heads for layer in smaller.fusion] == [1] * len(model.fusion)
+    assert sum(p.numel() for p in smaller.fusion.parameters()) < sum(p.numel() for p in model.fusion.parameters())
+    adapter = smaller.generate_adapter(random_ids(1, 5))
+    assert adapter.memory.keys.shape[2] == 1
+    assert smaller(random_ids(2, 4), labels=random_ids(2, 3), adapter=adapter).logits.isfinite().all()

@@ -148,8 +148,9 @@ def ways_to_cheaper(config: TagiConfig, lengths: Lengths, inputs: int = 100) -> 
     ways = {
         "as it is": 0.0,
         "merged": merged,
-        "merged, cross-attention in every second layer": merged + parts["fusion"] / 2,
-        "merged, cross-attention in every third layer": merged + parts["fusion"] * 2 / 3,
+        "half of the heads in its cross-attention": parts["fusion"] / 2,
+        "a quarter of the heads in its cross-attention": parts["fusion"] * 3 / 4,
+        "merged, a quarter of the heads": merged + parts["fusion"] * 3 / 4,
         "merged, no cross-attention (HINT)": merged + parts["fusion"],
     }
     ways = {way: (total - saved) / base for way, saved in ways.items()}
@@ -178,7 +179,7 @@ def instruction_for(config: TagiConfig, lengths: Lengths, relative: float, input
 
 def _formulas(config: TagiConfig) -> dict[str, TaskFlops]:
     fields = {name: getattr(config, name) for name in (
-        "backbone_config", "r", "lora_alpha", "target_modules", "generator", "generator_hidden_size",
+        "backbone_config", "r", "lora_alpha", "target_modules", "fusion_heads", "generator", "generator_hidden_size",
         "generator_index_size", "max_instruction_length",
     )}  # fmt: skip
     made = {fusion: TaskFlops(TagiConfig(**fields, fusion=fusion)) for fusion in set(METHODS.values()) - {None}}

@@ -120,9 +120,11 @@ def test_ways_to_cheaper_save_what_they_say(base):
     assert (ways["as it is"] - ways["merged"]) * total == pytest.approx(parts["lora"] + in_memory - updates)
     hint_again = ways["merged"] - parts["fusion"] / total
     assert ways["merged, no cross-attention (HINT)"] == pytest.approx(hint_again)
-    for every, layer in ((2, "second"), (3, "third")):
-        saved = (1 - 1 / every) * parts["fusion"] / total
-        assert ways[f"merged, cross-attention in every {layer} layer"] == pytest.approx(ways["merged"] - saved)
+    backbone = base.backbone_config
+    for heads, share in ((6, "half"), (3, "a quarter")):
+        way = f"{share} of the heads in its cross-attention"
+        fewer = cost_of_methods(TagiConfig(backbone, fusion_heads=heads), lengths)["methods"]["tagi"]["relative"]
+        assert ways[way] == pytest.approx(fewer)
 
 
 def test_the_instructions_keys_and_values_are_made_once(base):
