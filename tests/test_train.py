@@ -12,50 +12,18 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-
-from modeling_tagi.data.records import Record
-from modeling_tagi.data.tables import write_table
+from tiny import tiny_settings, write_tiny_data
 
 ROOT = Path(__file__).parents[1]
-WORDS = "red green blue one two three four apple pear plum cat dog".split()
-TASKS = {
-    "first": ("say the first word", 0), "last": ("say the last word", -1), "second": ("say the second word", 1),
-    "next": ("say the word before the last", -2),
-}  # fmt: skip
 STAGES = ["text", "prompted", "task_adapters", "pretraining", "finetuning", "evaluation"]
-
-
-def records(tasks, length):
-    made = []
-    for task in tasks:
-        instruction, place = TASKS[task]
-        for n in range(6):
-            words = [WORDS[(n + 5 * k + len(task)) % 12] for k in range(length)]
-            made.append(Record(task, instruction, " ".join(words), (words[place],)))
-    return made
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """A tiny run from nothing; returns the file of its configuration."""
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "data").mkdir()
-    write_table(records(["first", "last", "second"], 4), folder / "data" / "train.jsonl")
-    write_table(records(["next"], 5), folder / "data" / "unseen.jsonl")
-    (folder / "text.txt").write_text("\n".join(" ".join(WORDS[n:] + WORDS[:n]) for n in range(12)))
-    tiny = {"tasks_per_batch": 2, "examples_per_task": 2}
-    text = {"batch_size": 2, "max_length": 24}
-    values = {
-        "max_input_length": 48, "max_target_length": 8,
-        "data": {"source": "tables", "path": "$TAGI_TINY/data", "text": "$TAGI_TINY/text.txt"},
-        "backbone": {"vocab_size": 60, "config": {
-            "model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
-            "dropout_rate": 0.2}},
-        "tagi": {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4},
-        "text": {"steps": 2, **text}, "prompted": {"steps": 3, **tiny}, "task_adapters": {"steps": 2},
-        "pretraining": {"steps": 2, **text}, "finetuning": {"steps": 4, "train": "all", **tiny},
-    }  # fmt: skip
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
+    write_tiny_data(folder, unseen=["next"])
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings("$TAGI_TINY")))
     return folder / "tiny.yaml"
 
 
@@ -122,7 +90,7 @@ def finished(config):
 def test_a_run_ends_with_every_methods_scores(finished):
     folder, out, _ = finished
     results = json.loads((folder / "results.json").read_text())
-    for method in ("no_instruction", "prompted", "tagi", "wrong_instruction"):
+    for method in ("no_instruction", "prompted_start", "tagi", "wrong_instruction"):
         assert 0 <= results["splits"]["unseen"]["methods"][method]["exact_match"] <= 100
         assert results["splits"]["unseen"]["methods"][method]["n"] == 6
     assert list(results["seconds"]) == STAGES
