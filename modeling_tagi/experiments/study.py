@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..evaluation.report import write_report
 from ..training.run import FREE_FIELDS, flat, progress_bar, write_text
 from .settings import Cell, StudySettings, cells
-from .summary import results_file, write_tables
+from .summary import results_file, write_lines, write_tables
 
 CELL_FILE = "cell.yaml"
 STUDY_FILE = "study.yaml"
@@ -43,14 +43,16 @@ def run_study(study: StudySettings, command: str = "") -> Path:
         with FileLock(folder / ".lock", timeout=0):
             write_text(folder / STUDY_FILE, yaml.safe_dump(dataclasses.asdict(study), sort_keys=False))
             failed = _run_cells(study, todo, folder)
+            done = [cell for cell in todo if cell.name not in failed]
+            if done:
+                write_tables(study, done, command)
+                write_report(folder)
             if failed:
                 first = folder / "cells" / failed[0] / "log.txt"
                 raise RuntimeError(
                     f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}; see {first}, and call the study "
                     "again to go on"
                 )
-            write_tables(study, todo, command)
-            write_report(folder)
     except Timeout:
         raise ValueError(f"another process is at work in {folder}; wait, or choose another output_dir") from None
     return folder
@@ -109,7 +111,7 @@ def _run_cells(study: StudySettings, todo: Sequence[Cell], folder: Path) -> list
                 if process.returncode == 0:
                     done.add(name)
                     bar.update()
-                    write_tables(study, [cell for cell in todo if cell.name in done])
+                    write_lines(study, [cell for cell in todo if cell.name in done])
                 else:
                     failed.append(name)
                     tqdm.write(f"study: {name} failed; see {folder / 'cells' / name / 'log.txt'}")

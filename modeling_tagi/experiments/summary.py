@@ -17,8 +17,12 @@ def results_file(folder: Path, cell: Cell) -> Path:
     return folder / "cells" / cell.name / "results.json"
 
 
-def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
-    """Writes `results.jsonl`, `by_split.jsonl`, `by_task.jsonl`, `summary.json` and `table.md` of the cells done."""
+def write_lines(study: StudySettings, done: Sequence[Cell]) -> tuple[list[dict], list[dict], dict]:
+    """Writes `results.jsonl`, `by_split.jsonl` and `by_task.jsonl` of the cells done.
+
+    Returns:
+        The lines by split, those by task, and what else the last cell's results hold, with all splits' `floors`.
+    """
     folder = Path(study.output_dir)
     by_split, by_task, floors = [], [], {}
     for cell in done:
@@ -30,21 +34,26 @@ def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
         for line, tasks in _lines(cell, results, before):
             by_split.append(line)
             by_task += tasks
-    if not by_split:
-        return
     first = by_split[0]["split"]
-    _write_lines(folder / "results.jsonl", [line for line in by_split if line["split"] == first])
-    _write_lines(folder / "by_split.jsonl", by_split)
-    _write_lines(folder / "by_task.jsonl", by_task)
-    summary, made = summarise(by_split, by_task), results["run"]
+    _write_json_lines(folder / "results.jsonl", [line for line in by_split if line["split"] == first])
+    _write_json_lines(folder / "by_split.jsonl", by_split)
+    _write_json_lines(folder / "by_task.jsonl", by_task)
+    return by_split, by_task, {"floors": floors, "run": results["run"]}
+
+
+def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
+    """Writes the lines of the cells done, `summary.json` and `table.md`."""
+    folder = Path(study.output_dir)
+    by_split, by_task, rest = write_lines(study, done)
+    summary = summarise(by_split, by_task)
     summary.update(
-        floors=floors,
+        floors=rest["floors"],
         command=command,
-        versions={name: made[name] for name in ("python", "torch", "transformers", "peft")},
-        seconds=round(sum(line["seconds"] for line in by_split if line["split"] == first), 1),
+        versions={name: rest["run"][name] for name in ("python", "torch", "transformers", "peft")},
+        seconds=round(sum(line["seconds"] for line in by_split if line["split"] == summary["split"]), 1),
         workers=study.workers,
         threads=study.threads,
-    )  # fmt: skip
+    )
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     write_text(folder / "table.md", table(summary) + "\n")
 
@@ -167,5 +176,5 @@ def _interval(value: Optional[dict], sign: bool = False) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _write_lines(path: Path, lines: Sequence[dict]):
+def _write_json_lines(path: Path, lines: Sequence[dict]):
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
