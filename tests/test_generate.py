@@ -46,7 +46,11 @@ def test_greedy_tokens_equal_a_loop_through_forward(mixed, family, fusion):
         expected = step_by_step(model, ids, adapters)
     assert torch.equal(model.generate(ids, adapter=adapters, **GREEDY), expected)
     assert torch.equal(model.generate(input_ids=ids, adapter=adapters, use_cache=False, **GREEDY), expected)
-    assert not torch.equal(model.generate(ids, **GREEDY), expected)
+    first, bare = (
+        model.generate(ids, adapter=adapter, output_scores=True, return_dict_in_generate=True, **GREEDY).scores[0]
+        for adapter in (adapters, None)
+    )
+    assert (first - bare).abs().max() > 1e-3  # it matters, whether or not another token is the likeliest
 
 
 def merged(model, adapter):
