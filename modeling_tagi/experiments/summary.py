@@ -162,7 +162,8 @@ def table(summary: dict) -> str:
                 cells.append(f"{min(seeds):.1f}, {max(seeds):.1f} (of {len(seeds)})" if seeds else "–")
                 cells.append(_interval((row.get(main) or {}).get("minus_prompted"), sign=True))
                 lines.append(f"| {row['method'].replace('_', ' ')} | " + " | ".join(cells) + " |")
-            for name, value in summary["floors"].get(split, {}).items():
+            ranked = any("rank" in metric for metric in metrics)
+            for name, value in summary["floors"].get(split, {}).items() if ranked else ():
                 cells = [f"{value:.1f}" if "rank" in metric else "–" for metric in metrics]
                 lines.append(f"| *{name}* | " + " | ".join(cells) + " | – | – |")
             lines.append("")
