@@ -91,7 +91,7 @@ def test_a_long_side_is_sketched_and_the_same_for_every_task():
             adapter.lora_a[path][1], adapter.lora_b[path][1] = adapter.lora_a[path][0], adapter.lora_b[path][0]
     short, full = sketches(adapter), updates(adapter)
     assert short.shape == (3, 40 * 64 * 64) and full.shape == (3, 40 * 300 * 200)
-    assert torch.equal(short[2], -short[0])
+    assert torch.allclose(short[2], -short[0], atol=1e-3)  # threads share out the rows of a product differently
     assert short.square().sum(1) == pytest.approx(full.square().sum(1), rel=0.1)
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(full[0], full[1], 0).item() == pytest.approx(0.5, abs=0.1)
