@@ -52,7 +52,10 @@ def test_fresh_generator_changes_nothing_yet_has_a_gradient(make_model, random_i
     assert not any(b.any() for b in adapter.lora_b.values()) and all(a.any() for a in adapter.lora_a.values())
 
     with torch.no_grad():  # torch has other attention kernels for gradients
-        assert torch.equal(model(**batch, adapter=adapter).logits, by_hand(model, instruction, batch))
+        ours, expected = model(**batch, adapter=adapter).logits, by_hand(model, instruction, batch)
+    # to the bit, but where the decoder's keys of the memory are a product of their own
+    shared = fusion != "none" and model.config.is_encoder_decoder
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5 if shared else 0)
 
     model(**batch, labels=labels_for(model, random_ids), instruction_input_ids=instruction).loss.backward()
     outputs = [weight for stack in model.hypernetwork.stacks for weight in stack.output_weights]
