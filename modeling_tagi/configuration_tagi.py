@@ -168,9 +168,10 @@ def _multimodal(backbone_config) -> str:
     kind = backbone_config.model_type
     return (
         f"TagiConfig: the backbone's config is of type {kind!r}, a model of text and images; take the text model "
-        f"inside, of type {MULTIMODAL[kind]!r}: AutoModelForCausalLM.from_pretrained(name, config=AutoConfig."
-        "from_pretrained(name).text_config).save_pretrained(folder), the tokenizer as well, then "
-        "TagiModel.from_backbone(folder)"
+        f"inside, of type {MULTIMODAL[kind]!r}: both = AutoModelForImageTextToText.from_pretrained(name); "
+        "text = AutoModelForCausalLM.from_config(both.config.text_config); "
+        "text.model, text.lm_head = both.model.language_model, both.lm_head; text.save_pretrained(folder); "
+        "save the tokenizer there as well, and use TagiModel.from_backbone(folder)"
     )
 
 
