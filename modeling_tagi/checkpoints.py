@@ -22,7 +22,13 @@ class CheckpointMixin:
 
     @classmethod
     def from_backbone(
-        cls, name_or_folder: Union[str, os.PathLike], *, revision: Optional[str] = None, dtype=None, **config_fields
+        cls,
+        name_or_folder: Union[str, os.PathLike],
+        *,
+        revision: Optional[str] = None,
+        dtype=None,
+        quantization_config=None,
+        **config_fields,
     ):
         """A fresh generator on a pretrained backbone.
 
@@ -30,6 +36,8 @@ class CheckpointMixin:
             name_or_folder: A repository on the Hub, or a folder.
             revision: The repository's revision.
             dtype: Of the whole model; `None` takes the backbone's.
+            quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
+                Checkpoints then leave the backbone out.
             config_fields: Fields of [`TagiConfig`].
         """
         name = str(name_or_folder)
@@ -40,10 +48,14 @@ class CheckpointMixin:
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
-        backbone = auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto")
+        quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
+        backbone = auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto", **quantization)
+        if is_quantized(backbone):
+            config.backbone_in_checkpoint = False
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             tensor._is_hf_initialized = True
-        model = cls(config, backbone=backbone).to(backbone.dtype)
+        model = cls(config, backbone=backbone)
+        _generator_beside(model)
         model.generation_config = deepcopy(backbone.generation_config)
         model.config.dtype = backbone.dtype
         return model
@@ -52,11 +64,12 @@ class CheckpointMixin:
     def from_pretrained(
         cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
     ):
-        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it.
+        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it, and
+        quantizes it if there is a `quantization_config`.
 
         Raises:
             OSError: if a file is missing, or the backbone is not where the config says.
-            ValueError: if the checkpoint lacks a tensor of the model.
+            ValueError: if the checkpoint lacks a tensor of the model, or a backbone in it is to be quantized.
         """
         if not hasattr(config, "backbone_config"):
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -68,17 +81,23 @@ class CheckpointMixin:
                 "folder or repository that save_pretrained has written, or use TagiModel.from_backbone for a new one"
             )
         loader, buffers = cls, {}
+        if config.backbone_in_checkpoint and kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds its backbone, which could be quantized only together with the "
+                "generator; save the model with include_backbone=False, and load that with the quantization_config"
+            )
         if not config.backbone_in_checkpoint:
             kwargs["backbone"] = _named_backbone(pretrained_model_name_or_path, config, kwargs)
+            kwargs.pop("quantization_config", None)
             buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
-            ignored = [*(cls._keys_to_ignore_on_load_missing or ()), r"^backbone\."]
             # transformers reads the source of a class's module
-            fields = {"__module__": cls.__module__, "_keys_to_ignore_on_load_missing": ignored}
-            loader = type(cls.__name__, (cls,), fields)
+            loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": _generators_state_dict})
         model, info = super(CheckpointMixin, loader).from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
         model.__class__ = cls
+        if is_quantized(model.backbone):
+            _generator_beside(model)
         model._revision = _commit(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
         for name, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
             model.backbone.get_buffer(name).copy_(buffer)
@@ -103,10 +122,15 @@ class CheckpointMixin:
         """
         config, tokenizer = self.config, self._find_tokenizer()
         include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
+        if include and is_quantized(self.backbone):
+            raise ValueError(
+                "the backbone is quantized, and its weights cannot go into the checkpoint; use include_backbone=False"
+            )
         if not include and (config.backbone_trained or not config.backbone_name_or_path):
             why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
             raise ValueError(f"the backbone cannot be left out of the checkpoint: {why}; use include_backbone=True")
         kept = config.backbone_in_checkpoint, self._keys_to_ignore_on_save
+        quantization = vars(config.backbone_config).pop("quantization_config", None)  # a choice of whoever loads it
         config.backbone_in_checkpoint = include
         if not include:
             left_out = {key for key in self.state_dict() if key.startswith("backbone.")}
@@ -119,6 +143,8 @@ class CheckpointMixin:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
+            if quantization is not None:
+                config.backbone_config.quantization_config = quantization
         if tokenizer is not None and kwargs.get("is_main_process", True):
             hub = {name: kwargs[name] for name in ("push_to_hub", "repo_id", "token", "private") if name in kwargs}
             tokenizer.save_pretrained(save_directory, **hub)
@@ -186,7 +212,7 @@ def _has_tokenizer(name: str, revision: Optional[str]) -> bool:
 
 def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedModel:
     """The backbone that a checkpoint leaves out, from where its config says."""
-    shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation")
+    shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation", "quantization_config")
     loading = {name: kwargs[name] for name in shared if name in kwargs}
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
     loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
@@ -201,6 +227,23 @@ def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedM
     for tensor in (*backbone.parameters(), *backbone.buffers()):
         tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
     return backbone
+
+
+def _generators_state_dict(model, *args, **kwargs) -> dict:
+    """What a checkpoint without a backbone holds. transformers makes room for what it finds missing, which quantized
+    weights have none for."""
+    states = PreTrainedModel.state_dict(model, *args, **kwargs)
+    return {key: value for key, value in states.items() if not key.startswith("backbone.")}
+
+
+def is_quantized(backbone: PreTrainedModel) -> bool:
+    return getattr(backbone, "is_quantized", False)
+
+
+def _generator_beside(model):
+    """The generator on the device of its backbone, in the type that this computes in."""
+    for part in (model.hypernetwork, model.fusion):
+        part.to(device=model.backbone.device, dtype=model.backbone.dtype)
 
 
 def auto_class(config: TagiConfig):
