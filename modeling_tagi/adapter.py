@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Iterator, Optional, Sequence, Union
 
 import torch
+from huggingface_hub import CommitInfo
 from torch import Tensor
 
 from .adapter_files import read_adapter, write_adapter
+from .adapter_push import push_adapter
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,37 @@ class TagiAdapter:
                 "adapter[1], … to folders of their own"
             )
         write_adapter(self, save_directory)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: Optional[str] = None,
+        tag: Optional[str] = None,
+        token: Optional[str] = None,
+        commit_message: Optional[str] = None,
+    ) -> CommitInfo:
+        """Puts the adapter into a repository of its own, as `save_pretrained` writes it, with a card.
+
+        Args:
+            repo_id: Is made if there is none.
+            private: Whether a repository that is made now is private.
+            revision: A branch, made if there is none.
+            tag: A tag for the commit.
+
+        Raises:
+            ValueError: if there is not exactly one task, or the repository has such a tag.
+            UploadError: an OSError that says in one line why the upload did not come about.
+        """
+        if len(self) != 1:
+            raise ValueError(
+                f"push_to_hub puts one adapter into one repository, this object holds {len(self)}; push adapter[0], "
+                "adapter[1], … to repositories of their own"
+            )
+        return push_adapter(
+            self, repo_id, private=private, revision=revision, tag=tag, token=token, message=commit_message
+        )
 
     @classmethod
     def from_pretrained(
