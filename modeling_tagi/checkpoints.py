@@ -1,23 +1,34 @@
 """Checkpoints: where a model's weights and tokenizer come from, and where they go."""
 
 import os
+import tempfile
 from copy import deepcopy
-from typing import Optional, Union
+from typing import Optional, Sequence, Union
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import CommitInfo, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
+from .backbone_hash import backbone_hash
+from .cards import checkpoint_card, is_repository
 from .configuration_tagi import TagiConfig
+from .instruction_index import InstructionIndex
+from .uploads import STALE_WEIGHTS, require_right_to_push, upload
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+_UNREAD = object()
+# Of save_pretrained's arguments those for push_to_hub alone.
+_PUSHING = (
+    "repo_id", "private", "revision", "tag", "token", "commit_message", "commit_description", "create_pr", "tags",
+)  # fmt: skip
 
 
 class CheckpointMixin:
     """What a [`TagiModel`] does beyond any transformers model to be built, loaded and saved."""
 
     _tokenizer = None
+    _instruction_index = _UNREAD
     _revision: Optional[str] = None  # the commit that the model was loaded from
 
     @classmethod
@@ -52,6 +63,7 @@ class CheckpointMixin:
         backbone = auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto", **quantization)
         if is_quantized(backbone):
             config.backbone_in_checkpoint = False
+        config.backbone_sha256 = backbone_hash(name, revision)
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             tensor._is_hf_initialized = True
         model = cls(config, backbone=backbone)
@@ -69,7 +81,8 @@ class CheckpointMixin:
 
         Raises:
             OSError: if a file is missing, or the backbone is not where the config says.
-            ValueError: if the checkpoint lacks a tensor of the model, or a backbone in it is to be quantized.
+            ValueError: if the checkpoint lacks a tensor of the model, a backbone in it is to be quantized, or the
+                backbone that it names is not the one that it was made for.
         """
         if not hasattr(config, "backbone_config"):
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -116,11 +129,14 @@ class CheckpointMixin:
         Args:
             include_backbone: Whether the backbone's weights go in; without them the checkpoint names the backbone and
                 loads it from there. `None` keeps what the config says (at first: with them).
+            kwargs: As for any transformers model; with `push_to_hub=True` those of `push_to_hub` too.
 
         Raises:
             ValueError: if the backbone is to be left out but is not to be had elsewhere.
         """
-        config, tokenizer = self.config, self._find_tokenizer()
+        push = kwargs.pop("push_to_hub", False)
+        pushing = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
+        config, tokenizer, index = self.config, self._find_tokenizer(), self.instruction_index
         include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
         if include and is_quantized(self.backbone):
             raise ValueError(
@@ -145,9 +161,81 @@ class CheckpointMixin:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
             if quantization is not None:
                 config.backbone_config.quantization_config = quantization
+        if index is not None and kwargs.get("is_main_process", True):
+            index.save(save_directory)
         if tokenizer is not None and kwargs.get("is_main_process", True):
-            hub = {name: kwargs[name] for name in ("push_to_hub", "repo_id", "token", "private") if name in kwargs}
-            tokenizer.save_pretrained(save_directory, **hub)
+            tokenizer.save_pretrained(save_directory)
+        if push and kwargs.get("is_main_process", True):
+            name = pushing.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
+            shards = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
+            self.push_to_hub(name, include_backbone=include, **shards, **pushing)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: Optional[str] = None,
+        tag: Optional[str] = None,
+        token: Optional[str] = None,
+        commit_message: Optional[str] = None,
+        commit_description: Optional[str] = None,
+        create_pr: bool = False,
+        max_shard_size: Union[int, str] = "50GB",
+        tags: Optional[Sequence[str]] = None,
+        include_backbone: Optional[bool] = None,
+    ) -> CommitInfo:
+        """As every transformers model's, in one commit with the tokenizer and a card. What was there before stays as
+        it was if the push fails; a card that a person has edited stays in any case.
+
+        Args:
+            repo_id: Is made if there is none.
+            private: Whether a repository that is made now is private.
+            revision: A branch, made if there is none.
+            tag: A tag for the commit.
+            tags: Further tags of the card.
+            include_backbone: As for `save_pretrained`.
+
+        Raises:
+            UploadError: an OSError that says in one line why it did not come about.
+            ValueError: if the backbone is left out but is not to be had elsewhere, or there is such a tag.
+        """
+        include = self.config.backbone_in_checkpoint if include_backbone is None else include_backbone
+        require_backbone_for_others(self.config, include)
+        repo_id = require_right_to_push(repo_id, private, token)
+        config = deepcopy(self.config)
+        config.backbone_in_checkpoint = include
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size, include_backbone=include)
+            return upload(
+                folder,
+                repo_id,
+                card=checkpoint_card(config, repo_id, tags),
+                stale=STALE_WEIGHTS,
+                private=private,
+                revision=revision,
+                tag=tag,
+                message=commit_message or "Upload model",
+                description=commit_description,
+                create_pr=create_pr,
+                token=token,
+            )
+
+    # What finetuning has seen
+
+    @property
+    def instruction_index(self) -> Optional[InstructionIndex]:
+        """Instructions of finetuning, against which new ones are held; `None` if the checkpoint has none. It is of the
+        weights as they were then: set it to `None`, or to a new one, after further training."""
+        if self._instruction_index is _UNREAD:
+            self._instruction_index = None
+            if self.name_or_path:
+                self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision)
+        return self._instruction_index
+
+    @instruction_index.setter
+    def instruction_index(self, index: Optional[InstructionIndex]):
+        self._instruction_index = index
 
     # The tokenizer
 
@@ -224,6 +312,15 @@ def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedM
             f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
             f"{config.backbone_revision or 'main'}) and could not be loaded from there: {error}"
         ) from error
+    wanted = config.backbone_sha256
+    found = backbone_hash(source, config.backbone_revision, kwargs.get("cache_dir")) if wanted else None
+    if found is not None and found != wanted:
+        raise ValueError(
+            f"{checkpoint} was made for a backbone whose weights have the SHA-256 {wanted}; those at {source!r} "
+            f"(revision {config.backbone_revision or 'main'}) have {found}, so they are another model's, or were "
+            "changed since: name the right one as backbone_name_or_path and backbone_revision in the checkpoint's "
+            "config.json, or set its backbone_sha256 to null to take this one all the same"
+        )
     for tensor in (*backbone.parameters(), *backbone.buffers()):
         tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
     return backbone
@@ -234,6 +331,16 @@ def _generators_state_dict(model, *args, **kwargs) -> dict:
     weights have none for."""
     states = PreTrainedModel.state_dict(model, *args, **kwargs)
     return {key: value for key, value in states.items() if not key.startswith("backbone.")}
+
+
+def require_backbone_for_others(config: TagiConfig, included: bool):
+    """Refuses to publish a checkpoint without its backbone, where that is a folder of one's own."""
+    if not included and not is_repository(config.backbone_name_or_path):
+        raise ValueError(
+            f"the checkpoint leaves out its backbone and names {config.backbone_name_or_path!r} for it, which is no "
+            "repository on the Hub: save and push it with include_backbone=True, or push the backbone first and set "
+            "config.backbone_name_or_path to its repository"
+        )
 
 
 def is_quantized(backbone: PreTrainedModel) -> bool:
