@@ -32,7 +32,7 @@ from ..training.run import circumstances, progress_bar, quiet_libraries, write_t
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 SCORED = 40  # records of each task
 BATCH_SIZE = 4  # examples of each task in a step
-GRID = [(rate, steps) for steps in (20, 80) for rate in (1e-3, 3e-3, 1e-2, 3e-2)]
+GRID = [(rate, steps) for steps in (20, 80) for rate in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)]
 CHOSEN_AT = (1, 4, 16, 64)  # numbers of examples; those between take what was chosen for the next smaller
 # What tuning starts from.
 STARTS = {
@@ -265,8 +265,8 @@ def main(arguments: Optional[Sequence[str]] = None, announce: Callable = print) 
         f"```bash\n{command.strip()}\n```",
         what.strip(),
         "\n".join(f"* {name}: {what}" for name, what in STARTS.items()),
-        f"Exact match in per cent on {lines[0]['tasks']} tasks of `{options.split}`, {SCORED} records each; means over "
-        f"{len(curves)} seeds with 95 % intervals (a bootstrap over tasks).",
+        f"Exact match in per cent on {lines[0]['tasks']} tasks of `{options.split}`, {SCORED} records each; means "
+        f"over {len(curves)} seeds with 95 % intervals (a bootstrap over tasks).",
         table(lines),
         f"![the curve]({output.with_suffix('.png').name})",
         f"{seconds / 60:.0f} minutes on {facts['threads']} thread(s) of {facts['device']}; torch {facts['torch']}, "
