@@ -54,7 +54,7 @@ def _memory_shapes(adapter: TagiAdapter, model: PreTrainedModel) -> dict[str, tu
     if memory.keys is not None:
         _, layers, heads, _, d_head = memory.keys.shape
         here = [(layer.heads, layer.d_head) for layer in model.fusion]
-        ours = (len(here), *here[0]) if here else (0,)
+        ours = (len(here), *here[0]) if here else ()
         shapes["keys"] = ("cross-attention of layers × heads × width", (layers, heads, d_head), ours)
     if memory.prefix_keys is not None:
         _, layers, heads, _, d_head = memory.prefix_keys.shape
@@ -70,34 +70,40 @@ def _key_heads(config) -> tuple[int, int]:
 
 
 def _times(shape: tuple) -> str:
-    return " × ".join(map(str, shape))
+    return " × ".join(map(str, shape)) or "none"
 
 
 def require_positions(
     model: PreTrainedModel, input_ids: Tensor, mask: Optional[Tensor], adapter: Optional[TagiAdapter]
 ):
-    """Refuses inputs for whose tokens, with the instruction before them in a causal backbone, there is no position.
-
-    Beyond a limit of its own, Phi-3's long rotary embedding turns earlier tokens in another way, which keys of the
-    instruction that are already made cannot follow.
-    """
-    config = model.backbone.config
-    rope = getattr(config, "rope_parameters", None) or {}
+    """Refuses inputs for whose tokens, with the instruction before them in a causal backbone, there is no position."""
     prefix = adapter.memory.mask if adapter.memory is not None and adapter.memory.prefix_keys is not None else None
-    limit = positions_of(config)
-    if prefix is not None and rope.get("rope_type") == "longrope":
-        limit = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
-    behind = 0 if prefix is None else prefix.shape[1]
-    if limit is None or input_ids.shape[1] + behind <= limit or torch.compiler.is_compiling():
+    limit, longest = positions_of(model.backbone.config), input_ids.shape[1]
+    if limit is None or longest + (0 if prefix is None else prefix.shape[1]) <= limit or torch.compiler.is_compiling():
         return
-    longest = input_ids.shape[1]
     if prefix is not None:  # what is padding has no position in a causal backbone
         longest = int((mask.sum(1).max() if mask is not None else longest) + prefix.sum(1).max())
     if longest > limit:
         whose = "instruction and input together have" if prefix is not None else "the input has"
         raise ValueError(
-            f"{whose} {longest} tokens, but this backbone ({config.model_type}) has positions for {limit}; cut the "
-            "input (encode_inputs takes max_length)"
+            f"{whose} {longest} tokens, but this backbone ({model.backbone.config.model_type}) has positions for "
+            f"{limit}; cut the input (encode_inputs takes max_length)"
+        )
+
+
+def require_one_rotation(model: PreTrainedModel, places: int):
+    """Refuses to go on behind an instruction's keys to where the backbone turns earlier tokens in another way.
+
+    Phi-3's long rotary embedding does so beyond a limit, which keys that are made already cannot follow; transformers
+    would make them again, of tokens that it does not have.
+    """
+    rope = getattr(model.backbone.config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings")  # also where the config has it beside
+    if rope.get("rope_type") == "longrope" and limit and places > limit:
+        raise ValueError(
+            f"instruction, input and output together are {places} tokens, but behind an instruction "
+            f"(fusion={model.config.fusion!r}) this backbone ({model.backbone.config.model_type}) can read {limit}, "
+            "where its rotary embedding changes; use fewer tokens, or a generator with fusion='none'"
         )
 
 

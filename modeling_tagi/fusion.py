@@ -166,13 +166,13 @@ def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
         ValueError: for an attention that takes no mask of its own.
     """
     mask, window = arguments["attention_mask"], window_of(stack.config)
-    # none: there is no padding; otherwise than by place: for a static cache, which does not reach beyond the window
+    # without padding there may be none; for a static cache, which ends within the window, it is made already
     if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] <= window:
         return arguments
     if "flash" in stack.config._attn_implementation:
         raise ValueError(
-            f"instruction and input together are {mask.shape[1]} tokens, but layers of this backbone see {window} at a "
-            "time, and flash attention cannot count these beside padding; load the model with "
+            f"instruction and input together are {mask.shape[1]} tokens, but layers of this backbone see {window} "
+            "at a time, and flash attention cannot count these beside padding; load the model with "
             "attn_implementation='sdpa' or 'eager'"
         )
     token = mask.cumsum(1)
@@ -181,7 +181,7 @@ def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
         return token[batch, query] - token[batch, key] < window
 
     ids = arguments["input_ids"]
-    like = torch.empty(*ids.shape, 1, dtype=stack.dtype, device=ids.device)  # read for its shape and type alone
+    like = torch.empty(*ids.shape, 1, dtype=stack.dtype, device=ids.device)  # shape and type are all that is read
     masks = partial(create_causal_mask, stack.config, like, mask, arguments["past_key_values"])
     windowed = masks(and_mask_function=within)
     if family_of(stack.config).window == "by_layer":

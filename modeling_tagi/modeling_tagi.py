@@ -24,10 +24,10 @@ from transformers.utils import ModelOutput
 
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
 from .adapter_tuning import fresh_adapter
-from .checkpoints import CheckpointMixin, auto_class
+from .checkpoints import CheckpointMixin, auto_class, is_quantized
 from .configuration_tagi import TagiConfig
 from .families import window_of
-from .fit import fingerprint, require_fit, require_positions, require_rows
+from .fit import fingerprint, require_fit, require_one_rotation, require_positions, require_rows
 from .fusion import (
     InstructionCrossAttention,
     concat_memory,
@@ -165,9 +165,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         norms and embeddings), or `"all"`."""
         if scope not in TRAINABLE:
             raise ValueError(f"set_trainable got {scope!r}, but takes one of {', '.join(map(repr, TRAINABLE))}")
-        self.requires_grad_(True)
-        if scope != "all":
-            self.backbone.requires_grad_(False)
+        if scope != "generator" and is_quantized(self.backbone):
+            raise ValueError(f"set_trainable got {scope!r}, but this backbone is quantized; use 'generator'")
+        for part in (self.hypernetwork, self.fusion):
+            part.requires_grad_(True)
+        self.backbone.requires_grad_(scope == "all")
         if scope == "generator_and_norms":
             for module in self.backbone.modules():
                 if isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower():
@@ -418,6 +420,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                     seen = cache.get_seq_length() - prefix_mask.shape[1]
                     mask = prefix_mask.new_ones(len(input_ids), seen + input_ids.shape[1])
                 mask = torch.cat([prefix_mask.to(mask.dtype), mask], 1)
+                require_one_rotation(self, mask.shape[1])
                 positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1]:]
                 kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
             output = self.backbone(**kwargs)
@@ -478,11 +481,12 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 f"cache_implementation is {kind!r}, but with the instruction as a prefix (fusion="
                 f"{self.config.fusion!r}) it must be 'dynamic' or 'static'"
             )
+        new = generation_config.max_new_tokens
+        longest = generation_config.max_length or length + input_ids.shape[1] + 20  # transformers' default
+        longest = longest if new is None else length + input_ids.shape[1] + new
+        require_one_rotation(self, longest - 1)  # the last token that is written is not read
         cache = None
         if kind == "static":
-            new = generation_config.max_new_tokens
-            longest = generation_config.max_length or length + input_ids.shape[1] + 20  # transformers' default
-            longest = longest if new is None else length + input_ids.shape[1] + new
             window = window_of(self.config.backbone_config)
             if window is not None and longest > window:
                 raise ValueError(
