@@ -146,19 +146,12 @@ def _run(options) -> int:
     if not inputs:
         raise ValueError("there are no inputs; give them as arguments or on standard input")
     model = _load(options.checkpoint)
-    tokenizer, side = model.tokenizer, "right" if model.config.is_encoder_decoder else "left"
-    batch = tokenizer(inputs, return_tensors="pt", padding=True, padding_side=side)
+    batch = model.encode_inputs(inputs)
     adapter = model.generate_adapter(options.instruction)
-    output = model.generate(
-        batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        adapter=adapter,
-        max_new_tokens=options.max_new_tokens,
-        do_sample=False,
-    )
+    output = model.generate(**batch, adapter=adapter, max_new_tokens=options.max_new_tokens, do_sample=False)
     if not model.config.is_encoder_decoder:
         output = output[:, batch["input_ids"].shape[1]:]
-    for text in tokenizer.batch_decode(output, skip_special_tokens=True):
+    for text in model.tokenizer.batch_decode(output, skip_special_tokens=True):
         print(text.strip())
     return 0
 

@@ -9,22 +9,11 @@ from typing import Optional, Union
 
 from transformers import AutoConfig, PretrainedConfig
 
+from .families import FAMILIES, MULTIMODAL, family_of
+
 FUSIONS = ("cross_attention", "concat", "none")
 GENERATORS = ("per_layer", "per_module", "shared")
-
-# PEFT's conventions: a name matches a module whose path is that name or ends in "." + name.
-DEFAULT_TARGET_MODULES = {
-    "t5": ["q", "v"],
-    "mt5": ["q", "v"],
-    "umt5": ["q", "v"],
-    "llama": ["q_proj", "v_proj"],
-    "mistral": ["q_proj", "v_proj"],
-    "qwen2": ["q_proj", "v_proj"],
-    "qwen3": ["q_proj", "v_proj"],
-    "gemma": ["q_proj", "v_proj"],
-    "gemma2": ["q_proj", "v_proj"],
-    "gpt2": ["c_attn"],
-}
+INPUT_FORMATS = ("plain", "chat")
 
 # T5 has relative positions and no limit of its own; Table 6 of the paper reads 1024 tokens.
 _DEFAULT_MAX_INSTRUCTION_LENGTH = 1024
@@ -45,8 +34,9 @@ class TagiConfig(PretrainedConfig):
             `AutoModelForSeq2SeqLM` or `AutoModelForCausalLM`.
         r: Rank of the generated LoRA updates. The paper's is 32.
         lora_alpha: The update is scaled by `lora_alpha / r`, as in PEFT.
-        target_modules: Names of the Linear / Conv1D modules that get an update, matched as PEFT does. `None` takes
-            the backbone family's default (T5: q and v of every attention, as in the paper).
+        target_modules: Names of the Linear / Conv1D modules that get an update, matched as PEFT does: a name
+            matches a module whose path is that name or ends in "." + name. `None` takes the backbone family's default
+            (T5: q and v of every attention, as in the paper).
         fusion: What the language model sees of the instruction beside the adapter. `"cross_attention"`: a
             cross-attention to the encoded instruction in every encoder layer (eq. 1) and the encoded instruction
             before the encoder's output in the decoder's memory (TAGI). `"concat"`: the latter alone (HINT).
@@ -60,6 +50,9 @@ class TagiConfig(PretrainedConfig):
         generator_index_size: Width of the learned index that tells the targets of one MLP apart.
         max_instruction_length: Most tokens of an instruction (with its demonstrations). `None`: what the backbone's
             positions allow, 1024 where they set no limit.
+        input_format: How inputs, and prompts, become what the language model reads. `"plain"`: as they are; a causal
+            backbone's end with a line that asks for the output. `"chat"`: as a user's turn in the tokenizer's chat
+            template, for a causal backbone that was tuned on it.
         backbone_name_or_path: Where the backbone's weights come from, if they were not made here.
         backbone_revision: Hub revision of these weights.
         backbone_in_checkpoint: Whether a saved checkpoint holds the backbone's weights. If not, they are loaded from
@@ -87,6 +80,7 @@ class TagiConfig(PretrainedConfig):
         generator_hidden_size: int = 128,
         generator_index_size: int = 32,
         max_instruction_length: Optional[int] = None,
+        input_format: str = "plain",
         backbone_name_or_path: Optional[str] = None,
         backbone_revision: Optional[str] = None,
         backbone_in_checkpoint: bool = True,
@@ -102,6 +96,7 @@ class TagiConfig(PretrainedConfig):
         self.generator = _one_of("generator", generator, GENERATORS)
         self.generator_hidden_size = _positive_int("generator_hidden_size", generator_hidden_size)
         self.generator_index_size = _positive_int("generator_index_size", generator_index_size)
+        self.input_format = _one_of("input_format", input_format, INPUT_FORMATS)
         self.backbone_name_or_path = backbone_name_or_path
         self.backbone_revision = backbone_revision
         self.backbone_in_checkpoint = _true_or_false("backbone_in_checkpoint", backbone_in_checkpoint)
@@ -113,6 +108,13 @@ class TagiConfig(PretrainedConfig):
             super().__init__(**kwargs)
             return
 
+        if backbone_config.model_type in MULTIMODAL:
+            raise ValueError(_multimodal(backbone_config))
+        if input_format == "chat" and backbone_config.is_encoder_decoder:
+            raise ValueError(
+                f"TagiConfig: input_format is 'chat', but a backbone of type {backbone_config.model_type!r} has an "
+                "encoder for its inputs and no chat template; use 'plain'"
+            )
         self.target_modules = _target_modules(target_modules, backbone_config)
         positions = getattr(backbone_config, "max_position_embeddings", None)
         limit = max_instruction_length or positions or _DEFAULT_MAX_INSTRUCTION_LENGTH
@@ -162,17 +164,29 @@ def _as_config(backbone_config):
     )
 
 
+def _multimodal(backbone_config) -> str:
+    kind = backbone_config.model_type
+    return (
+        f"TagiConfig: the backbone's config is of type {kind!r}, a model of text and images; take the text model "
+        f"inside, of type {MULTIMODAL[kind]!r}: both = AutoModelForImageTextToText.from_pretrained(name); "
+        "text = AutoModelForCausalLM.from_config(both.config.text_config); "
+        "text.model, text.lm_head = both.model.language_model, both.lm_head; text.save_pretrained(folder); "
+        "save the tokenizer there as well, and use TagiModel.from_backbone(folder)"
+    )
+
+
 def _target_modules(names, backbone_config) -> list[str]:
     if isinstance(names, str):
         names = [names]
     if names is None:
-        names = DEFAULT_TARGET_MODULES.get(backbone_config.model_type)
-        if names is None:
+        family = family_of(backbone_config)
+        if family is None:
             raise ValueError(
                 f"TagiConfig: target_modules is None and there is no default for the backbone family "
                 f"{backbone_config.model_type!r}; name its modules, for example ['q_proj', 'v_proj'] "
-                f"(defaults exist for {', '.join(DEFAULT_TARGET_MODULES)})"
+                f"(defaults exist for {', '.join(FAMILIES)})"
             )
+        names = family.targets
     names = list(names)
     if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.]+", name) for name in names):
         raise ValueError(f"TagiConfig: target_modules is {names!r}, but must be a list of module names, at least one")

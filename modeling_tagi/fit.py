@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .adapter import TagiAdapter
+from .families import positions_of
 
 
 def require_fit(adapter: TagiAdapter, model: PreTrainedModel):
@@ -28,12 +29,13 @@ def require_fit(adapter: TagiAdapter, model: PreTrainedModel):
                 f"{whose}: its update of {path!r} is {adapter.lora_b[path].shape[1]} × {a.shape[2]}, the module's "
                 f"weight here {d_out} × {d_in}; {mend}"
             )
-    fused = adapter.memory.keys.shape[1] if adapter.memory is not None and adapter.memory.keys is not None else 0
-    if fused and fused != len(model.fusion):
-        raise ValueError(
-            f"the adapter's instruction memory is for cross-attention in {fused} layers, this model has it in "
-            f"{len(model.fusion)} (fusion={model.config.fusion!r}); {mend}"
-        )
+    if adapter.memory is not None:
+        for name, (what, theirs, here) in _memory_shapes(adapter, model).items():
+            if theirs != here:
+                raise ValueError(
+                    f"the adapter's instruction memory ({name}) is for {what} {_times(theirs)}, this model has "
+                    f"{_times(here)} (fusion={model.config.fusion!r}); {mend}"
+                )
     known = {tuple(source.get("backbone_fingerprint") or ()) for source in adapter.provenance} - {()}
     ours = fingerprint(adapter, model.backbone) if known and not torch.compiler.is_compiling() else None
     for theirs in known if ours is not None else ():
@@ -41,6 +43,68 @@ def require_fit(adapter: TagiAdapter, model: PreTrainedModel):
         alike = (abs(a - b) <= 1e-4 + 0.02 * abs(b) for a, b in zip(theirs, ours))
         if len(theirs) != len(ours) or not all(alike):
             raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
+
+
+def _memory_shapes(adapter: TagiAdapter, model: PreTrainedModel) -> dict[str, tuple[str, tuple, tuple]]:
+    """By part of the memory: what it is, its shape without tasks and tokens, and the shape that the model has."""
+    memory, shapes = adapter.memory, {}
+    config = model.config.backbone_config.get_text_config()
+    if memory.states is not None:
+        shapes["states"] = ("an encoder's states of width", (memory.states.shape[-1],), (config.hidden_size,))
+    if memory.keys is not None:
+        _, layers, heads, _, d_head = memory.keys.shape
+        here = [(layer.heads, layer.d_head) for layer in model.fusion]
+        ours = (len(here), *here[0]) if here else (0,)
+        shapes["keys"] = ("cross-attention of layers × heads × width", (layers, heads, d_head), ours)
+    if memory.prefix_keys is not None:
+        _, layers, heads, _, d_head = memory.prefix_keys.shape
+        ours = (config.num_hidden_layers, *_key_heads(config))
+        shapes["prefix_keys"] = ("self-attention of layers × key heads × width", (layers, heads, d_head), ours)
+    return shapes
+
+
+def _key_heads(config) -> tuple[int, int]:
+    """Heads of a causal backbone's keys, and their width."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _times(shape: tuple) -> str:
+    return " × ".join(map(str, shape))
+
+
+def require_positions(
+    model: PreTrainedModel, input_ids: Tensor, mask: Optional[Tensor], adapter: Optional[TagiAdapter]
+):
+    """Refuses inputs for whose tokens, with the instruction before them in a causal backbone, there is no position."""
+    prefix = adapter.memory.mask if adapter.memory is not None and adapter.memory.prefix_keys is not None else None
+    limit, longest = positions_of(model.backbone.config), input_ids.shape[1]
+    if limit is None or longest + (0 if prefix is None else prefix.shape[1]) <= limit or torch.compiler.is_compiling():
+        return
+    if prefix is not None:  # what is padding has no position in a causal backbone
+        longest = int((mask.sum(1).max() if mask is not None else longest) + prefix.sum(1).max())
+    if longest > limit:
+        whose = "instruction and input together have" if prefix is not None else "the input has"
+        raise ValueError(
+            f"{whose} {longest} tokens, but this backbone ({model.backbone.config.model_type}) has positions for "
+            f"{limit}; cut the input (encode_inputs takes max_length)"
+        )
+
+
+def require_one_rotation(model: PreTrainedModel, places: int):
+    """Refuses to go on behind an instruction's keys to where the backbone turns earlier tokens in another way.
+
+    Phi-3's long rotary embedding does so beyond a limit, which keys that are made already cannot follow; transformers
+    would make them again, of tokens that it does not have.
+    """
+    rope = getattr(model.backbone.config, "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings")  # also where the config has it beside
+    if rope.get("rope_type") == "longrope" and limit and places > limit:
+        raise ValueError(
+            f"instruction, input and output together are {places} tokens, but behind an instruction "
+            f"(fusion={model.config.fusion!r}) this backbone ({model.backbone.config.model_type}) can read {limit}, "
+            "where its rotary embedding changes; use fewer tokens, or a generator with fusion='none'"
+        )
 
 
 def require_rows(adapter: TagiAdapter, task_index: Optional[Tensor], rows: int):

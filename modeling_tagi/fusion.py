@@ -1,19 +1,17 @@
 """Instruction fusion: the language model attends to the encoded instruction (eq. 1)."""
 
+from functools import partial
 from typing import Optional
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
 
 from .adapter import InstructionMemory
+from .families import FAMILIES, family_of, window_of
 from .lora import take_rows
-
-# Where a layer's self-attention, residual included, ends: the place of eq. 1's cross-attention sub-layer.
-_SELF_ATTENTION_SUBLAYER = {"t5": "layer.0", "mt5": "layer.0", "umt5": "layer.0"}
-# Where a decoder's layer makes keys and values of its memory.
-_CROSS_ATTENTION = dict.fromkeys(("t5", "mt5", "umt5"), "layer.1.EncDecAttention")
 
 
 class InstructionCrossAttention(nn.Module):
@@ -68,32 +66,34 @@ class InstructionCrossAttention(nn.Module):
 def fused_modules(backbone: nn.Module, is_encoder_decoder: bool) -> list[nn.Module]:
     """The modules behind which cross-attention to the instruction goes, one for each layer that reads the input.
 
-    In an encoder: behind the self-attention (eq. 1). In a causal model: behind the layer, since what lies between
-    its self-attention and its feed-forward part is not a module.
+    In an encoder: behind the self-attention (eq. 1), or behind the layer where no module ends there. In a causal
+    model: behind the layer, for the same reason.
 
     Raises:
         ValueError: for an encoder whose self-attention's place is not known.
     """
     if not is_encoder_decoder:
-        return list(_layers(backbone.base_model))
-    place = _SELF_ATTENTION_SUBLAYER.get(backbone.config.model_type)
-    if place is None:
+        return list(layers_of(backbone.base_model))
+    family = family_of(backbone.config)
+    if family is None or family.fused_behind is None:
+        known = (name for name, family in FAMILIES.items() if family.fused_behind is not None)
         raise ValueError(
             f"fusion='cross_attention' is not supported for a backbone of type {backbone.config.model_type!r} (it is "
-            f"for {', '.join(_SELF_ATTENTION_SUBLAYER)} and causal ones); use fusion='concat' or 'none'"
+            f"for {', '.join(known)} and causal ones); use fusion='concat' or 'none'"
         )
-    return [layer.get_submodule(place) for layer in _layers(backbone.get_encoder())]
+    return [layer.get_submodule(family.fused_behind) for layer in layers_of(backbone.get_encoder())]
 
 
 def memory_projections(backbone: nn.Module) -> list[nn.Module]:
     """The modules that make the decoder's keys and values of its memory; none where their place is not known."""
-    place = _CROSS_ATTENTION.get(backbone.config.model_type)
-    if place is None:
+    family = family_of(backbone.config)
+    if family is None or family.memory is None:
         return []
-    return [layer.get_submodule(f"{place}.{name}") for layer in _layers(backbone.get_decoder()) for name in "kv"]
+    return [layer.get_submodule(family.memory.format(x)) for layer in layers_of(backbone.get_decoder()) for x in "kv"]
 
 
-def _layers(stack: nn.Module) -> nn.ModuleList:
+def layers_of(stack: nn.Module) -> nn.ModuleList:
+    """The layers of an encoder, a decoder, or a causal backbone's `base_model`."""
     lists = [module for module in stack.children() if isinstance(module, nn.ModuleList)]
     if len(lists) != 1:
         raise ValueError(f"cannot tell which modules of {type(stack).__name__} are its layers; use fusion='none'")
@@ -138,7 +138,11 @@ def prefix_cache(
     task_index: Optional[Tensor] = None,
     cache: Optional[Cache] = None,
 ) -> Cache:
-    """A new cache, or an empty one that is given, with the instruction's keys and values for every row."""
+    """A new cache, or an empty one that is given, with the instruction's keys and values for every row.
+
+    A new one holds them all, also in layers that see a window alone: what is padding in a batch's longest instruction
+    would otherwise push out tokens of shorter ones.
+    """
     cache = cache if cache is not None else DynamicCache()
     for layer in range(memory.prefix_keys.shape[1]):
         keys, values = (x[:, layer] for x in (memory.prefix_keys, memory.prefix_values))
@@ -146,3 +150,40 @@ def prefix_cache(
             take_rows(keys, rows, task_index).to(dtype), take_rows(values, rows, task_index).to(dtype), layer
         )
     return cache
+
+
+def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
+    """The arguments of a causal backbone's stack of layers, with masks whose window is counted in tokens.
+
+    transformers counts it in places of the cache. Between a row's instruction and its input lie places that are
+    padding, so a row would see less of its instruction in a batch than alone.
+
+    Args:
+        stack: The backbone's `base_model`, of a family with a window.
+        arguments: What it is called with, an `attention_mask [batch, places]` over the cache among them.
+
+    Raises:
+        ValueError: for an attention that takes no mask of its own.
+    """
+    mask, window = arguments["attention_mask"], window_of(stack.config)
+    # without padding there may be none; for a static cache, which ends within the window, it is made already
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] <= window:
+        return arguments
+    if "flash" in stack.config._attn_implementation:
+        raise ValueError(
+            f"instruction and input together are {mask.shape[1]} tokens, but layers of this backbone see {window} "
+            "at a time, and flash attention cannot count these beside padding; load the model with "
+            "attn_implementation='sdpa' or 'eager'"
+        )
+    token = mask.cumsum(1)
+
+    def within(batch, head, query, key):
+        return token[batch, query] - token[batch, key] < window
+
+    ids = arguments["input_ids"]
+    like = torch.empty(*ids.shape, 1, dtype=stack.dtype, device=ids.device)  # shape and type are all that is read
+    masks = partial(create_causal_mask, stack.config, like, mask, arguments["past_key_values"])
+    windowed = masks(and_mask_function=within)
+    if family_of(stack.config).window == "by_layer":
+        windowed = {"full_attention": masks(), "sliding_attention": windowed}
+    return {**arguments, "attention_mask": windowed}

@@ -2,6 +2,10 @@
 
 from typing import Optional, Sequence
 
+# What a causal model reads between an input and its output. Begins and ends with a line's end, where any tokenizer
+# starts afresh, so that the parts can be tokenized apart.
+OUTPUT_HEAD = "\n\nOutput:\n"
+
 
 def instruction_text(instruction: str, demonstrations: Optional[Sequence[tuple[str, str]]] = None) -> str:
     """What the hypernetwork reads: the instruction, followed by its worked examples.

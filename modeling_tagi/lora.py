@@ -25,6 +25,7 @@ class Application:
         task_index: `[batch]`, which of the tasks each row uses; `None` if there is one task, or one task a row.
         fusion: Module -> function of that module's hidden states `[batch, seq, d_model]`.
         memory: Module -> what its input begins with, the same for every row of a task.
+        arguments: Module -> function from the keyword arguments of its call to those it gets instead.
         new_cache: Makes the key-value cache that every layer is to see, for use under gradient checkpointing (which
             takes caches away from layers).
         checkpointing: Whether gradient checkpointing may recompute in this call.
@@ -35,6 +36,7 @@ class Application:
     task_index: Optional[Tensor] = None
     fusion: dict[nn.Module, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     memory: dict[nn.Module, "TaskStates"] = field(default_factory=dict)
+    arguments: dict[nn.Module, Callable[[dict], dict]] = field(default_factory=dict)
     new_cache: Optional[Callable[[], Any]] = None
     checkpointing: bool = True
 
@@ -142,6 +144,12 @@ def hook_once(module: nn.Module, hook: Callable):
         module.register_forward_pre_hook(memory_pre_hook)
 
 
+def pre_hook_once(module: nn.Module, hook: Callable):
+    """As `hook_once`, for a forward pre-hook that takes keyword arguments."""
+    if hook not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
 def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
     """Forward hook: `output + scaling * B A x`, or no change where no adapter is in force for `module`."""
     application = _IN_FORCE.application
@@ -160,6 +168,14 @@ def fusion_hook(module: nn.Module, args: tuple, output):
     if isinstance(output, tuple):
         return (fuse(output[0]), *output[1:])
     return fuse(output)
+
+
+def arguments_pre_hook(module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple]:
+    """Forward pre-hook: passes the keyword arguments through the function that is in force for `module`."""
+    application = _IN_FORCE.application
+    if application is None or module not in application.arguments:
+        return None
+    return args, application.arguments[module](kwargs)
 
 
 def memory_pre_hook(module: nn.Module, args: tuple) -> Optional[tuple]:
@@ -246,7 +262,7 @@ def carry_through_checkpointing(checkpoint: Callable) -> Callable:
                 if application.new_cache is None:
                     return function(*inputs, **named)
                 # transformers hands over a partial whose cache it has set to None
-                with_cache = {**function.keywords, "past_key_values": application.new_cache()}
+                with_cache = {**function.keywords, _cache_name(function.keywords): application.new_cache()}
                 return partial(function.func, *function.args, **with_cache)(*inputs, **named)
 
         if not application.checkpointing:
@@ -254,3 +270,7 @@ def carry_through_checkpointing(checkpoint: Callable) -> Callable:
         return checkpoint(recomputable, *args, **kwargs)
 
     return checkpoint_with_application
+
+
+def _cache_name(arguments: dict) -> str:
+    return "layer_past" if "layer_past" in arguments else "past_key_values"  # GPT-NeoX's, and everyone else's

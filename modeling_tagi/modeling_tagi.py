@@ -24,27 +24,32 @@ from transformers.utils import ModelOutput
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
 from .checkpoints import CheckpointMixin, auto_class
 from .configuration_tagi import TagiConfig
-from .fit import fingerprint, require_fit, require_rows
+from .families import window_of
+from .fit import fingerprint, require_fit, require_one_rotation, require_positions, require_rows
 from .fusion import (
     InstructionCrossAttention,
     concat_memory,
     fused_modules,
     memory_projections,
     prefix_cache,
+    windowed_masks,
 )
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
 from .instructions import instruction_text
 from .lora import (
     Application,
     applied,
+    arguments_pre_hook,
     carry_through_checkpointing,
     find_targets,
     fusion_hook,
     hook_once,
     lora_hook,
     memory_hook,
+    pre_hook_once,
     take_rows,
 )
+from .tokens import Tokens, generation_tensors
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
 
@@ -146,6 +151,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             hook_once(module, fusion_hook)
         for module in memory_projections(self.backbone):
             hook_once(module, memory_hook)
+        if window_of(self.backbone.config) is not None:
+            pre_hook_once(self.backbone.base_model, arguments_pre_hook)
         self.post_init()
 
     def set_trainable(self, scope: str):
@@ -299,7 +306,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 "list of (input, output) pairs for each instruction"
             )
         texts = [instruction_text(text, pairs) for text, pairs in zip(instruction, demonstrations)]
-        return texts, self.tokenizer(texts)["input_ids"]
+        tokens = Tokens.of(self.tokenizer, self.config)
+        return texts, [tokens.instruction(text) for text in texts]
 
     def _without_padding(self, tokens: list[int]) -> list[int]:
         pad, eos = self.config.pad_token_id, self.config.eos_token_id
@@ -313,6 +321,26 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return list(self.hypernetwork.shared_factors())
 
     # Adapters in use
+
+    def encode_inputs(self, inputs: Union[str, Sequence[str]], max_length: Optional[int] = None) -> dict[str, Tensor]:
+        """Inputs as the model was trained to read them, ready for `generate`.
+
+        Args:
+            inputs: A text, or a list of texts; without the instruction.
+            max_length: Tokens kept of each, from its beginning; `None` keeps all.
+
+        Returns:
+            `input_ids [batch, seq]` and `attention_mask [batch, seq]`, padded on the left for a causal backbone.
+
+        Raises:
+            ValueError: if there is no input.
+        """
+        inputs = [inputs] if isinstance(inputs, str) else list(inputs)
+        if not inputs:
+            raise ValueError("encode_inputs got no inputs; give a text, or a list of at least one")
+        tokens = Tokens.of(self.tokenizer, self.config, max_length)
+        batch = generation_tensors(tokens, [tokens.input(text) for text in inputs])
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def forward(
         self,
@@ -350,6 +378,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is not None and input_ids is not None:
             require_rows(adapter, task_index, len(input_ids))
+            require_positions(self, input_ids, attention_mask, adapter)
         if self.config.is_encoder_decoder:
             if decoder_input_ids is None and labels is not None:
                 decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -372,6 +401,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                     seen = cache.get_seq_length() - prefix_mask.shape[1]
                     mask = prefix_mask.new_ones(len(input_ids), seen + input_ids.shape[1])
                 mask = torch.cat([prefix_mask.to(mask.dtype), mask], 1)
+                require_one_rotation(self, mask.shape[1])
                 positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1]:]
                 kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
             output = self.backbone(**kwargs)
@@ -407,6 +437,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
             mask = _mask_of(input_ids, config)
+        require_positions(self, input_ids, mask, adapter)
         with applied(self._application(adapter, task_index).by_row()):
             if self.config.is_encoder_decoder:
                 states, mask = self._encode_input(input_ids, mask, adapter, task_index)
@@ -426,16 +457,24 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         placeholders = input_ids[:, -1:].expand(-1, length)
         prefix_mask = take_rows(adapter.memory.mask, len(input_ids)).to(mask.dtype)
         kind, generation_config.cache_implementation = generation_config.cache_implementation, None
-        if kind not in (None, "dynamic", "static"):
+        if kind not in (None, "dynamic", "static", "hybrid"):  # the last, of old files of Gemma's, is now the first
             raise ValueError(
                 f"cache_implementation is {kind!r}, but with the instruction as a prefix (fusion="
                 f"{self.config.fusion!r}) it must be 'dynamic' or 'static'"
             )
+        new = generation_config.max_new_tokens
+        longest = generation_config.max_length or length + input_ids.shape[1] + 20  # transformers' default
+        longest = longest if new is None else length + input_ids.shape[1] + new
+        require_one_rotation(self, longest - 1)  # the last token that is written is not read
         cache = None
         if kind == "static":
-            new = generation_config.max_new_tokens
-            longest = generation_config.max_length or length + input_ids.shape[1] + 20  # transformers' default
-            longest = longest if new is None else length + input_ids.shape[1] + new
+            window = window_of(self.config.backbone_config)
+            if window is not None and longest > window:
+                raise ValueError(
+                    f"instruction, input and output together may be {longest} tokens, but layers of this backbone see "
+                    f"{window} at a time, which a static cache does not count beside padding; use "
+                    "cache_implementation='dynamic', or fewer tokens"
+                )
             cache = StaticCache(self.config.backbone_config, max_cache_len=longest)
         cache = prefix_cache(adapter.memory, len(input_ids) * copies, self.dtype, cache=cache)
         generation_config.use_cache = True  # the prefix has no other place
@@ -472,6 +511,9 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             return application
         if memory.states is not None:
             application.share(memory.states, memory_projections(self.backbone))
+        if memory.prefix_keys is not None and window_of(self.backbone.config) is not None:
+            stack = self.backbone.base_model
+            application.arguments[stack] = partial(windowed_masks, stack)
         if memory.keys is not None and len(self.fusion):
             fused = fused_modules(self.backbone, self.config.is_encoder_decoder)
             for number, (target, cross_attention) in enumerate(zip(fused, self.fusion)):

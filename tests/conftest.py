@@ -9,9 +9,17 @@ import torch  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    BartConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    MistralConfig,
     MT5Config,
+    PegasusConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     T5Config,
@@ -34,6 +42,17 @@ GPT2 = {
     **IDS, "bos_token_id": 2, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128,
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
+BART = {
+    **IDS, "bos_token_id": 2, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
+    "dropout": 0.0, "forced_eos_token_id": None,
+}  # fmt: skip
+NEOX = {
+    **IDS, "bos_token_id": 2, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 128,
+}  # fmt: skip
+GEMMA = {**LLAMA, "head_dim": 16}
+SLIDING = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
 CONFIGS = {
     "t5": lambda **fields: T5Config(**{**T5, **fields}),
     "t5_v1_1": lambda **fields: T5Config(**{**T5_V1_1, **fields}),
@@ -41,6 +60,14 @@ CONFIGS = {
     "llama": lambda **fields: LlamaConfig(**{**LLAMA, **fields}),
     "qwen2": lambda **fields: Qwen2Config(**{**LLAMA, **fields}),
     "qwen3": lambda **fields: Qwen3Config(**{**LLAMA, "head_dim": 8, **fields}),
+    "bart": lambda **fields: BartConfig(**{**BART, "decoder_start_token_id": 1, **fields}),
+    "pegasus": lambda **fields: PegasusConfig(**{**BART, "decoder_start_token_id": 0, **fields}),
+    "mistral": lambda **fields: MistralConfig(**{**LLAMA, "sliding_window": 12, **fields}),
+    "gemma": lambda **fields: GemmaConfig(**{**GEMMA, **fields}),
+    "gemma2": lambda **fields: Gemma2Config(**{**GEMMA, **SLIDING, "query_pre_attn_scalar": 8, **fields}),
+    "gemma3_text": lambda **fields: Gemma3TextConfig(**{**GEMMA, **SLIDING, "query_pre_attn_scalar": 8, **fields}),
+    "phi3": lambda **fields: Phi3Config(**{**LLAMA, "sliding_window": 12, **fields}),
+    "gpt_neox": lambda **fields: GPTNeoXConfig(**{**NEOX, **fields}),
     "gpt2": lambda **fields: GPT2Config(**{**GPT2, **fields}),
 }
 
@@ -57,7 +84,7 @@ def _make_backbone(family, seed=0, **fields):
         backbone = auto.from_config(config).eval()
     if config.is_encoder_decoder:  # or all it would say is its last token: the tied embeddings outweigh its layers
         with torch.no_grad():
-            backbone.shared.weight *= 0.1
+            backbone.get_input_embeddings().weight *= 0.1
     return backbone
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_tagi import TagiConfig, TagiModel
-from modeling_tagi.configuration_tagi import DEFAULT_TARGET_MODULES
+from modeling_tagi.families import FAMILIES
 
 
 @pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "llama", "qwen2", "qwen3", "gpt2"])
@@ -62,11 +62,11 @@ def test_target_modules_default_to_the_family(make_config, family, expected):
 
 
 def test_a_family_without_default_targets_is_asked_for_them(make_config):
-    from transformers import BartConfig
+    from transformers import MBartConfig
 
-    with pytest.raises(ValueError, match=r"target_modules is None.*'bart'.*q_proj") as error:
-        TagiConfig(backbone_config=BartConfig())
-    assert all(name in str(error.value) for name in DEFAULT_TARGET_MODULES)
+    with pytest.raises(ValueError, match=r"target_modules is None.*'mbart'.*q_proj") as error:
+        TagiConfig(backbone_config=MBartConfig())
+    assert all(name in str(error.value) for name in FAMILIES)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
+from transformers import MBartConfig, MBartForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_tagi.fusion import InstructionCrossAttention, concat_memory, fused_modules, memory_projections
 
-BART = BartConfig(
+MBART = MBartConfig(
     vocab_size=100, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
     decoder_attention_heads=1, encoder_ffn_dim=8, decoder_ffn_dim=8, max_position_embeddings=16,
 )  # fmt: skip
@@ -93,8 +93,8 @@ def test_a_causal_model_is_fused_behind_its_layers(make_backbone, family, layers
 
 
 def test_an_encoder_whose_layers_are_not_known_is_refused():
-    with pytest.raises(ValueError, match="fusion='cross_attention'.*'bart'.*use fusion='concat' or 'none'"):
-        fused_modules(BartForConditionalGeneration(BART), True)
+    with pytest.raises(ValueError, match="fusion='cross_attention'.*'mbart'.*use fusion='concat' or 'none'"):
+        fused_modules(MBartForConditionalGeneration(MBART), True)
 
 
 # The decoder's keys and values of the memory, once a task instead of once a row
@@ -224,7 +224,7 @@ def test_an_adapter_with_other_targets_changes_them_in_the_memory_too(make, make
 
 def test_where_the_projections_are_not_known_the_memory_is_concatenated(make_model, random_ids):
     torch.manual_seed(0)
-    backbone = BartForConditionalGeneration(BART).eval()
+    backbone = MBartForConditionalGeneration(MBART).eval()
     assert memory_projections(backbone) == []
     model = make_model("bart", "concat", backbone=backbone, target_modules=["q_proj", "v_proj"], awake=False)
     instruction, ids = random_ids(1, 7), random_ids(2, 5, seed=1)

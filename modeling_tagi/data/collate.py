@@ -1,73 +1,17 @@
 """Records and passages to tensors: each instruction of a batch once, with an index from the rows to it."""
 
 import random
-from functools import lru_cache
 from typing import Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from ..instructions import instruction_text, prompt_head
+from ..instructions import instruction_text
+from ..tokens import Tokens, pad
 from .records import Record
 from .text import cut_passage
 
 READS = ("adapter", "prompt", "input")  # how a model comes to know the instruction
-_REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times over
-
-
-class Tokens:
-    """Tokenizes texts, and remembers their tokens.
-
-    Args:
-        tokenizer: Any Hugging Face tokenizer.
-        is_encoder_decoder: Whether inputs and targets are two sequences or one.
-        max_input_length: Tokens kept of an input, from its beginning; alike whether or not a prompt stands before it.
-        max_target_length: Tokens kept of a target, end of sequence included.
-    """
-
-    def __init__(self, tokenizer, is_encoder_decoder: bool, max_input_length: int, max_target_length: int):
-        self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
-        self.max_input_length, self.max_target_length = max_input_length, max_target_length
-        # what the tokenizer puts before a text, such as a token for its beginning; nothing for T5's
-        self.start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
-        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._known = lru_cache(_REMEMBERED)(
-            lambda text, special: tokenizer(text, add_special_tokens=special)["input_ids"]
-        )
-
-    def plain(self, text: str) -> list[int]:
-        """The text's tokens, without special ones."""
-        return self._known(text, False)
-
-    def instruction(self, text: str) -> list[int]:
-        """As `TagiModel.generate_adapter` reads it: with the tokenizer's special tokens, never cut."""
-        return self._known(text, True)
-
-    def input(self, text: str) -> list[int]:
-        return self._ended(self.start + self.plain(text), self.max_input_length, self.is_encoder_decoder)
-
-    def prompt(self, instruction: str, input: str) -> list[int]:
-        """The whole instruction (`instruction_text`'s) before an input that is cut as it is without one."""
-        return self.start + self.plain(prompt_head(instruction)) + self.input(input)[len(self.start):]
-
-    def target(self, text: str) -> list[int]:
-        return self._ended(self.plain(text), self.max_target_length, True)
-
-    def _ended(self, ids: list[int], length: int, eos: bool) -> list[int]:
-        if eos and self.tokenizer.eos_token_id is not None:
-            return [*ids[: length - 1], self.tokenizer.eos_token_id]
-        return ids[:length]
-
-
-def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """`[rows, longest]` token ids and mask."""
-    length = max(map(len, rows))
-    fill = [[value] * (length - len(row)) for row in rows]
-    gaps = [[0] * (length - len(row)) for row in rows]
-    ones = [[1] * len(row) for row in rows]
-    ids = [f + r if left else r + f for r, f in zip(rows, fill)]
-    mask = [g + o if left else o + g for o, g in zip(ones, gaps)]
-    return torch.tensor(ids), torch.tensor(mask)
 
 
 def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:
@@ -83,12 +27,6 @@ def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Seque
         input_ids, mask = pad([i + t for i, t in zip(inputs, targets)], tokens.pad)
         labels, _ = pad([[-100] * len(i) + t for i, t in zip(inputs, targets)], -100)
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
-
-
-def generation_tensors(tokens: Tokens, inputs: Sequence[list[int]]) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` for `generate`; a causal model's are padded on the left."""
-    input_ids, mask = pad(inputs, tokens.pad, left=not tokens.is_encoder_decoder)
-    return {"input_ids": input_ids, "attention_mask": mask}
 
 
 def instruction_tensors(

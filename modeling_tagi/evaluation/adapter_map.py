@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapter import TagiAdapter
-from ..data.collate import Tokens, pad
 from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel, evaluating
+from ..tokens import Tokens, pad
 from ..training.task_adapters import AdapterBank
 
 _SKETCH = 64  # sides of the sketch of a module's ΔW

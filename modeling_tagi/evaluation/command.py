@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer, PretrainedConfig
 
-from ..data.collate import Tokens
 from ..data.p3 import read_t0_eval
 from ..data.records import Record, Splits
 from ..data.sources import read_source
 from ..data.tables import JSON_SUFFIXES, read_tables
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
+from ..tokens import Tokens
 from ..training.run import SETTINGS_FILE, circumstances, quiet_libraries, write_text
 from ..training.settings import RunSettings, build_settings
 from ..training.task_adapters import AdapterBank
@@ -94,7 +94,7 @@ def evaluate_checkpoint(
     quiet_libraries()
     TagiModel.config_class.from_pretrained(checkpoint)  # whether it is there, before data is read
     if baseline is not None:
-        kind = PreTrainedConfig.get_config_dict(baseline)[0].get("model_type")
+        kind = PretrainedConfig.get_config_dict(baseline)[0].get("model_type")
     bank = AdapterBank(task_adapters) if task_adapters is not None else None
     if bank is not None:
         bank.load()
@@ -108,7 +108,7 @@ def evaluate_checkpoint(
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = TagiModel.from_pretrained(checkpoint).eval().to(device)
-    tokens = _tokens(settings, model.tokenizer, model.config.is_encoder_decoder)
+    tokens = _tokens(settings, model.tokenizer, model.config)
     _require_readable(model, tokens, [record for records in (*splits.values(), train) for record in records])
     own = Answering(model, tokens, "adapter", evaluation.batch_size)
     if baseline is None:
@@ -120,7 +120,7 @@ def evaluate_checkpoint(
         else:
             prompted = load_backbone(baseline)
             tokenizer = AutoTokenizer.from_pretrained(baseline)
-        read = _tokens(settings, tokenizer, prompted.config.is_encoder_decoder)
+        read = _tokens(settings, tokenizer, prompted.config)
         start, which = Answering(prompted, read, "prompt", evaluation.batch_size), baseline
     folder = settings.output_dir and Path(settings.output_dir)
     if folder:
@@ -200,8 +200,8 @@ def _files(path: Path) -> dict[str, Path]:
     return files
 
 
-def _tokens(settings: RunSettings, tokenizer, is_encoder_decoder: bool) -> Tokens:
-    return Tokens(tokenizer, is_encoder_decoder, settings.max_input_length, settings.max_target_length)
+def _tokens(settings: RunSettings, tokenizer, config: PretrainedConfig) -> Tokens:
+    return Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length)
 
 
 def _require_readable(model: TagiModel, tokens: Tokens, records: list[Record]):

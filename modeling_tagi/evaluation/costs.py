@@ -14,11 +14,11 @@ from typing import Collection, Optional, Sequence
 from transformers import AutoTokenizer, T5Config
 
 from ..configuration_tagi import TagiConfig
-from ..data.collate import Tokens
 from ..data.records import Record
 from ..data.sni import read_sni
 from ..data.tokenizer import train_tokenizer
 from ..instructions import instruction_text
+from ..tokens import Tokens
 from ..training.run import quiet_libraries, write_text
 from .flops import PARTS, Lengths, TaskFlops
 

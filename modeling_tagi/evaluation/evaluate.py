@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from ..configuration_tagi import TagiConfig
-from ..data.collate import Tokens
 from ..data.records import Record
 from ..modeling_tagi import TagiModel
+from ..tokens import Tokens
 from ..training.settings import EvaluationSettings, RunSettings
 from ..training.task_adapters import AdapterBank
 from .metrics import chance_and_majority, score

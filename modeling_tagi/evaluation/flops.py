@@ -5,15 +5,17 @@ embeddings and additions count nothing. A prompted model reads instruction and i
 instruction is read once, and the inputs alone n times.
 """
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Callable
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..configuration_tagi import DEFAULT_TARGET_MODULES, TagiConfig
+from ..configuration_tagi import TagiConfig
+from ..families import FAMILIES
+from ..fusion import layers_of, memory_projections
 from ..lora import find_targets
 from ..modeling_tagi import TagiModel
 
@@ -46,7 +48,7 @@ class Lengths:
 
 
 class TaskFlops:
-    """The formula of one configuration.
+    """The formula of one configuration. Every token is taken to see all before it, also where there is a window.
 
     Args:
         config: The model; its backbone may be of any size, since nothing is allocated.
@@ -57,10 +59,10 @@ class TaskFlops:
 
     def __init__(self, config: TagiConfig):
         family = config.backbone_config.model_type
-        if family not in DEFAULT_TARGET_MODULES:
+        if family not in FAMILIES:
             raise ValueError(
                 f"FLOPs of a backbone of type {family!r} cannot be counted by formula; use one of "
-                f"{', '.join(DEFAULT_TARGET_MODULES)}, or torch.utils.flop_counter on a run"
+                f"{', '.join(FAMILIES)}, or torch.utils.flop_counter on a run"
             )
         with torch.device("meta"):
             model = TagiModel(config)
@@ -69,23 +71,24 @@ class TaskFlops:
         names = {p.rsplit(".", 1)[-1] for p, m in model.backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
         linears = find_targets(model.backbone, sorted(names))
         targets = find_targets(model.backbone, config.target_modules)
-        # FLOPs for a token, by what the module works on: see _works_on
+        works_on = _places(model.backbone, config.is_encoder_decoder)
+        # FLOPs for a token, by what the module works on: see _places
         self.linear, self.lora = defaultdict(float), defaultdict(float)
         for path, (d_in, d_out) in linears.items():
-            self.linear[_works_on(path)] += 2 * d_in * d_out
+            self.linear[works_on(path)] += 2 * d_in * d_out
         for path, (d_in, d_out) in targets.items():
-            self.lora[_works_on(path)] += 2 * config.r * (d_in + d_out)
+            self.lora[works_on(path)] += 2 * config.r * (d_in + d_out)
         self.merging = sum(2 * config.r * d_in * d_out for d_in, d_out in targets.values())
         self.generator = sum(_generator_flops(stack) for stack in model.hypernetwork.stacks)
 
         text_config = config.backbone_config.get_text_config()
         heads, d_model = text_config.num_attention_heads, text_config.hidden_size
+        width = heads * (getattr(text_config, "head_dim", None) or d_model // heads)
         if config.is_encoder_decoder:
-            self.layers, self.decoder_layers = text_config.num_layers, text_config.num_decoder_layers
-            width = heads * text_config.d_kv
+            stacks = model.backbone.get_encoder(), model.backbone.get_decoder()
+            self.layers, self.decoder_layers = (len(layers_of(stack)) for stack in stacks)
         else:
-            self.layers = self.decoder_layers = text_config.num_hidden_layers
-            width = heads * (getattr(text_config, "head_dim", None) or d_model // heads)
+            self.layers = self.decoder_layers = len(layers_of(model.backbone.base_model))
         self.score = 4 * width  # of one query with one key, Q K and the weighted sum of values
         self.fusion_projection = sum(2 * sum(m.weight.numel() for m in (layer.q, layer.o)) for layer in model.fusion)
         self.fusion_score = sum(4 * layer.heads * layer.d_head for layer in model.fusion)
@@ -139,14 +142,19 @@ class TaskFlops:
         return {name: float(parts.get(name, 0)) for name in PARTS}
 
 
-def _works_on(path: str) -> str:
-    """What the module at `path` reads: "read" tokens of the input, "memory" the encoder's output, "write" and "head"
-    tokens written. A causal model has but "read" and "head", and reads what it has written."""
-    if path.startswith("lm_head"):
-        return "head"
-    if re.search(r"EncDecAttention\.[kv]$", path):
-        return "memory"
-    return "write" if path.startswith("decoder.") else "read"
+def _places(backbone: nn.Module, is_encoder_decoder: bool) -> Callable[[str], str]:
+    """A function from a module's path to what it reads: "read" tokens of the input, "memory" the encoder's output,
+    "write" and "head" tokens written. A causal model has but "read" and "head", and reads what it has written."""
+    memory = set(memory_projections(backbone))
+    written = set(backbone.get_decoder().modules()) if is_encoder_decoder else set()
+
+    def works_on(path: str) -> str:
+        module = backbone.get_submodule(path)
+        if module is backbone.get_output_embeddings():
+            return "head"
+        return "memory" if module in memory else "write" if module in written else "read"
+
+    return works_on
 
 
 def _generator_flops(stack) -> int:

@@ -8,11 +8,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..adapter import TagiAdapter
 from ..configuration_tagi import TagiConfig
-from ..data.collate import RecordCollator, Tokens
+from ..data.collate import RecordCollator
 from ..data.records import Record
 from ..data.sampling import TaskBatchSampler
 from ..data.splits import normalise_text
 from ..modeling_tagi import TagiModel, evaluating
+from ..tokens import Tokens
 from ..training.run import progress_bar
 from ..training.task_adapters import AdapterTuner
 from ..training.trainer import unchanged_randomness

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..configuration_tagi import TagiConfig
-from ..data.collate import Tokens, pad
 from ..data.records import Record
 from ..hypernetwork import masked_mean
 from ..instructions import instruction_text
 from ..lora import applied
 from ..modeling_tagi import TagiModel, evaluating
+from ..tokens import Tokens, pad
 from ..training.task_adapters import AdapterBank
 from ..training.trainer import unchanged_randomness
 from .predict import Answering

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PretrainedConfig,
     ProgressCallback,
     Seq2SeqTrainingArguments,
     TrainerCallback,
@@ -22,13 +23,14 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_tagi import TagiConfig
-from ..data.collate import RecordCollator, TextCollator, Tokens
+from ..data.collate import RecordCollator, TextCollator
 from ..data.records import Record
 from ..data.sampling import TaskBatchSampler, TextBatchSampler
 from ..data.tokenizer import train_tokenizer
 from ..fit import fingerprint
-from ..instructions import instruction_text, prompt_text
+from ..instructions import OUTPUT_HEAD, instruction_text, prompt_text
 from ..modeling_tagi import TagiModel, evaluating
+from ..tokens import Tokens
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
 from .task_adapters import AdapterBank, AdapterTuner
@@ -46,7 +48,8 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
     if made.is_dir():
         return AutoTokenizer.from_pretrained(made)
     # as often as training will read them, so that the words of instructions become pieces
-    texts = [f"{prompt_text(r.instruction, r.input, r.demonstrations)} {r.targets[0]}" for r in train]
+    between = " " if _backbone_config(settings, backbone.vocab_size).is_encoder_decoder else OUTPUT_HEAD
+    texts = [f"{prompt_text(r.instruction, r.input, r.demonstrations)}{between}{r.targets[0]}" for r in train]
     return train_tokenizer([*texts, *text], backbone.vocab_size)
 
 
@@ -70,7 +73,7 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
         with torch.device("meta"):
             _require_like(bank, TagiModel(config), ranks=objective.needs_teacher and objective.alignment == "factors")
         _kind_of(bank.numbers(), splits["train"])
-    tokens = Tokens(tokenizer, config.is_encoder_decoder, settings.max_input_length, settings.max_target_length)
+    tokens = Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length)
     texts = {(r.instruction, r.demonstrations): r for records in splits.values() for r in records}
     lengths = {key: len(tokens.instruction(instruction_text(*key))) for key in texts}
     longest = max(lengths, key=lengths.get)
@@ -81,8 +84,12 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
         )
 
 
-def read_tokens(run: Run, tokenizer, is_encoder_decoder: bool) -> Tokens:
-    return Tokens(tokenizer, is_encoder_decoder, run.settings.max_input_length, run.settings.max_target_length)
+def read_tokens(run: Run, tokenizer, config: PretrainedConfig) -> Tokens:
+    """How the run's models, whose config (or whose backbone's) is `config`, read its texts."""
+    settings = run.settings
+    return Tokens.of(
+        tokenizer, config, settings.max_input_length, settings.max_target_length, settings.tagi.get("input_format")
+    )
 
 
 def taught_backbone(
@@ -112,7 +119,7 @@ def taught_backbone(
             stage.start()
             set_seed(settings.seed)
             model = _load_or_make(settings, source, revision, len(tokenizer))
-            tokens = read_tokens(run, tokenizer, model.config.is_encoder_decoder)
+            tokens = read_tokens(run, tokenizer, model.config)
             facts = {}
             if stage_settings.steps:
                 if name == "text":

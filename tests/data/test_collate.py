@@ -3,10 +3,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from modeling_tagi.data.collate import RecordCollator, TextCollator, Tokens, generation_tensors, pad
+from modeling_tagi.data.collate import RecordCollator, TextCollator
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.instructions import prompt_text
+from modeling_tagi.instructions import OUTPUT_HEAD, prompt_text
+from modeling_tagi.tokens import Tokens, generation_tensors, pad
 
 WORDS = "add double first swap the words of example input output : 1 2 one two three four five six x y z".split()
 EOS = 1
@@ -55,7 +56,7 @@ def test_inputs_and_targets_keep_their_end_of_sequence_when_cut(tokenizer):
     assert tokens.input("one two three four") == [one, two, EOS]
     assert tokens.target("one two three") == [one, EOS]
     causal = Tokens(tokenizer, False, max_input_length=3, max_target_length=2)
-    assert causal.input("one two three four") == causal.plain("one two three")
+    assert causal.input("one two three four") == causal.plain("one two three") + causal.plain(OUTPUT_HEAD)
     assert causal.target("one two three") == [one, EOS]
 
 
@@ -76,8 +77,9 @@ def test_the_student_reads_the_input_alone(tokens):
         if tokens.is_encoder_decoder:
             assert kept(row, mask) == tokens.plain(rec.input) + [EOS]
         else:
-            assert kept(row, mask) == tokens.plain(rec.input) + target
-            length = len(tokens.plain(rec.input))
+            read = tokens.plain(rec.input) + tokens.plain(OUTPUT_HEAD)
+            assert kept(row, mask) == read + target
+            length = len(read)
             assert (labels[:length] == -100).all() and labels[length:length + len(target)].tolist() == target
 
 
@@ -86,7 +88,8 @@ def test_the_teacher_reads_the_prompt_and_has_the_same_targets(tokens):
     assert targets_of(batch["teacher_labels"]) == targets_of(batch["labels"])
     for row, mask, rec in zip(batch["teacher_input_ids"], batch["teacher_attention_mask"], BATCH):
         prompt = tokens.plain(prompt_text(rec.instruction, rec.input, rec.demonstrations))
-        expected = prompt + ([EOS] if tokens.is_encoder_decoder else tokens.target(rec.targets[0]))
+        behind = tokens.plain(OUTPUT_HEAD) + tokens.target(rec.targets[0])
+        expected = prompt + ([EOS] if tokens.is_encoder_decoder else behind)
         assert kept(row, mask) == expected
 
 
@@ -121,8 +124,8 @@ def test_a_prompted_model_reads_instruction_and_input(tokens):
 
 def test_generation_pads_a_causal_model_on_the_left(tokens):
     batch = generation_tensors(tokens, [tokens.input("one"), tokens.input("one two three")])
-    left = batch["attention_mask"][0].tolist()
-    assert left == ([1, 1, 0, 0] if tokens.is_encoder_decoder else [0, 0, 1])
+    mask = batch["attention_mask"][0].tolist()
+    assert mask == ([1, 1, 0, 0] if tokens.is_encoder_decoder else [0, 0, *[1] * len(tokens.input("one"))])
     assert kept(batch["input_ids"][0], batch["attention_mask"][0]) == tokens.input("one")
 
 

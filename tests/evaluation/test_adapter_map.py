@@ -6,10 +6,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 
 from modeling_tagi import TagiModel
 from modeling_tagi.adapter import TagiAdapter
-from modeling_tagi.data.collate import Tokens
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.adapter_map import adapter_map, sketches
+from modeling_tagi.tokens import Tokens
 from modeling_tagi.training.task_adapters import AdapterBank
 
 GROUPS = {"count": ("count the cats", "count the dogs", "count the plums"),

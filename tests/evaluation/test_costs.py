@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_tagi import TagiConfig
-from modeling_tagi.data.collate import Tokens
 from modeling_tagi.data.records import Record
 from modeling_tagi.evaluation.costs import (
     METHODS,
@@ -22,6 +21,7 @@ from modeling_tagi.evaluation.costs import (
     ways_to_cheaper,
 )
 from modeling_tagi.evaluation.flops import PARTS, Lengths, TaskFlops
+from modeling_tagi.tokens import Tokens
 
 INSTRUCTION, INPUT, TARGET, ROWS = 23, 11, 5, 4
 LENGTHS = Lengths(INSTRUCTION, INPUT, TARGET)
@@ -42,7 +42,7 @@ def counted(model, method, random_ids):
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "bart", "llama", "qwen3", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("method", METHODS)
 def test_formula_is_what_torch_counts(family, method, make_model, random_ids):
     model = make_model(family, METHODS[method] or "none")
@@ -168,9 +168,9 @@ def test_errors_say_what_to_mend(base, make_config, tokenizer):
         lengths_of([], Tokens(tokenizer, True, 64, 64))
     with pytest.raises(ValueError, match="'t5-giant'.*t5-xxl"):
         t5_backbone("t5-giant")
-    bart = {"model_type": "bart", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50}
-    with pytest.raises(ValueError, match="type 'bart' cannot be counted"):
-        TaskFlops(TagiConfig(bart, target_modules=["q_proj"], fusion="none"))
+    mbart = {"model_type": "mbart", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50}
+    with pytest.raises(ValueError, match="type 'mbart' cannot be counted"):
+        TaskFlops(TagiConfig(mbart, target_modules=["q_proj"], fusion="none"))
 
 
 def test_command_prints_tables_and_writes_json(tmp_path, capsys):

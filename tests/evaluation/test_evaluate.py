@@ -6,13 +6,13 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from modeling_tagi import TagiModel
-from modeling_tagi.data.collate import Tokens
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.evaluate import evaluate_model, evaluate_split, spread, table
 from modeling_tagi.evaluation.metrics import normalise_answer
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.evaluation.statistics import bootstrap_interval
+from modeling_tagi.tokens import Tokens
 from modeling_tagi.training.settings import build_settings
 from modeling_tagi.training.task_adapters import AdapterBank
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from modeling_tagi.data.collate import Tokens
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation import oracle as oracle_module
 from modeling_tagi.evaluation.oracle import oracle, tune_adapters, two_folds
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.evaluation.references import adaptable
+from modeling_tagi.tokens import Tokens
 
 WORDS = "red green blue one two three four apple pear plum cat dog".split()
 # Each task has one answer: what an adapter can learn in a few steps, and another task's cannot know.

@@ -3,11 +3,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from modeling_tagi import TagiModel
-from modeling_tagi.data.collate import Tokens
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.predict import Answering, wrong_instructions
 from modeling_tagi.instructions import instruction_text, prompt_text
+from modeling_tagi.tokens import Tokens
 
 WORDS = "red green blue one two three four apple pear plum cat dog".split()
 FAMILIES = ("t5", "llama")

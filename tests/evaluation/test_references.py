@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from modeling_tagi import TagiAdapter, TagiModel
-from modeling_tagi.data.collate import Tokens
 from modeling_tagi.data.records import Record
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.evaluation.references import (
@@ -13,6 +12,7 @@ from modeling_tagi.evaluation.references import (
     random_word_instructions,
 )
 from modeling_tagi.hypernetwork import masked_mean
+from modeling_tagi.tokens import Tokens
 from modeling_tagi.training.task_adapters import AdapterBank
 
 FAMILIES = ("t5", "llama")

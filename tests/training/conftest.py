@@ -3,9 +3,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Seq2SeqTrainingArguments, T5Config, T5ForConditionalGeneration
 
 from modeling_tagi import TagiAdapter, TagiModel
-from modeling_tagi.data.collate import Tokens
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
+from modeling_tagi.tokens import Tokens
 
 WORDS = "red green blue one two three four apple pear plum cat dog".split()
 INSTRUCTIONS = {

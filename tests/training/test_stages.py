@@ -55,7 +55,7 @@ def go(run, records, text=TEXT):
     tokenizer = stages.read_tokenizer(run.settings, records, text)
     backbone, revision = stages.taught_backbone(run, tokenizer, records, text)
     model = stages.start_model(run, backbone, revision)
-    tokens = stages.read_tokens(run, tokenizer, model.config.is_encoder_decoder)
+    tokens = stages.read_tokens(run, tokenizer, model.config)
     bank = stages.tuned_adapters(run, model, tokens, records)
     model = stages.pretrained_model(run, model, tokens, text)
     return stages.finetuned_model(run, model, tokens, records, bank), bank
@@ -385,7 +385,7 @@ def test_scores_are_taken_while_training_and_change_nothing(make_run, records, k
     def whole():
         tokenizer = stages.read_tokenizer(run.settings, records, TEXT)
         model = stages.start_model(run, *stages.taught_backbone(run, tokenizer, records, TEXT))
-        tokens = stages.read_tokens(run, tokenizer, True)
+        tokens = stages.read_tokens(run, tokenizer, model.config)
         bank = stages.tuned_adapters(run, model, tokens, records)
         model = stages.pretrained_model(run, model, tokens, TEXT)
         return stages.finetuned_model(run, model, tokens, records, bank, scores)

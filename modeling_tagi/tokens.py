@@ -1,0 +1,152 @@
+"""Texts to the tokens that a model reads and writes: one way, in training and in use."""
+
+from functools import lru_cache
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from .families import family_of
+from .instructions import OUTPUT_HEAD, prompt_head
+
+_REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times over
+# Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).
+_TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
+_REPLY = "reply"
+
+
+class Tokens:
+    """Tokenizes texts, and remembers their tokens.
+
+    Args:
+        tokenizer: Any Hugging Face tokenizer.
+        is_encoder_decoder: Whether inputs and targets are two sequences or one.
+        max_input_length: Tokens kept of an input, from its beginning; alike whether or not a prompt stands before it.
+            What a causal model reads around it (a template, the line that asks for the output) is not counted. `None`
+            keeps all.
+        max_target_length: Tokens kept of a target, end of sequence included.
+        input_format: As in [`TagiConfig`].
+        marks_targets: Whether targets begin with what the tokenizer puts before a text.
+
+    Raises:
+        ValueError: for `"chat"` with a tokenizer that has no chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        is_encoder_decoder: bool,
+        max_input_length: Optional[int] = None,
+        max_target_length: Optional[int] = None,
+        input_format: str = "plain",
+        marks_targets: bool = False,
+    ):
+        self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
+        self.max_input_length, self.max_target_length = max_input_length, max_target_length
+        self.input_format = input_format
+        self._known = lru_cache(_REMEMBERED)(
+            lambda text, special: tokenizer(text, add_special_tokens=special)["input_ids"]
+        )
+        # what the tokenizer puts before a text, such as a token for its beginning; nothing for T5's
+        self.start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._target_start = self.start if marks_targets else []
+        self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self._target_end = self._turn_end() if input_format == "chat" else self._eos
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer,
+        config,
+        max_input_length: Optional[int] = None,
+        max_target_length: Optional[int] = None,
+        input_format: Optional[str] = None,
+    ) -> "Tokens":
+        """As the model of `config` reads and writes: a [`TagiConfig`], or a backbone's config.
+
+        `input_format`: `None` takes the config's, `"plain"` where it has none.
+        """
+        family = family_of(getattr(config, "backbone_config", config))
+        return cls(
+            tokenizer,
+            config.is_encoder_decoder,
+            max_input_length,
+            max_target_length,
+            input_format or getattr(config, "input_format", "plain"),
+            family is not None and family.marks_targets,
+        )
+
+    def plain(self, text: str) -> list[int]:
+        """The text's tokens, without special ones."""
+        return self._known(text, False)
+
+    def instruction(self, text: str) -> list[int]:
+        """As the hypernetwork reads it: with the tokenizer's special tokens, never cut, never in a template."""
+        return self._known(text, True)
+
+    def input(self, text: str) -> list[int]:
+        """An input as the model reads it, up to where its output begins."""
+        if self.input_format == "chat":
+            return self._turn(self._cut(text))
+        ids = self.start + self.plain(text)
+        if self.is_encoder_decoder:
+            return self._ended(ids, self.max_input_length, self._eos)
+        return ids[: self.max_input_length] + self.plain(OUTPUT_HEAD)
+
+    def prompt(self, instruction: str, input: str) -> list[int]:
+        """The whole instruction (`instruction_text`'s) before an input that is cut as it is without one."""
+        if self.input_format == "chat":
+            return self._turn(prompt_head(instruction) + self._cut(input))
+        return self.start + self.plain(prompt_head(instruction)) + self.input(input)[len(self.start):]
+
+    def target(self, text: str) -> list[int]:
+        return self._ended(self._target_start + self.plain(text), self.max_target_length, self._target_end)
+
+    @staticmethod
+    def _ended(ids: list[int], length: Optional[int], end: list[int]) -> list[int]:
+        return [*(ids if length is None else ids[: length - len(end)]), *end]
+
+    def _cut(self, text: str) -> str:
+        """An input as a text, since templates take no tokens."""
+        ids = self.plain(text)
+        if self.max_input_length is None or len(ids) <= self.max_input_length:
+            return text
+        return self.tokenizer.decode(ids[: self.max_input_length], clean_up_tokenization_spaces=False)
+
+    def _turn(self, content: str) -> list[int]:
+        """The user's turn, and the beginning of the model's. The template itself has the special tokens."""
+        messages = [{"role": "user", "content": content}]
+        return self.plain(
+            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_TEMPLATE)
+        )
+
+    def _turn_end(self) -> list[int]:
+        """The token that ends the model's turn; in many templates not the tokenizer's end of sequence."""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            raise ValueError(
+                "input_format is 'chat', but this tokenizer has no chat template; use 'plain', or set "
+                "tokenizer.chat_template"
+            )
+        messages = [{"role": "user", "content": "text"}, {"role": "assistant", "content": _REPLY}]
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, **_TEMPLATE)
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        behind = self.plain(rendered.rpartition(_REPLY)[2])
+        return next(([token] for token in behind if token in special), self._eos)
+
+
+def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
+    """`[rows, longest]` token ids and mask."""
+    length = max(map(len, rows))
+    fill = [[value] * (length - len(row)) for row in rows]
+    gaps = [[0] * (length - len(row)) for row in rows]
+    ones = [[1] * len(row) for row in rows]
+    ids = [f + r if left else r + f for r, f in zip(rows, fill)]
+    mask = [g + o if left else o + g for g, o in zip(gaps, ones)]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def generation_tensors(tokens: Tokens, inputs: Sequence[list[int]]) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask` for `generate`; a causal model's are padded on the left."""
+    input_ids, mask = pad(inputs, tokens.pad, left=not tokens.is_encoder_decoder)
+    return {"input_ids": input_ids, "attention_mask": mask}
