@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Iterator, Optional, Sequence, Union
@@ -90,6 +91,7 @@ class TagiAdapter:
         provenance: For each task, where it comes from: `instruction`, `instruction_sha256`, `generator`,
             `generator_revision`, `backbone`, `backbone_revision`, `backbone_fingerprint`. Empty inside training.
         peft_config: What an exported adapter_config.json says beyond the above: `task_type`, `fan_in_fan_out`.
+        origin: The model that generated it, while that lives; neither compared nor saved.
     """
 
     lora_a: dict[str, Tensor]
@@ -98,6 +100,10 @@ class TagiAdapter:
     memory: Optional[InstructionMemory] = None
     provenance: tuple[dict, ...] = ()
     peft_config: dict = field(default_factory=dict)
+    origin: Optional[weakref.ref] = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self):
+        return {**vars(self), "origin": None}
 
     def __len__(self) -> int:
         return next(iter(self.lora_a.values())).shape[0]
@@ -154,6 +160,52 @@ class TagiAdapter:
 
     def detach(self) -> "TagiAdapter":
         return self._map(Tensor.detach)
+
+    def without_memory(self) -> "TagiAdapter":
+        """The low-rank updates alone: what PEFT applies, and all there is if the generator has no fusion."""
+        return replace(self, memory=None)
+
+    def similarity(self, other: Optional["TagiAdapter"] = None) -> Tensor:
+        """Cosines of the updates ΔW over all modules, exact: `[tasks, tasks of other]`; without `other`, to itself.
+
+        Raises:
+            ValueError: if the two are for backbones of different shapes.
+        """
+        from .adapter_algebra import cosine_similarity
+
+        return cosine_similarity(self, self if other is None else other)
+
+    @classmethod
+    def combine(
+        cls,
+        adapters: Sequence["TagiAdapter"],
+        weights: Sequence[float],
+        rank: Optional[int] = None,
+        memory: Union[int, str, None] = None,
+    ) -> "TagiAdapter":
+        """The adapter whose updates are `Σ weight * ΔW`: exactly, or the nearest of `rank`; see
+        [`adapter_algebra.combine`]. `memory` says what becomes of instruction memories: a number, or `"join"`."""
+        from .adapter_algebra import combine
+
+        return combine(adapters, weights, rank, memory)
+
+    def merge_into(self, model):
+        """A copy of the model's backbone with `W + ΔW` for its weights, a plain transformers model; see
+        [`adapter_algebra.merge`]. The model stays as it is.
+
+        Raises:
+            ValueError: if the weights cannot hold what the adapter does, such as an instruction memory.
+        """
+        from .adapter_algebra import merge
+
+        return merge(self, model)
+
+    def tune(self, records: Sequence, steps: int = 100, **options) -> "TagiAdapter":
+        """A few gradient steps on examples, from this adapter: a new one, of the same shape; see
+        [`adapter_tuning.tune`]. One that was read from disk takes `model=`."""
+        from .adapter_tuning import tune
+
+        return tune(self, records, steps, **options)
 
     def _map(self, function) -> "TagiAdapter":
         return replace(

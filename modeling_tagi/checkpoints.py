@@ -9,15 +9,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file
 
 from .configuration_tagi import TagiConfig
+from .instruction_index import InstructionIndex
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+_UNREAD = object()
 
 
 class CheckpointMixin:
     """What a [`TagiModel`] does beyond any transformers model to be built, loaded and saved."""
 
     _tokenizer = None
+    _instruction_index = _UNREAD
     _revision: Optional[str] = None  # the commit that the model was loaded from
 
     @classmethod
@@ -101,7 +104,7 @@ class CheckpointMixin:
         Raises:
             ValueError: if the backbone is to be left out but is not to be had elsewhere.
         """
-        config, tokenizer = self.config, self._find_tokenizer()
+        config, tokenizer, index = self.config, self._find_tokenizer(), self.instruction_index
         include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
         if not include and (config.backbone_trained or not config.backbone_name_or_path):
             why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
@@ -119,9 +122,27 @@ class CheckpointMixin:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
+        if index is not None and kwargs.get("is_main_process", True):
+            index.save(save_directory)
         if tokenizer is not None and kwargs.get("is_main_process", True):
             hub = {name: kwargs[name] for name in ("push_to_hub", "repo_id", "token", "private") if name in kwargs}
             tokenizer.save_pretrained(save_directory, **hub)
+
+    # What finetuning has seen
+
+    @property
+    def instruction_index(self) -> Optional[InstructionIndex]:
+        """Instructions of finetuning, against which new ones are held; `None` if the checkpoint has none. It is of the
+        weights as they were then: set it to `None`, or to a new one, after further training."""
+        if self._instruction_index is _UNREAD:
+            self._instruction_index = None
+            if self.name_or_path:
+                self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision)
+        return self._instruction_index
+
+    @instruction_index.setter
+    def instruction_index(self, index: Optional[InstructionIndex]):
+        self._instruction_index = index
 
     # The tokenizer
 

@@ -150,6 +150,19 @@ def pre_hook_once(module: nn.Module, hook: Callable):
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def remove_hooks(backbone: nn.Module):
+    """Takes the hooks of this file from a backbone's modules."""
+    ours = (lora_hook, fusion_hook, memory_hook, memory_pre_hook, arguments_pre_hook)
+    for module in backbone.modules():
+        for hooks, with_kwargs in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
+            for key in [key for key, hook in hooks.items() if hook in ours]:
+                del hooks[key]
+                with_kwargs.pop(key, None)
+
+
 def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
     """Forward hook: `output + scaling * B A x`, or no change where no adapter is in force for `module`."""
     application = _IN_FORCE.application

@@ -1,8 +1,9 @@
 """TagiModel: a language model, and the hypernetwork that writes LoRA adapters for it from instructions."""
 
+import weakref
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Optional, Sequence, Union
 
@@ -22,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
+from .adapter_tuning import fresh_adapter
 from .checkpoints import CheckpointMixin, auto_class
 from .configuration_tagi import TagiConfig
 from .families import window_of
@@ -35,6 +37,7 @@ from .fusion import (
     windowed_masks,
 )
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
+from .instruction_cache import InstructionCache
 from .instructions import instruction_text
 from .lora import (
     Application,
@@ -49,7 +52,7 @@ from .lora import (
     pre_hook_once,
     take_rows,
 )
-from .tokens import Tokens, generation_tensors
+from .tokens import Tokens, generation_tensors, pad
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
 
@@ -153,6 +156,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             hook_once(module, memory_hook)
         if window_of(self.backbone.config) is not None:
             pre_hook_once(self.backbone.base_model, arguments_pre_hook)
+        self.instruction_cache = InstructionCache()
         self.post_init()
 
     def set_trainable(self, scope: str):
@@ -214,11 +218,18 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 mend = "shorten it or leave out demonstrations" if tokens else "give at least one token"
                 length = len(tokens)
                 raise ValueError(f"instruction {number} has {length} tokens, but 1 to {limit} can be read; {mend}")
-        length = max(map(len, ids))
-        padded = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens in ids], device=self.device)
-        mask = torch.tensor([[1] * len(tokens) + [0] * (length - len(tokens)) for tokens in ids], device=self.device)
-        with torch.no_grad(), evaluating(self):
-            adapter = self.adapter_from_ids(padded, mask)
+        keys = [tuple(tokens) for tokens in ids]
+        names = {key: text if text is not None else f"of tokens {key}" for key, text in zip(keys, texts)}
+
+        def compute(new: list[tuple[int, ...]]) -> TagiAdapter:
+            padded, mask = (x.to(self.device) for x in pad([list(key) for key in new], 0))
+            with torch.no_grad(), evaluating(self):
+                adapter, pooled = self._read_and_write(padded, mask)
+            if self.instruction_index is not None:
+                self.instruction_index.warn_of_far(pooled, [names[key] for key in new])
+            return adapter
+
+        adapter = self.instruction_cache.adapters(self, keys, compute)
         source = {
             "generator": self.name_or_path or None,
             "generator_revision": self._revision,
@@ -229,7 +240,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         for text, tokens in zip(texts, ids):
             hashed = text if text is not None else " ".join(map(str, tokens))
             provenance.append({"instruction": text, "instruction_sha256": instruction_hash(hashed), **source})
-        return adapter.described(provenance, self.peft_config())
+        return replace(adapter.described(provenance, self.peft_config()), origin=weakref.ref(self))
+
+    def fresh_adapter(self, tasks: int = 1, seed: int = 0) -> TagiAdapter:
+        """Adapters that change nothing, to tune from nothing; see [`adapter_tuning.fresh_adapter`]."""
+        return fresh_adapter(self, tasks, seed)
 
     def peft_config(self) -> dict:
         """What an exported adapter_config.json says of the backbone."""
@@ -252,6 +267,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        return self._read_and_write(input_ids, attention_mask)[0]
+
+    def _read_and_write(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[TagiAdapter, Tensor]:
+        """The adapters, and the pooled instructions `[tasks, d_model]` that they were written from."""
         prefix = None
         if self.config.is_encoder_decoder:
             with applied(None):
@@ -267,11 +286,12 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 )[0]
             if cache is not None:
                 prefix = [torch.stack([getattr(layer, x) for layer in cache.layers], 1) for x in ("keys", "values")]
-        a, b = self.hypernetwork(masked_mean(states, attention_mask))
+        pooled = masked_mean(states, attention_mask)
+        a, b = self.hypernetwork(pooled)
         memory = None
         if self.config.fusion != "none":
             memory = self._memory(states, attention_mask, prefix)
-        return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory)
+        return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory), pooled
 
     def _memory(self, states: Tensor, mask: Tensor, prefix: Optional[list[Tensor]]) -> InstructionMemory:
         fields = {"mask": mask}

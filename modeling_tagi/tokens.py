@@ -146,6 +146,21 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tens
     return torch.tensor(ids), torch.tensor(mask)
 
 
+def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:
+    """`input_ids`, `attention_mask` and `labels` for a forward pass.
+
+    Encoder-decoder: `[batch, seq]` and labels `[batch, target_len]`. Causal: input and target in one sequence, labels
+    `[batch, seq]` with -100 on the input.
+    """
+    if tokens.is_encoder_decoder:
+        input_ids, mask = pad(inputs, tokens.pad)
+        labels, _ = pad(targets, -100)
+    else:
+        input_ids, mask = pad([i + t for i, t in zip(inputs, targets)], tokens.pad)
+        labels, _ = pad([[-100] * len(i) + t for i, t in zip(inputs, targets)], -100)
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
 def generation_tensors(tokens: Tokens, inputs: Sequence[list[int]]) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask` for `generate`; a causal model's are padded on the left."""
     input_ids, mask = pad(inputs, tokens.pad, left=not tokens.is_encoder_decoder)

@@ -7,26 +7,11 @@ import torch
 from torch import Tensor
 
 from ..instructions import instruction_text
-from ..tokens import Tokens, pad
+from ..tokens import Tokens, pad, training_tensors
 from .records import Record
 from .text import cut_passage
 
 READS = ("adapter", "prompt", "input")  # how a model comes to know the instruction
-
-
-def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and `labels` for a forward pass.
-
-    Encoder-decoder: `[batch, seq]` and labels `[batch, target_len]`. Causal: input and target in one sequence, labels
-    `[batch, seq]` with -100 on the input.
-    """
-    if tokens.is_encoder_decoder:
-        input_ids, mask = pad(inputs, tokens.pad)
-        labels, _ = pad(targets, -100)
-    else:
-        input_ids, mask = pad([i + t for i, t in zip(inputs, targets)], tokens.pad)
-        labels, _ = pad([[-100] * len(i) + t for i, t in zip(inputs, targets)], -100)
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
 def instruction_tensors(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..adapter import TagiAdapter
-from ..data.collate import READS, training_tensors
+from ..data.collate import READS
 from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import evaluating
-from ..tokens import Tokens, generation_tensors, pad
+from ..tokens import Tokens, generation_tensors, pad, training_tensors
 from ..training.run import progress_bar
 from .ranking import option_log_likelihood
 

@@ -16,6 +16,7 @@ from ..modeling_tagi import TagiModel
 from ..training import stages
 from ..training.run import Run, circumstances, quiet_libraries, replacing, write_text
 from ..training.settings import RunSettings
+from .known_instructions import index_instructions
 
 _SCORED_WHILE_TRAINING = 400  # records of the first split
 
@@ -65,6 +66,8 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     if backbone != settings.backbone.name:  # made here: the checkpoint's own, not to be had elsewhere
         model.config.backbone_trained, model.config.backbone_name_or_path = True, None
     model.tokenizer = tokens.tokenizer
+    if settings.finetuning.reads == "adapter" and settings.finetuning.steps:
+        model.instruction_index = index_instructions(model, tokens, train)
     with replacing(run.folder / "model") as beside:
         model.save_pretrained(beside)
 

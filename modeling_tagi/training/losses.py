@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..adapter_algebra import inner_products
 from ..modeling_tagi import prediction_loss
 
 __all__ = ["alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss", "prediction_loss",
@@ -93,16 +94,11 @@ def alignment_delta(
     for path in a:
         ours_a, ours_b = a[path].float(), b[path].float() * scaling
         theirs_a, theirs_b = teacher_a[path].detach().float(), teacher_b[path].detach().float() * teacher_scaling
-        ours = _inner(ours_a, ours_b, ours_a, ours_b)
-        theirs = _inner(theirs_a, theirs_b, theirs_a, theirs_b)
-        both = _inner(ours_a, ours_b, theirs_a, theirs_b)
+        ours = inner_products(ours_a, ours_b, ours_a, ours_b)
+        theirs = inner_products(theirs_a, theirs_b, theirs_a, theirs_b)
+        both = inner_products(ours_a, ours_b, theirs_a, theirs_b)
         losses.append((ours - 2 * both + theirs) / theirs.clamp_min(1e-12))
     return torch.stack(losses).mean()
-
-
-def _inner(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Tensor:
-    """`⟨B A, B' A'⟩`, the sum of the products of their entries, for each task: `[tasks]`."""
-    return ((b.transpose(1, 2) @ other_b) * (a @ other_a.transpose(1, 2))).sum((1, 2))
 
 
 def alignment_weight(loss: Tensor, weight: Union[str, float]) -> Tensor:

@@ -7,21 +7,17 @@ import re
 from pathlib import Path
 from typing import Optional, Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..adapter import TagiAdapter
+from ..adapter_tuning import AdapterParameters, summed_task_losses, zero_b
 from ..lora import Application, applied
 
 INDEX_FILE = "index.json"
 
 
-class AdapterTuner(nn.Module):
+class AdapterTuner(AdapterParameters):
     """A frozen backbone and the factors of several task adapters, as one model to train.
-
-    The loss is the sum over tasks of each task's mean, and AdamW works number by number: with all tasks in every
-    batch, this is what tuning each alone would be.
 
     Args:
         backbone: With the LoRA hooks of a [`TagiModel`].
@@ -31,18 +27,11 @@ class AdapterTuner(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, names: Sequence[str], shared_a: dict[str, Tensor], lora_alpha: float):
-        super().__init__()
-        self.names, self.lora_alpha = list(names), lora_alpha
+        a = {path: shared.detach().float().expand(len(names), -1, -1) for path, shared in shared_a.items()}
+        super().__init__(a, zero_b(backbone, a), lora_alpha)
+        self.names = list(names)
         self.config = backbone.config
         self._backbone = [backbone]  # in a list: its weights are no part of this model's
-        tasks = len(self.names)
-        self.paths = list(shared_a)
-        self.a = nn.ParameterList(shared_a[p].detach().float().expand(tasks, -1, -1).clone() for p in self.paths)
-        dimension = {path: backbone.get_submodule(path) for path in self.paths}
-        d_out = (getattr(m, "out_features", None) or m.weight.shape[1] for m in dimension.values())
-        self.b = nn.ParameterList(
-            torch.zeros(tasks, size, a.shape[1], device=a.device) for size, a in zip(d_out, self.a)
-        )
 
     def train(self, mode: bool = True):
         self._backbone[0].train(mode)  # for its dropout
@@ -61,17 +50,8 @@ class AdapterTuner(nn.Module):
             inputs["decoder_input_ids"] = backbone.prepare_decoder_input_ids_from_labels(labels=labels)
         with applied(Application.of(self.adapter(), backbone, adapter_index)):
             logits = backbone(**inputs).logits
-        if not both:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        losses = F.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=-100, reduction="none")
-        zeros = losses.new_zeros(len(self.names))
-        totals = zeros.index_add(0, adapter_index, losses.sum(1))
-        counts = zeros.index_add(0, adapter_index, (labels != -100).sum(1).to(zeros.dtype)).clamp_min(1)
-        return {"loss": (totals / counts).sum(), "logits": logits}
-
-    def adapter(self) -> TagiAdapter:
-        """All tasks' adapters, in the order of `names`."""
-        return TagiAdapter(dict(zip(self.paths, self.a)), dict(zip(self.paths, self.b)), self.lora_alpha)
+        loss = summed_task_losses(logits, labels, adapter_index, len(self.names), shifted=not both)
+        return {"loss": loss, "logits": logits}
 
 
 class AdapterBank:

@@ -1,0 +1,271 @@
+"""Adapters as things to calculate with: inner products, weighted sums, merging into a backbone.
+
+Updates are taken as they are, ΔW = scaling * B A; none is formed but where it goes into a weight.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .adapter import InstructionMemory, TagiAdapter
+from .fit import require_fit
+from .lora import remove_hooks
+
+
+def inner_products(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Tensor:
+    """`⟨B A, B' A'⟩`, the sum of the products of their entries, from rank × rank products.
+
+    Args:
+        a, other_a: `[..., rank, d_in]`; the ranks may differ, and what stands before them is broadcast.
+        b, other_b: `[..., d_out, rank]`.
+
+    Returns:
+        `[...]`.
+    """
+    return ((b.transpose(-2, -1) @ other_b) * (a @ other_a.transpose(-2, -1))).sum((-2, -1))
+
+
+@torch.no_grad()
+def cosine_similarity(one: TagiAdapter, other: TagiAdapter) -> Tensor:
+    """Cosines of the updates over all modules, exact: `[tasks of one, tasks of other]`, fp32 on the CPU.
+
+    The adapters may differ in rank, in scale and in the modules they change; a module that one of them leaves alone
+    adds to the other's norm only. An update of zero has the cosine 0 with any.
+
+    Raises:
+        ValueError: if a module's updates differ in shape, as those of two backbones do.
+    """
+    _require_equal_shapes([one, other])
+    gram = torch.zeros(len(one), len(other), dtype=torch.float64)
+    for path in one.lora_a.keys() & other.lora_a.keys():
+        a, b, other_a, other_b = (
+            x.to("cpu", torch.float64) for x in (*_factors(one, path), *_factors(other, path))
+        )
+        for row in range(len(one)):  # one at a time: matmul would copy what it broadcasts
+            gram[row] += inner_products(a[row], b[row], other_a, other_b)
+    scale = _norms(one)[:, None] * _norms(other)
+    return (gram / scale.clamp_min(torch.finfo(torch.float64).tiny)).float()
+
+
+def _norms(adapter: TagiAdapter) -> Tensor:
+    total = torch.zeros(len(adapter), dtype=torch.float64)
+    for path in adapter.lora_a:
+        a, b = (x.to("cpu", torch.float64) for x in _factors(adapter, path))
+        total += inner_products(a, b, a, b)
+    return total.clamp_min(0).sqrt()
+
+
+def _factors(adapter: TagiAdapter, path: str) -> tuple[Tensor, Tensor]:
+    """A, and B with the scale in it."""
+    return adapter.lora_a[path], adapter.lora_b[path] * adapter.scaling
+
+
+@torch.no_grad()
+def combine(
+    adapters: Sequence[TagiAdapter],
+    weights: Sequence[float],
+    rank: Optional[int] = None,
+    memory: Union[int, str, None] = None,
+) -> TagiAdapter:
+    """The adapter whose updates are `Σ weight * ΔW`.
+
+    Args:
+        adapters: One task each, or one object with several tasks. They may differ in rank, scale and modules.
+        weights: One for each; any numbers.
+        rank: Of the result, which is then the nearest to the sum of that rank, module by module (a singular value
+            decomposition of the low-rank product). `None` is the sum itself, of the sum of their ranks.
+        memory: What becomes of the encoded instructions that a generator with fusion also attends to, and which have
+            no weighted sum. The number of the adapter whose instruction is kept; or `"join"`, all of them one after
+            the other, without regard to the weights. `None` if there are none.
+
+    Raises:
+        ValueError: if numbers of adapters and weights differ, the adapters are for different backbones, or there are
+            instruction memories and nothing says what becomes of them.
+    """
+    adapters, weights = list(adapters), [float(weight) for weight in weights]
+    if not adapters or len(adapters) != len(weights):
+        raise ValueError(f"combine got {len(adapters)} adapters and {len(weights)} weights; give one weight for each")
+    for number, adapter in enumerate(adapters):
+        if len(adapter) != 1:
+            raise ValueError(f"combine sums single adapters, but adapter {number} holds {len(adapter)}; choose by [i]")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise ValueError(f"rank is {rank!r}, but must be a whole number of at least 1, or None for the exact sum")
+    _require_equal_shapes(adapters)
+    _require_one_backbone(adapters)
+    kept = _combined_memory(adapters, memory)
+    first = adapters[0]
+    total, lora_a, lora_b = sum(adapter.rank for adapter in adapters), {}, {}
+    for path in dict.fromkeys(path for adapter in adapters for path in adapter.lora_a):
+        parts_a, parts_b = [], []
+        like = next(adapter for adapter in adapters if path in adapter.lora_a)
+        for adapter, weight in zip(adapters, weights):
+            if path in adapter.lora_a:
+                parts_a.append(adapter.lora_a[path].to(first.device))
+                parts_b.append(adapter.lora_b[path].to(first.device) * (weight * adapter.scaling / first.scaling))
+            else:  # PEFT's files have one rank for all modules
+                parts_a.append(like.lora_a[path].new_zeros(1, adapter.rank, like.lora_a[path].shape[2]))
+                parts_b.append(like.lora_b[path].new_zeros(1, like.lora_b[path].shape[1], adapter.rank))
+        lora_a[path], lora_b[path] = torch.cat(parts_a, 1), torch.cat(parts_b, 2)
+        if rank is not None:
+            lora_a[path], lora_b[path] = truncated(lora_a[path], lora_b[path], rank)
+    return TagiAdapter(
+        lora_a=lora_a,
+        lora_b=lora_b,
+        lora_alpha=first.scaling * (rank or total),
+        memory=kept,
+        provenance=_combined_provenance(adapters, weights),
+        peft_config=dict(first.peft_config),
+    )
+
+
+def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors of rank `rank` whose product is nearest to `b @ a`, which is not formed.
+
+    Args:
+        a: `[tasks, old_rank, d_in]`.
+        b: `[tasks, d_out, old_rank]`.
+
+    Returns:
+        A `[tasks, rank, d_in]` and B `[tasks, d_out, rank]`, of equal norm; with zeros where `rank` is more than the
+        product has.
+    """
+    left, left_r = torch.linalg.qr(b.double())
+    right, right_r = torch.linalg.qr(a.double().transpose(1, 2))
+    u, s, vh = torch.linalg.svd(left_r @ right_r.transpose(1, 2), full_matrices=False)
+    root = s[:, :rank].sqrt()
+    new_a = root[:, :, None] * (vh[:, :rank] @ right.transpose(1, 2))
+    new_b = (left @ u[:, :, :rank]) * root[:, None, :]
+    missing = rank - root.shape[1]
+    return F.pad(new_a, (0, 0, 0, max(0, missing))).to(a.dtype), F.pad(new_b, (0, max(0, missing))).to(b.dtype)
+
+
+def with_rank(adapter: TagiAdapter, rank: int, lora_alpha: float) -> TagiAdapter:
+    """The same updates in factors of a higher rank, filled up with zeros, and at another scale.
+
+    Raises:
+        ValueError: if `rank` is below the adapter's.
+    """
+    missing = rank - adapter.rank
+    if missing < 0:
+        raise ValueError(f"with_rank got rank {rank}, but the adapter's is {adapter.rank}; combine can truncate")
+    scale = adapter.scaling / (lora_alpha / rank)
+    return replace(
+        adapter,
+        lora_a={path: F.pad(a, (0, 0, 0, missing)) for path, a in adapter.lora_a.items()},
+        lora_b={path: F.pad(b * scale, (0, missing)) for path, b in adapter.lora_b.items()},
+        lora_alpha=lora_alpha,
+    )
+
+
+@torch.no_grad()
+def merge(adapter: TagiAdapter, model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the backbone with `W + ΔW` for its weights: a plain transformers model, no adapter needed.
+
+    Args:
+        adapter: One task's, without instruction memory.
+        model: The [`TagiModel`] whose backbone is copied; it is left as it is.
+
+    Raises:
+        ValueError: if there are several adapters, the instruction memory would be lost, the adapter is another
+            backbone's, or a weight is quantised or shared with a module that the adapter does not change.
+    """
+    if len(adapter) != 1:
+        raise ValueError(f"one adapter can be merged into a backbone, this object holds {len(adapter)}; choose by [i]")
+    if adapter.memory is not None:
+        raise ValueError(
+            "the adapter has an instruction memory, which its generator's fusion attends to and no weight can hold: a "
+            "merged backbone would answer differently. Merge adapter.without_memory() if the update alone will do"
+        )
+    if not hasattr(model, "backbone"):
+        raise ValueError(f"merge_into got a {type(model).__name__}, but takes the TagiModel whose backbone is merged")
+    require_fit(adapter, model)
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.backbone.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for path in adapter.lora_a:
+        weight = model.backbone.get_submodule(path).weight
+        if not weight.is_floating_point() or weight.dtype.itemsize < 2 or hasattr(weight, "quant_state"):
+            raise ValueError(
+                f"{path} is quantised ({weight.dtype}), and a sum with it would be rounded away; load the backbone in "
+                "bfloat16 or float32 to merge, or use the adapter beside it"
+            )
+        if len(owners.get(id(weight), ())) > 1:
+            shared = ", ".join(owners[id(weight)])
+            raise ValueError(f"{path} shares its weight ({shared}): merging would change both; use the adapter beside")
+    merged = copy.deepcopy(model.backbone)
+    remove_hooks(merged)
+    for path in adapter.lora_a:
+        module = merged.get_submodule(path)
+        a, b = (x[0].to(module.weight.device, torch.float32) for x in _factors(adapter, path))
+        update = (b @ a).T if isinstance(module, Conv1D) else b @ a
+        module.weight.copy_(module.weight.float() + update)
+    return merged
+
+
+def _combined_memory(adapters: Sequence[TagiAdapter], choice: Union[int, str, None]) -> Optional[InstructionMemory]:
+    memories = [adapter.memory for adapter in adapters]
+    if all(memory is None for memory in memories):
+        return None
+    if isinstance(choice, int) and not isinstance(choice, bool) and 0 <= choice < len(memories):
+        return memories[choice]
+    if choice != "join":
+        raise ValueError(
+            f"the adapters have instruction memories, which have no weighted sum, and memory is {choice!r}: give the "
+            f"number of the adapter whose instruction is kept (0 to {len(memories) - 1}) or memory='join' to attend "
+            "to all of them, or combine each adapter.without_memory()"
+        )
+    kinds = {frozenset(memory.tensors()) if memory is not None else frozenset() for memory in memories}
+    if len(kinds) > 1:
+        raise ValueError("memory='join' takes adapters of one generator, but theirs differ in kind of memory")
+    parts = [memory.trimmed().tensors() for memory in memories]
+    axes = {"mask": 1, "states": 1}  # of the tokens; -2 in all others
+    joined = {name: torch.cat([part[name] for part in parts], axes.get(name, -2)) for name in parts[0]}
+    return InstructionMemory(**joined)
+
+
+def _require_equal_shapes(adapters: Sequence[TagiAdapter]):
+    known: dict[str, tuple[int, int]] = {}
+    for number, adapter in enumerate(adapters):
+        for path, a in adapter.lora_a.items():
+            shape = adapter.lora_b[path].shape[1], a.shape[2]
+            if known.setdefault(path, shape) != shape:
+                raise ValueError(
+                    f"adapter {number} changes a weight {path!r} of {shape[0]} × {shape[1]}, an earlier one of "
+                    f"{known[path][0]} × {known[path][1]}; they must be for one backbone"
+                )
+
+
+def _require_one_backbone(adapters: Sequence[TagiAdapter]):
+    """Fingerprints are of the weights that an adapter changes: comparable where these are the same."""
+    marks = {}
+    for number, adapter in enumerate(adapters):
+        mark = adapter.provenance[0].get("backbone_fingerprint") if adapter.provenance else None
+        if mark is None:
+            continue
+        first, before = marks.setdefault(frozenset(adapter.lora_a), (number, mark))
+        if len(before) != len(mark) or any(abs(x - y) > 1e-4 + 0.02 * abs(y) for x, y in zip(before, mark)):
+            raise ValueError(f"adapters {first} and {number} were made for backbones with different weights")
+
+
+def _combined_provenance(adapters: Sequence[TagiAdapter], weights: Sequence[float]) -> tuple[dict, ...]:
+    parts = [dict(adapter.provenance[0]) if adapter.provenance else {} for adapter in adapters]
+    if not any(parts):
+        return ()
+    common = {}
+    for name in ("generator", "generator_revision", "backbone", "backbone_revision", "backbone_fingerprint"):
+        values = [part.get(name) for part in parts]
+        common[name] = values[0] if all(value == values[0] for value in values) else None
+    if len({frozenset(adapter.lora_a) for adapter in adapters}) > 1:
+        common["backbone_fingerprint"] = None
+    described = [
+        {"weight": weight, **{name: part.get(name) for name in ("instruction", "instruction_sha256", "combined")
+                              if part.get(name) is not None}}
+        for weight, part in zip(weights, parts)
+    ]  # fmt: skip
+    return ({"instruction": None, **common, "combined": described},)
