@@ -2,9 +2,9 @@
 
     python .ci/without_cuda.py
 
-The registry has no CPU build of older releases of torch. `pip install --no-deps torch==…` leaves NVIDIA's libraries out;
-this puts empty ones in their place, in the same environment: every function of theirs answers 35, which CUDA's runtime
-calls an insufficient driver, so `torch.cuda.is_available()` is False and everything runs on the CPU. For tests alone.
+PyPI has no CPU builds of torch. `pip install --no-deps torch==…` leaves NVIDIA's libraries out; this puts empty ones
+in their place, in the same environment: every function of theirs answers 35, which CUDA's runtime calls an insufficient
+driver, so `torch.cuda.is_available()` is False and everything runs on the CPU. For tests alone.
 """
 
 import importlib.util
@@ -55,7 +55,8 @@ def _write(path: Path, names_by_version: dict[str, set[str]]):
         source, versions = Path(folder) / "empty.c", Path(folder) / "versions"
         source.write_text("".join(f"int {name}(void) {{ return {_INSUFFICIENT_DRIVER}; }}\n" for name in names))
         versions.write_text("".join(
-            f"{version} {{ global: {'; '.join(sorted(own))}; }};\n" for version, own in names_by_version.items() if version
+            f"{version} {{ global: {'; '.join(sorted(own))}; }};\n"
+            for version, own in names_by_version.items() if version
         ))  # fmt: skip
         script = [f"-Wl,--version-script={versions}"] if versions.read_text() else []
         subprocess.run(["gcc", "-shared", "-fPIC", "-w", "-fno-builtin", f"-Wl,-soname,{path.name}", *script,

@@ -66,7 +66,7 @@ def fields(texts: list[str]) -> dict[str, str]:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser):
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a TAGI checkpoint: a folder, or USER/NAME on the Hub")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a TAGI checkpoint: folder, or USER/NAME on the Hub")
 
 
 def add_instruction(parser: argparse.ArgumentParser, help: str):

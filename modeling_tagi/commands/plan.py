@@ -18,8 +18,8 @@ def add_arguments(parser):
     add = parser.add_argument
     add("config", metavar="CONFIG.yaml", help="the run, such as hub_configs/quickstart.yaml")
     add("--flops_per_second", type=positive_number, metavar="X",
-        help="of the device that it is to run on, as its maker has it, such as 400e12; default: this machine, measured "
-             "by products of matrices")  # fmt: skip
+        help="of the device that it is to run on, as its maker has it, such as 400e12; default: this machine's, "
+             "measured by products of matrices")  # fmt: skip
     add("--utilisation", type=share, default=0.4, metavar="SHARE",
         help="of that speed, what training gets; default: %(default)s")  # fmt: skip
     add("--adapters", type=positive, metavar="N",

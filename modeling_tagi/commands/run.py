@@ -13,7 +13,8 @@ EXAMPLE = 'tagi run me/my-generator "Name the animal." "a dog and a house"'
 def add_arguments(parser):
     add_checkpoint(parser)
     add_instruction(parser, "what is to be done with each input")
-    parser.add_argument("input", nargs="*", metavar="INPUT", help="the inputs; without any, the lines of standard input")
+    parser.add_argument("input", nargs="*", metavar="INPUT",
+                        help="the inputs; without any, the lines of standard input")  # fmt: skip
     parser.add_argument("--max_new_tokens", type=positive, default=64, metavar="N",
                         help="most tokens of an output; default: %(default)s")  # fmt: skip
     parser.add_argument("--batch_size", type=positive, default=64, metavar="N",
@@ -42,4 +43,5 @@ def _outputs(model, adapter, inputs: list[str], max_new_tokens: int) -> list[str
     if not model.config.is_encoder_decoder:
         output = output[:, batch["input_ids"].shape[1]:]
     # an output of several lines is one line: there are as many as inputs
-    return [" ".join(text.split("\n")).strip() for text in model.tokenizer.batch_decode(output, skip_special_tokens=True)]
+    texts = model.tokenizer.batch_decode(output, skip_special_tokens=True)
+    return [" ".join(text.split("\n")).strip() for text in texts]

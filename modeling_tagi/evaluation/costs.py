@@ -257,7 +257,8 @@ def tables(made: dict) -> str:
          f"{cost['paper_formula']:.3f}", f"{cost['methods']['prompted']['flops'] / 1e12:.1f}"]
         for cost in costs
     ]  # fmt: skip
-    lines += ["", *markdown_table(["setting", "backbone", *METHODS, "paper's formula", "prompted, TFLOP"], rows, text=2)]
+    heads = ["setting", "backbone", *METHODS, "paper's formula", "prompted, TFLOP"]
+    lines += ["", *markdown_table(heads, rows, text=2)]
 
     lines += ["", "Where TAGI's FLOPs go, in shares of prompting's:", ""]
     rows = []
@@ -284,7 +285,8 @@ def tables(made: dict) -> str:
          f"{row['tagi']:.3f}"]
         for setting in settings for row in made["tasks"][setting]
     ]  # fmt: skip
-    return "\n".join(lines + markdown_table(["setting", "task", "instruction", "input", "target", "tagi"], rows, text=2))
+    heads = ["setting", "task", "instruction", "input", "target", "tagi"]
+    return "\n".join(lines + markdown_table(heads, rows, text=2))
 
 
 def main(arguments=None) -> int:

@@ -132,7 +132,8 @@ class TaskFlops:
     def low_rank(self, read: float, written: float, targets_given: bool = False) -> float:
         """FLOPs of an adapter's low-rank products for one input."""
         if self.is_encoder_decoder:
-            return (self.lora["read"] + self.lora["memory"]) * read + (self.lora["write"] + self.lora["head"]) * written
+            reading, writing = self.lora["read"] + self.lora["memory"], self.lora["write"] + self.lora["head"]
+            return reading * read + writing * written
         last, heads = (0, read + written) if targets_given else (1, written)
         return self.lora["read"] * (read + written - last) + self.lora["head"] * heads
 

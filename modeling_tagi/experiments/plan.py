@@ -16,6 +16,7 @@ from ..evaluation.costs import lengths_of
 from ..evaluation.evaluate import spread
 from ..evaluation.flops import TaskFlops
 from ..evaluation.markdown import markdown_table
+from ..instructions import instruction_text
 from ..tokens import Tokens
 from ..training import stages
 from ..training.run import quiet_libraries
@@ -68,25 +69,24 @@ def plan_run(
     number = counted["adapters"] if counted is not None else adapters
     planned = stages_that_train(settings)
     if number is None and ("task_adapters" in planned or settings.task_adapters.path is not None):
-        number = None
         notes.append(
-            f"how many task adapters there are is not known without the data: taken as {settings.task_adapters.at_once} "
-            "(at_once); say it with --adapters"
+            "how many task adapters there are is not known without the data: taken as "
+            f"{settings.task_adapters.at_once} (at_once); say it with --adapters"
         )
     work = RunWork(settings, TaskFlops(config), number)
     limits = TextLengths(
         config.max_instruction_length, settings.max_input_length, settings.max_target_length, settings.text.max_length
     )
-    means = None
+    means, longest = None, limits
     if tokenizer is not None:
         tokens = Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length)
-        means = _means(splits["train"], text, tokens, limits)
+        means, longest = _looked_at(splits["train"], text, tokens, limits)
 
     speed = flops_per_second
     if speed is None:
         speed = measured_flops_per_second(torch.bfloat16 if settings.bf16 else torch.float32)
     rate = speed * utilisation
-    rows = [_stage(work, name, settings, limits, means, counted, rate) for name in planned]
+    rows = [_stage(work, name, settings, limits, means, longest, counted, rate) for name in planned]
     made = {
         "output_dir": settings.output_dir,
         "backbone": {
@@ -95,8 +95,11 @@ def plan_run(
             "shape_from": source,
         },
         "parameters": _parameters(work, settings, number),
-        "data": None if counted is None else {**counted, "mean_lengths": means and dataclasses.asdict(means)},
-        "limits": dataclasses.asdict(limits),
+        "data": counted,
+        "lengths": {
+            name: found and dataclasses.asdict(found)
+            for name, found in (("limit", limits), ("longest", means and longest), ("mean", means))
+        },
         "stages": rows,
         "total": {
             "flops": sum(row["flops"] for row in rows),
@@ -187,11 +190,18 @@ def _counted(train, by: str) -> dict:
     }
 
 
-def _means(train, text, tokens: Tokens, limits: TextLengths) -> TextLengths:
-    task = lengths_of(spread(train, _LOOKED_AT), tokens)
-    passages = [len(tokens.plain(passage)) for passage in itertools.islice(text, _LOOKED_AT)]
-    whole = [min(length, int(limits.passage)) for length in passages if length >= 3]
-    return TextLengths(task.instruction, task.input, task.target, fmean(whole) if whole else limits.passage)
+def _looked_at(train, text, tokens: Tokens, limits: TextLengths) -> tuple[TextLengths, TextLengths]:
+    """Mean and greatest lengths of some of the data."""
+    records = spread(train, _LOOKED_AT)
+    task = lengths_of(records, tokens)
+    passages = [len(tokens.plain(passage)) for passage in itertools.islice(text, _LOOKED_AT)] or [limits.passage]
+    longest = TextLengths(
+        max(len(tokens.instruction(instruction_text(r.instruction, r.demonstrations))) for r in records),
+        max(len(tokens.input(r.input)) for r in records),
+        max(len(tokens.target(r.targets[0])) for r in records),
+        max(passages),
+    )
+    return TextLengths(task.instruction, task.input, task.target, fmean(passages)), longest
 
 
 def _parameters(work: RunWork, settings: RunSettings, number: Optional[int]) -> dict:
@@ -209,16 +219,17 @@ def _parameters(work: RunWork, settings: RunSettings, number: Optional[int]) -> 
     }
 
 
-def _stage(work: RunWork, name: str, settings: RunSettings, limits, means, counted, rate: float) -> dict:
+def _stage(work: RunWork, name: str, settings: RunSettings, limits, means, longest, counted, rate: float) -> dict:
     own, steps = getattr(settings, name), work.steps(name)
     passage = getattr(own, "max_length", None)
     if passage is not None:
         limits = dataclasses.replace(limits, passage=passage)
+        longest = dataclasses.replace(longest, passage=min(longest.passage, passage))
         means = means and dataclasses.replace(means, passage=min(means.passage, passage))
     most = work.step(name, limits).times(steps)
     expected = work.step(name, means).times(steps) if means is not None else None
     flops = (expected or most).flops
-    memory = work.memory(name, limits)
+    memory = work.memory(name, longest)
     epochs = most.rows / counted["records"] if counted is not None and passage is None else None
     return {
         "name": name,
@@ -229,7 +240,7 @@ def _stage(work: RunWork, name: str, settings: RunSettings, limits, means, count
         "flops": flops,
         "seconds": flops / rate,
         "memory": {**memory, "total": sum(memory.values())},
-        "disk": work.disk(name, limits),
+        "disk": work.disk(name, longest),
     }
 
 
@@ -238,7 +249,10 @@ def _tokens(work: Work) -> dict:
 
 
 def _machine() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"this CPU, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"this CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _warn_of_memory(plan: dict, here: bool):
@@ -262,32 +276,33 @@ def shown(plan: dict) -> str:
     from_where = {"scratch": "", "repository": "", "config": ", shape by the recipe"}[backbone["shape_from"]]
     lines = [f"Plan of {Path(plan['output_dir']).name}: {backbone['name']} ({backbone['model_type']}{from_where})", ""]
     bank = parameters["adapters_in_bank"]
-    rows = [[name, f"{parameters[name] / 1e6:,.1f}"] for name in
+    rows = [[name, f"{_millions(parameters[name])}"] for name in
             ("backbone", "hypernetwork", "fusion", "total", "trained", "frozen")]  # fmt: skip
-    rows.append(["a task adapter" + (f" (of {bank})" if bank else ""), f"{parameters['adapter'] / 1e6:,.1f}"])
+    rows.append(["a task adapter" + (f" (of {bank})" if bank else ""), _millions(parameters["adapter"])])
     lines += markdown_table(["parameters", "millions"], rows)
 
     data = plan["data"]
     if data is not None:
-        lengths = data["mean_lengths"]
-        means = "" if lengths is None else "; tokens on the average: " + ", ".join(
-            f"{name} {value:.0f}" for name, value in lengths.items()
-        )
-        lines += ["", f"Data to train on: {data['records']:,} records, {data['tasks']} tasks, {data['groups']} groups"
-                  f"{means}"]  # fmt: skip
-    lines += ["", "Tokens in millions" + ("" if data and data["mean_lengths"] else ", at the limits of all lengths")
-              + ":", ""]  # fmt: skip
+        lines += ["", f"Data to train on: {data['records']:,} records, {data['tasks']} tasks, {data['groups']} groups"]
+    lengths = {name: found for name, found in plan["lengths"].items() if found is not None}
+    names = list(lengths["limit"])
+    lines += ["", *markdown_table(
+        ["tokens of", *lengths], [[name, *(f"{found[name]:,.0f}" for found in lengths.values())] for name in names]
+    )]  # fmt: skip
+    at = "the mean lengths" if "mean" in lengths else "the limits of all lengths"
+    lines += ["", f"Tokens in millions, at {at}:", ""]
     rows = []
     for stage in plan["stages"]:
         tokens, most = stage["tokens"]["mean"] or stage["tokens"]["limit"], stage["tokens"]["limit"]
         epochs = "–" if stage["epochs"] is None else f"{stage['epochs']:.1f}"
         rows.append([stage["name"], f"{stage['steps']:,}", f"{stage['rows_per_step']:,.0f}", epochs,
-                     *(f"{tokens[name] / 1e6:,.1f}" for name in _TOKENS), f"{sum(most.values()) / 1e6:,.1f}"])  # fmt: skip
+                     *(_millions(tokens[name]) for name in _TOKENS), _millions(sum(most.values()))])  # fmt: skip
     heads = ["stage", "steps", "rows a step", "epochs", *(f"{name} reads" for name in ("hypernetwork", "backbone")),
              "targets", "teacher reads", "at most"]  # fmt: skip
     lines += markdown_table(heads, rows)
 
-    lines += ["", "Memory at the limits of all lengths, and time:", ""]
+    at = "the greatest lengths of the data" if "mean" in lengths else "the limits of all lengths"
+    lines += ["", f"Memory at {at}, and time:", ""]
     rows = []
     for stage in plan["stages"]:
         memory = stage["memory"]
@@ -298,7 +313,7 @@ def shown(plan: dict) -> str:
     heads = ["stage", "weights", "gradients", "optimizer", "activations, roughly", "memory", "checkpoints", "kept",
              "FLOPs", "time"]  # fmt: skip
     lines += markdown_table(heads, rows)
-    speed = f"{_flops(device['flops_per_second'])}/s in {device['dtype']}, of which {device['utilisation']:.0%} is used"
+    speed = f"{_flops(device['flops_per_second'])}/s in {device['dtype']}, {device['utilisation']:.0%} of it used"
     notes = [
         f"time: {'a device of' if device['name'] == 'given' else device['name'] + ', measured:'} {speed}; evaluation "
         "and the reading of data are not counted",
@@ -306,6 +321,10 @@ def shown(plan: dict) -> str:
         *plan["notes"],
     ]
     return "\n".join([*lines, "", *(f"* {note}" for note in notes)])
+
+
+def _millions(number: float) -> str:
+    return f"{number / 1e6:,.{1 if number >= 1e7 else 3}f}"
 
 
 def _bytes(number: float) -> str:

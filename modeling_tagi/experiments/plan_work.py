@@ -1,8 +1,8 @@
 """What the stages of a run read, compute and hold: the sums behind `tagi plan`.
 
 FLOPs are those of `TaskFlops`, times the passes that training makes: 3 for what is trained (forward, and twice as much
-backward, for the states and for the weights), 2 for what is frozen but lies behind something trained, 1 for what is only
-run; one more, of the forward kind, where gradient checkpointing runs it again.
+backward, for the states and for the weights), 2 for what is frozen but lies behind something trained, 1 for what is
+only run; one more where gradient checkpointing runs it again.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Optional
 from torch import nn
 
 from ..evaluation.flops import Lengths, TaskFlops
-from ..training.settings import RunSettings, StageSettings
+from ..training.settings import RunSettings
 
 FLOAT = 4  # bytes: weights, gradients and optimizer states are fp32, also where bf16 computes
 _KEPT_CHECKPOINTS = 2
@@ -165,43 +165,41 @@ class RunWork:
     # Memory, in bytes
 
     def memory(self, stage: str, limits: TextLengths) -> dict[str, float]:
-        """Bytes on the device at the limits of all lengths: `weights`, `gradients`, `optimizer`, `activations`."""
-        settings, model = getattr(self.settings, stage), self.formula.model
-        held, trained = self._modules(stage)
-        weights = sum(x.numel() for module in held for x in module.parameters())
+        """On the device, with texts as long as `limits` says: `weights`, `gradients`, `optimizer`, `activations`."""
+        settings, module = getattr(self.settings, stage), self._module(stage)
+        weights = _size(module)
         if stage == "task_adapters":
-            number = self.adapter * min(settings.at_once, self.adapters)
-            weights, numbers = weights + number, number
-            states = number * _states_of(settings.optimizer)
+            trained = self.adapter * min(settings.at_once, self.adapters)
+            weights += trained
+            states = trained * _states_of(settings.optimizer)
         else:
-            parameters = trained_parameters(model, self.settings) if trained is model else list(trained.parameters())
-            numbers, states = sum(x.numel() for x in parameters), _optimizer_numbers(settings.optimizer, parameters)
+            whole = module is self.formula.model
+            parameters = trained_parameters(module, self.settings) if whole else list(module.parameters())
+            trained = sum(x.numel() for x in parameters)
+            states = _optimizer_numbers(settings.optimizer, parameters)
         if stage == "finetuning" and settings.objective().needs_teacher:
             weights += self.adapters * self.adapter
             if self.scope != "generator":  # the teacher is a copy of the backbone as it was
                 weights += self.formula.parameters
         return {
             "weights": FLOAT * weights,
-            "gradients": FLOAT * numbers,
+            "gradients": FLOAT * trained,
             "optimizer": FLOAT * states,
             "activations": self._activations(stage, limits),
         }
 
     def disk(self, stage: str, limits: TextLengths) -> dict[str, float]:
-        """Bytes: `checkpoints` to resume from, which go when the stage is done, and `kept`, its result."""
-        held, _ = self._modules(stage)
+        """`checkpoints` to resume from, which go when the stage is done, and `kept`, its result."""
         memory = self.memory(stage, limits)
-        weights = sum(x.numel() for x in held[0].parameters())
-        kept = saved = FLOAT * weights
+        kept = saved = FLOAT * _size(self._module(stage))
         if stage == "task_adapters":
             kept, saved = FLOAT * self.adapter * self.adapters, memory["gradients"]
         return {"checkpoints": _KEPT_CHECKPOINTS * (saved + memory["optimizer"]), "kept": kept}
 
-    def _modules(self, stage: str) -> tuple[list[nn.Module], nn.Module]:
-        """What is held in memory, and what of it is trained."""
+    def _module(self, stage: str) -> nn.Module:
+        """What is in memory whole."""
         model = self.formula.model
-        module = model.backbone if stage in ("text", "prompted", "task_adapters") else model
-        return [module], module
+        return model.backbone if stage in ("text", "prompted", "task_adapters") else model
 
     def _activations(self, stage: str, limits: TextLengths) -> float:
         """Roughly: what goes into and comes out of every product, the scores of attention, and the logits with their
@@ -238,6 +236,10 @@ def trained_parameters(model, settings: RunSettings) -> list:
     return [x for x in model.parameters() if x.requires_grad and id(x) not in frozen]
 
 
+def _size(module: nn.Module) -> int:
+    return sum(x.numel() for x in module.parameters())
+
+
 def _states_of(optimizer: str) -> int:
     family = optimizer.split("_")[0]
     return _STATES.get(family, 2)
@@ -254,6 +256,6 @@ def _optimizer_numbers(optimizer: str, parameters: list) -> int:
 
 def stages_that_train(settings: RunSettings) -> list[str]:
     """The stages of a run with steps to take, in order."""
-    names = [name for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning")]
-    found = [name for name in names if isinstance(getattr(settings, name), StageSettings) and getattr(settings, name).steps]
+    names = ("text", "prompted", "task_adapters", "pretraining", "finetuning")
+    found = [name for name in names if getattr(settings, name).steps]
     return [name for name in found if name != "task_adapters" or settings.task_adapters.path is None]

@@ -340,6 +340,7 @@ def train_stage(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=run.settings.bf16,
+        use_cpu=not torch.cuda.is_available(),  # as everything else here has it; without it bf16 is refused
         gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
         logging_steps=max(1, settings.steps // 50),
         save_steps=settings.save_every,

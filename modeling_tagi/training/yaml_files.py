@@ -50,7 +50,7 @@ def read_recipe(path: Union[str, Path], _below: tuple[Path, ...] = ()) -> dict:
         files = " -> ".join(file.name for file in (*chain, place.resolve()))
         raise ValueError(f"{path}: a configuration cannot be its own base ({files}); take the line `base: {base}` out")
     if not place.is_file():
-        raise FileNotFoundError(f"{path}: there is no {place}, which it names as its base; mend the line `base: {base}`")
+        raise FileNotFoundError(f"{path} names the base {base}, but there is no {place}; mend the line `base: {base}`")
     return joined(read_recipe(place, chain), values)
 
 
