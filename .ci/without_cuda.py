@@ -3,8 +3,8 @@
     python .ci/without_cuda.py
 
 PyPI has no CPU builds of torch. `pip install --no-deps torch==…` leaves NVIDIA's libraries out; this puts empty ones
-in their place, in the same environment: every function of theirs answers 35, which CUDA's runtime calls an insufficient
-driver, so `torch.cuda.is_available()` is False and everything runs on the CPU. For tests alone.
+in their place, in the same environment: every function of theirs answers 35, which CUDA's runtime calls an
+insufficient driver, so `torch.cuda.is_available()` is False and everything runs on the CPU. For tests alone.
 """
 
 import importlib.util

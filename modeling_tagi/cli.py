@@ -32,7 +32,7 @@ def main(arguments=None) -> int:
     options.called = shlex.join(["tagi", *arguments])
     if options.command == "run" and not any(text.startswith("-") for text in options.rest):
         options.input += options.rest  # argparse leaves over the inputs that come after an option
-    elif options.rest and not getattr(COMMANDS[options.command], "TAKES_FIELDS", False):
+    elif options.rest and not COMMANDS[options.command].TAKES_FIELDS:
         options.refuse(f"unrecognized arguments: {' '.join(options.rest)}")
     try:
         return options.call(options)

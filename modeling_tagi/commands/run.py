@@ -8,6 +8,7 @@ from .parsing import add_checkpoint, add_instruction, add_json, positive
 HELP = "instruction and inputs -> outputs, a line each"
 DESCRIPTION = "Makes an adapter of an instruction and does the task on inputs: an output a line."
 EXAMPLE = 'tagi run me/my-generator "Name the animal." "a dog and a house"'
+TAKES_FIELDS = False
 
 
 def add_arguments(parser):

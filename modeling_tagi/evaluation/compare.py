@@ -1,5 +1,6 @@
 """`tagi compare`: two adapters by their updates, or two checkpoints by their configuration and scores."""
 
+import json
 from pathlib import Path
 from typing import Optional
 
@@ -33,17 +34,16 @@ def compare(first: str, second: str, settings: Optional[RunSettings] = None, com
         ValueError: if one is an adapter and the other is not, or adapters come with data.
         OSError: if one of them is not there.
     """
-    kinds = ["adapter" if is_adapter(name) else "checkpoint" for name in (first, second)]
+    kinds = ["an adapter" if is_adapter(name) else "a checkpoint" for name in (first, second)]
     if kinds[0] != kinds[1]:
-        raise ValueError(f"{first} is an {kinds[0]} and {second} a {kinds[1]}; give two of a kind".replace(
-            "an checkpoint", "a checkpoint").replace("a adapter", "an adapter"))  # fmt: skip
-    if kinds[0] == "adapter":
+        raise ValueError(f"{first} is {kinds[0]} and {second} {kinds[1]}; give two of a kind")
+    if kinds[0] == "an adapter":
         if settings is not None:
             raise ValueError("adapters have no scores without a checkpoint; leave out --data, or compare checkpoints")
         found = compare_adapters(TagiAdapter.from_pretrained(first), TagiAdapter.from_pretrained(second))
     else:
         found = compare_checkpoints(first, second, settings, command)
-    return {"kind": kinds[0], "first": first, "second": second, **found}
+    return {"kind": kinds[0].split()[1], "first": first, "second": second, **found}
 
 
 def is_adapter(name: str) -> bool:
@@ -127,7 +127,7 @@ def compare_checkpoints(first: str, second: str, settings: Optional[RunSettings]
     """
     configs = []
     for name in (first, second):
-        config = flat(TagiModel.config_class.from_pretrained(name).to_dict())
+        config = flat(json.loads(TagiModel.config_class.from_pretrained(name).to_json_string(use_diff=False)))
         configs.append({field: x for field, x in config.items() if field.split(".")[-1] not in _FOREIGN})
     found: dict = {"config": _different(*configs)}
     if settings is None:

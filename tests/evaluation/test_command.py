@@ -107,7 +107,8 @@ def test_a_baseline_may_be_the_checkpoints_own_or_another(checkpoint, tokenizer,
     prompts = tokenizer([prompt_text(r.instruction, r.input) for r in asked], return_tensors="pt", padding=True)
     output = backbone.generate(**prompts, max_new_tokens=4, do_sample=False)
     answers = [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-    mine = [replace(r, targets=(answer,)) for r, answer in zip(asked, answers) if answer]  # random weights may say none
+    # random weights may have nothing to say
+    mine = [replace(r, targets=(answer,)) for r, answer in zip(asked, answers) if answer]
     assert mine
     write_table(mine, tmp_path / "mine.jsonl")
     settings = settings_of(options(path=tmp_path / "mine.jsonl"))
