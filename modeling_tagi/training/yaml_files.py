@@ -55,7 +55,10 @@ def read_recipe(path: Union[str, Path], _below: tuple[Path, ...] = ()) -> dict:
 
 
 def joined(below: dict, above: dict) -> dict:
-    """Nested fields of both; where both have a value, that of `above`."""
+    """Nested fields of both; where both have a value, that of `above`. A model's config takes the place of one of
+    another `model_type`, whose fields it does not know."""
+    if "model_type" in above and above["model_type"] != below.get("model_type"):
+        return copy.deepcopy(above)
     made = copy.deepcopy(below)
     for name, value in above.items():
         both = isinstance(value, dict) and isinstance(made.get(name), dict)

@@ -74,3 +74,11 @@ def test_a_study_itself_has_no_base(write):
     path = write(study="base: other.yaml\nconfig: mine.yaml\n", other="seeds: [1]\n", mine="")
     with pytest.raises(ValueError, match="unknown field 'base'"):
         load_study(path)
+
+
+def test_a_backbone_of_another_type_keeps_nothing_of_the_bases(write):
+    path = write(
+        mine="base: theirs.yaml\nbackbone: {config: {model_type: llama, hidden_size: 8}}\n",
+        theirs="backbone: {vocab_size: 50, config: {model_type: t5, d_model: 4}}\n",
+    )
+    assert read_recipe(path)["backbone"] == {"vocab_size": 50, "config": {"model_type": "llama", "hidden_size": 8}}
