@@ -164,8 +164,9 @@ def _not_to_go_up(path: Path, secrets: Sequence[bytes]) -> Optional[str]:
         return None
     with path.open("rb") as file:
         beginning = file.read(4)
-        if path.suffix.lower() in _PICKLES or beginning[:1] == b"\x80" and beginning[1:2] in b"\x02\x03\x04\x05":
-            return "are pickles, which can run anything on the machine of whoever reads them"
+        pickled = beginning[:1] == b"\x80" and beginning[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+        if path.suffix.lower() in _PICKLES or pickled or beginning == b"PK\x03\x04":  # torch's are zip archives
+            return "are pickles or archives, which can run anything on the machine of whoever reads them"
         if path.stat().st_size > _READ_FOR_TOKENS:
             return None
         content = beginning + file.read()

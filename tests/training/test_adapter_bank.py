@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_stand_in import hub_stand_in
-from huggingface_hub import constants
+from hub_stand_in import Repository
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM
 
@@ -118,8 +117,9 @@ def test_ranks_may_differ_where_updates_are_compared(run_of, loras, backbones, r
         ({"use_dora": True}, "uses use_dora; a TagiAdapter is plain LoRA"),
     ],
 )
-def test_loras_of_other_ranks_and_modules_are_refused_by_name(run_of, loras, backbones, records, tmp_path, fields,
-                                                              message):  # fmt: skip
+def test_loras_of_other_ranks_and_modules_are_refused_by_name(
+    run_of, loras, backbones, records, tmp_path, fields, message
+):
     odd = str(make_lora(backbones(), tmp_path / "odd", **fields))
     with pytest.raises(ValueError, match=message) as caught:
         check(run_of({**loras, "last": odd}, finetuning={"alignment": "factors"}), records)
@@ -127,7 +127,7 @@ def test_loras_of_other_ranks_and_modules_are_refused_by_name(run_of, loras, bac
 
 
 def test_a_lora_of_another_backbone_is_refused_by_name(run_of, loras, backbones, records):
-    with pytest.raises(ValueError, match="the task adapter of 'first' .* is for the backbone .*t5-0.0.*, but this run"):
+    with pytest.raises(ValueError, match="'first' .* is for the backbone .*t5-0.0.*, but this run uses"):
         check(run_of(loras, backbone={"name": backbones("t5", 0.1)}), records)
 
 
@@ -193,23 +193,10 @@ def test_a_path_and_a_collection_are_one_too_many(run_of, loras):
         run_of(loras, task_adapters={"path": "bank"})
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub that this process talks to; what is in `hub.files` is there."""
-    with hub_stand_in() as served:
-        url = served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in (
-            ("ENDPOINT", served.endpoint), ("HUGGINGFACE_CO_URL_TEMPLATE", url), ("HF_HUB_OFFLINE", False),
-            ("HF_HUB_CACHE", str(tmp_path / "cache")), ("HF_HUB_DISABLE_XET", True),
-        ):  # fmt: skip
-            monkeypatch.setattr(constants, name, value)
-        yield served
-
-
-def put(hub, repository, folder):
-    hub.files[repository] = {
-        str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()
-    }
+def put(hub, name, folder):
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+    hub.repositories[name] = Repository()
+    hub.repositories[name].commit("main", files, "adapters")
 
 
 def test_loras_come_from_repositories_by_name(run_of, loras, records, hub):
