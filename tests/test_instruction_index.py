@@ -84,6 +84,14 @@ def test_the_index_travels_with_the_checkpoint(indexed, tmp_path, warnings):
     assert written["texts"] == ["aaab", "abbb"]
 
 
+def test_the_index_goes_to_the_hub_and_comes_back(indexed, hub, tmp_path, warnings):
+    indexed.push_to_hub("user/generator")
+    assert FILES <= hub.files("user/generator").keys()
+    again = TagiModel.from_pretrained("user/generator")
+    again.generate_adapter("zyxw")
+    assert again.instruction_index.texts == ["aaab", "abbb"] and len(warnings()) == 1
+
+
 def test_a_checkpoint_without_an_index_warns_of_nothing(make_model, tokenizer, tmp_path, warnings):
     model = make_model("t5")
     model.tokenizer = tokenizer
