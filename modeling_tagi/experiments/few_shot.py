@@ -211,7 +211,7 @@ def plot(lines: Sequence[dict], path: Path):
 
     from ..evaluation.report_plots import PALETTE
 
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     means = [line for line in lines if line["seed"] is None]
     sizes = sorted({line["examples"] for line in means})
@@ -225,7 +225,7 @@ def plot(lines: Sequence[dict], path: Path):
     axes.set(xlabel="examples of the task", ylabel="exact match on other examples (%)", ylim=(0, 100))
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.grid(color="#e6e9ee")
-    axes.legend(title="tuning starts from", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left", title="tuning starts from", alignment="left", frameon=False, fontsize=9)
     figure.savefig(path, dpi=150)
 
 

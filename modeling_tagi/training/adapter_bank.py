@@ -23,12 +23,12 @@ class AdapterBank:
 
     Args:
         folder: Where they are, or are to be.
+        index: Name -> what the index says of it; `None` reads the folder's.
     """
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self._index: dict[str, dict] = {}
-        if (self.folder / INDEX_FILE).is_file():
+    def __init__(self, folder, index: Optional[dict[str, dict]] = None):
+        self.folder, self._index = Path(folder), dict(index or {})
+        if index is None and (self.folder / INDEX_FILE).is_file():
             self._index = json.loads((self.folder / INDEX_FILE).read_text())["adapters"]
 
     @classmethod
@@ -63,9 +63,8 @@ class AdapterBank:
             sources: Task (or group) -> a PEFT LoRA folder, or a repository `user/name` or `user/name@revision`.
             reads: What the adapters were tuned to read, `"prompt"` or `"input"`.
         """
-        bank = cls("")
-        bank._index = {name: {"source": str(source), "reads": reads} for name, source in sources.items()}
-        return bank
+        index = {name: {"source": str(source), "reads": reads} for name, source in sources.items()}
+        return cls("task_adapters.collection", index)  # named as people know it; there is no such folder
 
     @property
     def names(self) -> list[str]:

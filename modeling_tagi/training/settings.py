@@ -161,7 +161,10 @@ class AdapterSettings(StageSettings):
         """
         found = self.collection
         if isinstance(found, str):
-            found = read_yaml(os.path.expandvars(found))
+            file = Path(os.path.expandvars(found))
+            if not file.is_file():
+                raise FileNotFoundError(f"task_adapters.collection names the file {file}, which is not there")
+            found = read_yaml(file)
         if not found or not all(isinstance(x, str) and x for pair in found.items() for x in pair):
             raise ValueError(
                 f"task_adapters.collection is {self.collection!r:.200}, but must hold a folder or repository for each "
@@ -294,6 +297,8 @@ class RunSettings:
         without = self.task_adapters.steps == 0 and not self.task_adapters.given
         if self.task_adapters.path is not None and self.task_adapters.collection is not None:
             raise ValueError("task_adapters has a path and a collection; give one of them")
+        if isinstance(self.task_adapters.collection, dict):
+            self.task_adapters.sources()
         for name, allowed in _NAMED_VALUES.items():
             section, field_name = name.split(".")
             value = getattr(getattr(self, section), field_name)
