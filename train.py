@@ -4,7 +4,8 @@
 
 The configuration is one of hub_configs/ (default: quickstart.yaml); any of its fields can be given on the command
 line, nested ones with dots: --seed 1 --finetuning.steps 2000. --method hint (or another baseline or ablation; see
-modeling_tagi/training/methods.py) takes that method's settings. The same command takes up a run that was cut off.
+modeling_tagi/training/methods.py) takes that method's settings. --push_to_hub user/name puts the checkpoint on the
+Hub, with a card. The same command takes up a run that was cut off.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from modeling_tagi.evaluation.evaluate import table
 from modeling_tagi.experiments.run import run_experiment
 from modeling_tagi.training.settings import RunSettings, load_settings
+from modeling_tagi.uploads import UploadError
 
 QUICKSTART = str(Path(__file__).parent / "hub_configs" / "quickstart.yaml")
 
@@ -24,6 +26,12 @@ def main(arguments=None) -> int:
     folder = Path(settings.output_dir)
     print(f"\n{table(results)}\n\nscores in per cent, means over tasks with 95 % intervals; {folder / 'model'} is the "
           f"checkpoint, {folder / 'report' / 'index.html'} shows it all")  # fmt: skip
+    pushed = results.get("hub")
+    if pushed and "error" in pushed:
+        print(f"train.py: {pushed['error']}", file=sys.stderr)
+        return 1
+    if pushed:
+        print(f"pushed to {pushed['url']}")
     return 0
 
 
@@ -46,5 +54,5 @@ def parse(arguments=None) -> RunSettings:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, UploadError) as error:
         sys.exit(f"train.py: {error}")

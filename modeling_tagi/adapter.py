@@ -1,33 +1,17 @@
 """TagiAdapter: what a generator makes of an instruction, ready to apply, save and share."""
 
 import hashlib
-import json
 import os
-import shutil
-import tempfile
 import weakref
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Iterator, Optional, Sequence, Union
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import safe_open
-from safetensors.torch import save_file
+from huggingface_hub import CommitInfo
 from torch import Tensor
-from transformers.utils import is_peft_available, logging
 
-if is_peft_available():
-    from peft import LoraConfig
-
-logger = logging.get_logger(__name__)
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
-MEMORY_FILE = "tagi_memory.safetensors"
-PROVENANCE_FILE = "tagi_adapter.json"
-_PEFT_PREFIX = "base_model.model."
+from .adapter_files import read_adapter, write_adapter
+from .adapter_push import push_adapter
 
 
 @dataclass(frozen=True)
@@ -257,56 +241,38 @@ class TagiAdapter:
                 f"save_pretrained writes one adapter to one folder, this object holds {len(self)}; save adapter[0], "
                 "adapter[1], … to folders of their own"
             )
-        if not is_peft_available():
-            raise ImportError("saving an adapter as a PEFT folder needs PEFT: pip install peft")
-        target = Path(save_directory)
-        if target.exists() and not target.is_dir():
-            raise ValueError(f"{target} is a file; save_pretrained needs a folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            self._write(beside)
-            target.mkdir(exist_ok=True)
-            (target / CONFIG_FILE).unlink(missing_ok=True)
-            for name in (MEMORY_FILE, WEIGHTS_FILE, PROVENANCE_FILE, CONFIG_FILE):
-                if (beside / name).exists():
-                    os.replace(beside / name, target / name)
-                else:
-                    (target / name).unlink(missing_ok=True)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-        if self.memory is not None:
-            logger.warning(
-                f"{target} is a PEFT adapter without the instruction memory that this generator's fusion attends to "
-                f"({MEMORY_FILE}, which PEFT ignores): PEFT alone answers differently from model.generate(adapter=…)"
-            )
+        write_adapter(self, save_directory)
 
-    def _write(self, folder: Path):
-        provenance = dict(self.provenance[0]) if self.provenance else {}
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=int(self.lora_alpha) if float(self.lora_alpha).is_integer() else self.lora_alpha,
-            target_modules=sorted(self.lora_a),
-            inference_mode=True,
-            base_model_name_or_path=provenance.get("backbone"),
-            revision=provenance.get("backbone_revision"),
-            **self.peft_config,
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: Optional[str] = None,
+        tag: Optional[str] = None,
+        token: Optional[str] = None,
+        commit_message: Optional[str] = None,
+    ) -> CommitInfo:
+        """Puts the adapter into a repository of its own, as `save_pretrained` writes it, with a card.
+
+        Args:
+            repo_id: Is made if there is none.
+            private: Whether a repository that is made now is private.
+            revision: A branch, made if there is none.
+            tag: A tag for the commit.
+
+        Raises:
+            ValueError: if there is not exactly one task, or the repository has such a tag.
+            UploadError: an OSError that says in one line why the upload did not come about.
+        """
+        if len(self) != 1:
+            raise ValueError(
+                f"push_to_hub puts one adapter into one repository, this object holds {len(self)}; push adapter[0], "
+                "adapter[1], … to repositories of their own"
+            )
+        return push_adapter(
+            self, repo_id, private=private, revision=revision, tag=tag, token=token, message=commit_message
         )
-        config.save_pretrained(folder)
-        # PEFT holds target_modules as a set; sorted, equal adapters are equal files.
-        written = json.loads((folder / CONFIG_FILE).read_text())
-        written["target_modules"] = sorted(written["target_modules"])
-        (folder / CONFIG_FILE).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
-        weights = {}
-        for path in self.lora_a:
-            weights[f"{_PEFT_PREFIX}{path}.lora_A.weight"] = self.lora_a[path][0].detach().cpu().contiguous()
-            weights[f"{_PEFT_PREFIX}{path}.lora_B.weight"] = self.lora_b[path][0].detach().cpu().contiguous()
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        if self.memory is not None:
-            memory = {name: x.detach().cpu().contiguous() for name, x in self.memory.trimmed().tensors().items()}
-            save_file(memory, folder / MEMORY_FILE, metadata={"format": "pt"})
-        described = {"provenance": provenance, "needs_memory": self.memory is not None}
-        (folder / PROVENANCE_FILE).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def from_pretrained(
@@ -325,35 +291,9 @@ class TagiAdapter:
             FileNotFoundError: if a file of the folder is missing.
             ValueError: if it is another kind of adapter.
         """
-        locate = _locator(name_or_folder, revision, token)
-        config = json.loads(locate(CONFIG_FILE).read_text())
-        _require_plain_lora(config, name_or_folder)
-        tensors = _read(locate(WEIGHTS_FILE), device)
-        lora_a, lora_b = {}, {}
-        for key in sorted(tensors):
-            path, _, part = key.removeprefix(_PEFT_PREFIX).partition(".lora_")
-            if part not in ("A.weight", "B.weight"):
-                raise ValueError(f"{name_or_folder}: {WEIGHTS_FILE} holds {key!r}, which is no LoRA factor")
-            (lora_a if part == "A.weight" else lora_b)[path] = tensors[key].unsqueeze(0)
-        if not lora_a or lora_a.keys() != lora_b.keys():
-            raise ValueError(f"{name_or_folder}: {WEIGHTS_FILE} does not hold an A and a B for every module")
-        provenance_file = locate(PROVENANCE_FILE, optional=True)
-        described = json.loads(provenance_file.read_text()) if provenance_file else {}
-        provenance = described.get("provenance") or {
-            "backbone": config.get("base_model_name_or_path"), "backbone_revision": config.get("revision")
-        }  # fmt: skip
-        memory = None
-        memory_file = locate(MEMORY_FILE, optional=not described.get("needs_memory"))
-        if memory_file:
-            memory = InstructionMemory(**_read(memory_file, device))
-        return cls(
-            lora_a=lora_a,
-            lora_b=lora_b,
-            lora_alpha=config["lora_alpha"],
-            memory=memory,
-            provenance=(provenance,),
-            peft_config={name: config[name] for name in ("task_type", "fan_in_fan_out") if config.get(name)},
-        )
+        fields = read_adapter(name_or_folder, revision, device, token)
+        memory = fields.pop("memory")
+        return cls(**fields, memory=InstructionMemory(**memory) if memory else None)
 
 
 def instruction_hash(text: str) -> str:
@@ -376,50 +316,3 @@ def _require_alike(first: TagiAdapter, other: TagiAdapter, number: int):
     if memories[0] != memories[1]:
         one, two = memories
         raise ValueError(f"adapters 0 and {number} differ in their instruction memory: {one} and {two}")
-
-
-def _require_plain_lora(config: dict, name):
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise ValueError(f"{name} is a PEFT adapter of type {kind!r}; a TagiAdapter is LORA")
-    unsupported = [
-        option
-        for option in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
-        if config.get(option)
-    ]
-    if config.get("bias", "none") != "none":
-        unsupported.append("bias")
-    if unsupported:
-        raise ValueError(f"{name} uses {', '.join(unsupported)}; a TagiAdapter is plain LoRA of one rank and scale")
-
-
-def _locator(name_or_folder, revision, token):
-    """A function from a file's name to its path: in the folder if there is one, else downloaded from the Hub."""
-    folder = Path(name_or_folder)
-
-    def locate(name: str, optional: bool = False) -> Optional[Path]:
-        if folder.is_dir():
-            path = folder / name
-            if path.is_file():
-                return path
-            if optional:
-                return None
-            raise FileNotFoundError(
-                f"{folder} has no {name}; an adapter folder holds {CONFIG_FILE}, {WEIGHTS_FILE} and, if its generator "
-                f"fuses the instruction, {MEMORY_FILE}: save the adapter there again"
-            )
-        if folder.is_absolute() or str(name_or_folder).count("/") > 1:
-            raise FileNotFoundError(f"there is no folder {folder}, and it is no repository name (user/name) either")
-        try:
-            return Path(hf_hub_download(str(name_or_folder), name, revision=revision, token=token))
-        except EntryNotFoundError as error:
-            if optional and not isinstance(error, LocalEntryNotFoundError):
-                return None
-            raise
-
-    return locate
-
-
-def _read(path: Path, device) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}

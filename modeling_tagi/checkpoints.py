@@ -1,19 +1,27 @@
 """Checkpoints: where a model's weights and tokenizer come from, and where they go."""
 
 import os
+import tempfile
 from copy import deepcopy
-from typing import Optional, Union
+from typing import Optional, Sequence, Union
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import CommitInfo, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
+from .backbone_hash import backbone_hash
+from .cards import checkpoint_card, is_repository
 from .configuration_tagi import TagiConfig
 from .instruction_index import InstructionIndex
+from .uploads import STALE_WEIGHTS, require_right_to_push, upload
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 _UNREAD = object()
+# Of save_pretrained's arguments those for push_to_hub alone.
+_PUSHING = (
+    "repo_id", "private", "revision", "tag", "token", "commit_message", "commit_description", "create_pr", "tags",
+)  # fmt: skip
 
 
 class CheckpointMixin:
@@ -25,7 +33,13 @@ class CheckpointMixin:
 
     @classmethod
     def from_backbone(
-        cls, name_or_folder: Union[str, os.PathLike], *, revision: Optional[str] = None, dtype=None, **config_fields
+        cls,
+        name_or_folder: Union[str, os.PathLike],
+        *,
+        revision: Optional[str] = None,
+        dtype=None,
+        quantization_config=None,
+        **config_fields,
     ):
         """A fresh generator on a pretrained backbone.
 
@@ -33,6 +47,8 @@ class CheckpointMixin:
             name_or_folder: A repository on the Hub, or a folder.
             revision: The repository's revision.
             dtype: Of the whole model; `None` takes the backbone's.
+            quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
+                Checkpoints then leave the backbone out.
             config_fields: Fields of [`TagiConfig`].
         """
         name = str(name_or_folder)
@@ -43,10 +59,15 @@ class CheckpointMixin:
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
-        backbone = auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto")
+        quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
+        backbone = auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto", **quantization)
+        if is_quantized(backbone):
+            config.backbone_in_checkpoint = False
+        config.backbone_sha256 = backbone_hash(name, revision)
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             tensor._is_hf_initialized = True
-        model = cls(config, backbone=backbone).to(backbone.dtype)
+        model = cls(config, backbone=backbone)
+        _generator_beside(model)
         model.generation_config = deepcopy(backbone.generation_config)
         model.config.dtype = backbone.dtype
         return model
@@ -55,11 +76,13 @@ class CheckpointMixin:
     def from_pretrained(
         cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
     ):
-        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it.
+        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it, and
+        quantizes it if there is a `quantization_config`.
 
         Raises:
             OSError: if a file is missing, or the backbone is not where the config says.
-            ValueError: if the checkpoint lacks a tensor of the model.
+            ValueError: if the checkpoint lacks a tensor of the model, a backbone in it is to be quantized, or the
+                backbone that it names is not the one that it was made for.
         """
         if not hasattr(config, "backbone_config"):
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -71,17 +94,23 @@ class CheckpointMixin:
                 "folder or repository that save_pretrained has written, or use TagiModel.from_backbone for a new one"
             )
         loader, buffers = cls, {}
+        if config.backbone_in_checkpoint and kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds its backbone, which could be quantized only together with the "
+                "generator; save the model with include_backbone=False, and load that with the quantization_config"
+            )
         if not config.backbone_in_checkpoint:
             kwargs["backbone"] = _named_backbone(pretrained_model_name_or_path, config, kwargs)
+            kwargs.pop("quantization_config", None)
             buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
-            ignored = [*(cls._keys_to_ignore_on_load_missing or ()), r"^backbone\."]
             # transformers reads the source of a class's module
-            fields = {"__module__": cls.__module__, "_keys_to_ignore_on_load_missing": ignored}
-            loader = type(cls.__name__, (cls,), fields)
+            loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": _generators_state_dict})
         model, info = super(CheckpointMixin, loader).from_pretrained(
             pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
         )
         model.__class__ = cls
+        if is_quantized(model.backbone):
+            _generator_beside(model)
         model._revision = _commit(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
         for name, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
             model.backbone.get_buffer(name).copy_(buffer)
@@ -100,16 +129,24 @@ class CheckpointMixin:
         Args:
             include_backbone: Whether the backbone's weights go in; without them the checkpoint names the backbone and
                 loads it from there. `None` keeps what the config says (at first: with them).
+            kwargs: As for any transformers model; with `push_to_hub=True` those of `push_to_hub` too.
 
         Raises:
             ValueError: if the backbone is to be left out but is not to be had elsewhere.
         """
+        push = kwargs.pop("push_to_hub", False)
+        pushing = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
         config, tokenizer, index = self.config, self._find_tokenizer(), self.instruction_index
         include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
+        if include and is_quantized(self.backbone):
+            raise ValueError(
+                "the backbone is quantized, and its weights cannot go into the checkpoint; use include_backbone=False"
+            )
         if not include and (config.backbone_trained or not config.backbone_name_or_path):
             why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
             raise ValueError(f"the backbone cannot be left out of the checkpoint: {why}; use include_backbone=True")
         kept = config.backbone_in_checkpoint, self._keys_to_ignore_on_save
+        quantization = vars(config.backbone_config).pop("quantization_config", None)  # a choice of whoever loads it
         config.backbone_in_checkpoint = include
         if not include:
             left_out = {key for key in self.state_dict() if key.startswith("backbone.")}
@@ -122,11 +159,67 @@ class CheckpointMixin:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
+            if quantization is not None:
+                config.backbone_config.quantization_config = quantization
         if index is not None and kwargs.get("is_main_process", True):
             index.save(save_directory)
         if tokenizer is not None and kwargs.get("is_main_process", True):
-            hub = {name: kwargs[name] for name in ("push_to_hub", "repo_id", "token", "private") if name in kwargs}
-            tokenizer.save_pretrained(save_directory, **hub)
+            tokenizer.save_pretrained(save_directory)
+        if push and kwargs.get("is_main_process", True):
+            name = pushing.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
+            shards = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
+            self.push_to_hub(name, include_backbone=include, **shards, **pushing)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: Optional[str] = None,
+        tag: Optional[str] = None,
+        token: Optional[str] = None,
+        commit_message: Optional[str] = None,
+        commit_description: Optional[str] = None,
+        create_pr: bool = False,
+        max_shard_size: Union[int, str] = "50GB",
+        tags: Optional[Sequence[str]] = None,
+        include_backbone: Optional[bool] = None,
+    ) -> CommitInfo:
+        """As every transformers model's, in one commit with the tokenizer and a card. What was there before stays as
+        it was if the push fails; a card that a person has edited stays in any case.
+
+        Args:
+            repo_id: Is made if there is none.
+            private: Whether a repository that is made now is private.
+            revision: A branch, made if there is none.
+            tag: A tag for the commit.
+            tags: Further tags of the card.
+            include_backbone: As for `save_pretrained`.
+
+        Raises:
+            UploadError: an OSError that says in one line why it did not come about.
+            ValueError: if the backbone is left out but is not to be had elsewhere, or there is such a tag.
+        """
+        include = self.config.backbone_in_checkpoint if include_backbone is None else include_backbone
+        require_backbone_for_others(self.config, include)
+        repo_id = require_right_to_push(repo_id, private, token)
+        config = deepcopy(self.config)
+        config.backbone_in_checkpoint = include
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size, include_backbone=include)
+            return upload(
+                folder,
+                repo_id,
+                card=checkpoint_card(config, repo_id, tags),
+                stale=STALE_WEIGHTS,
+                private=private,
+                revision=revision,
+                tag=tag,
+                message=commit_message or "Upload model",
+                description=commit_description,
+                create_pr=create_pr,
+                token=token,
+            )
 
     # What finetuning has seen
 
@@ -207,7 +300,7 @@ def _has_tokenizer(name: str, revision: Optional[str]) -> bool:
 
 def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedModel:
     """The backbone that a checkpoint leaves out, from where its config says."""
-    shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation")
+    shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation", "quantization_config")
     loading = {name: kwargs[name] for name in shared if name in kwargs}
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
     loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
@@ -219,9 +312,45 @@ def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedM
             f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
             f"{config.backbone_revision or 'main'}) and could not be loaded from there: {error}"
         ) from error
+    wanted = config.backbone_sha256
+    found = backbone_hash(source, config.backbone_revision, kwargs.get("cache_dir")) if wanted else None
+    if found is not None and found != wanted:
+        raise ValueError(
+            f"{checkpoint} was made for a backbone whose weights have the SHA-256 {wanted}; those at {source!r} "
+            f"(revision {config.backbone_revision or 'main'}) have {found}, so they are another model's, or were "
+            "changed since: name the right one as backbone_name_or_path and backbone_revision in the checkpoint's "
+            "config.json, or set its backbone_sha256 to null to take this one all the same"
+        )
     for tensor in (*backbone.parameters(), *backbone.buffers()):
         tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
     return backbone
+
+
+def _generators_state_dict(model, *args, **kwargs) -> dict:
+    """What a checkpoint without a backbone holds. transformers makes room for what it finds missing, which quantized
+    weights have none for."""
+    states = PreTrainedModel.state_dict(model, *args, **kwargs)
+    return {key: value for key, value in states.items() if not key.startswith("backbone.")}
+
+
+def require_backbone_for_others(config: TagiConfig, included: bool):
+    """Refuses to publish a checkpoint without its backbone, where that is a folder of one's own."""
+    if not included and not is_repository(config.backbone_name_or_path):
+        raise ValueError(
+            f"the checkpoint leaves out its backbone and names {config.backbone_name_or_path!r} for it, which is no "
+            "repository on the Hub: save and push it with include_backbone=True, or push the backbone first and set "
+            "config.backbone_name_or_path to its repository"
+        )
+
+
+def is_quantized(backbone: PreTrainedModel) -> bool:
+    return getattr(backbone, "is_quantized", False)
+
+
+def _generator_beside(model):
+    """The generator on the device of its backbone, in the type that this computes in."""
+    for part in (model.hypernetwork, model.fusion):
+        part.to(device=model.backbone.device, dtype=model.backbone.dtype)
 
 
 def auto_class(config: TagiConfig):

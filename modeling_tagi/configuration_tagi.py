@@ -55,6 +55,8 @@ class TagiConfig(PretrainedConfig):
             template, for a causal backbone that was tuned on it.
         backbone_name_or_path: Where the backbone's weights come from, if they were not made here.
         backbone_revision: Hub revision of these weights.
+        backbone_sha256: Hash of these weights as they are stored (`backbone_hash`). A checkpoint without its backbone
+            is not loaded onto another one; `None` takes any.
         backbone_in_checkpoint: Whether a saved checkpoint holds the backbone's weights. If not, they are loaded from
             `backbone_name_or_path`.
         backbone_trained: Whether training has changed the backbone, so that exported adapters do not fit the stock
@@ -83,6 +85,7 @@ class TagiConfig(PretrainedConfig):
         input_format: str = "plain",
         backbone_name_or_path: Optional[str] = None,
         backbone_revision: Optional[str] = None,
+        backbone_sha256: Optional[str] = None,
         backbone_in_checkpoint: bool = True,
         backbone_trained: bool = False,
         **kwargs,
@@ -99,6 +102,7 @@ class TagiConfig(PretrainedConfig):
         self.input_format = _one_of("input_format", input_format, INPUT_FORMATS)
         self.backbone_name_or_path = backbone_name_or_path
         self.backbone_revision = backbone_revision
+        self.backbone_sha256 = backbone_sha256
         self.backbone_in_checkpoint = _true_or_false("backbone_in_checkpoint", backbone_in_checkpoint)
         self.backbone_trained = _true_or_false("backbone_trained", backbone_trained)
 

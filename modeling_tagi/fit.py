@@ -54,7 +54,7 @@ def _memory_shapes(adapter: TagiAdapter, model: PreTrainedModel) -> dict[str, tu
     if memory.keys is not None:
         _, layers, heads, _, d_head = memory.keys.shape
         here = [(layer.heads, layer.d_head) for layer in model.fusion]
-        ours = (len(here), *here[0]) if here else (0,)
+        ours = (len(here), *here[0]) if here else ()
         shapes["keys"] = ("cross-attention of layers × heads × width", (layers, heads, d_head), ours)
     if memory.prefix_keys is not None:
         _, layers, heads, _, d_head = memory.prefix_keys.shape
@@ -70,7 +70,7 @@ def _key_heads(config) -> tuple[int, int]:
 
 
 def _times(shape: tuple) -> str:
-    return " × ".join(map(str, shape))
+    return " × ".join(map(str, shape)) or "none"
 
 
 def require_positions(

@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
 from .adapter_tuning import fresh_adapter
-from .checkpoints import CheckpointMixin, auto_class
+from .checkpoints import CheckpointMixin, auto_class, is_quantized
 from .configuration_tagi import TagiConfig
 from .families import window_of
 from .fit import fingerprint, require_fit, require_one_rotation, require_positions, require_rows
@@ -164,9 +164,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         norms and embeddings), or `"all"`."""
         if scope not in TRAINABLE:
             raise ValueError(f"set_trainable got {scope!r}, but takes one of {', '.join(map(repr, TRAINABLE))}")
-        self.requires_grad_(True)
-        if scope != "all":
-            self.backbone.requires_grad_(False)
+        if scope != "generator" and is_quantized(self.backbone):
+            raise ValueError(f"set_trainable got {scope!r}, but this backbone is quantized; use 'generator'")
+        for part in (self.hypernetwork, self.fusion):
+            part.requires_grad_(True)
+        self.backbone.requires_grad_(scope == "all")
         if scope == "generator_and_norms":
             for module in self.backbone.modules():
                 if isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower():

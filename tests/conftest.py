@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it: no
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hub_stand_in import hub_stand_in, log_in  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -151,3 +152,11 @@ def random_ids():
         return torch.randint(3, 100, (rows, length), generator=torch.Generator().manual_seed(seed))
 
     return draw
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A [`HubStandIn`] to which this process is logged in, with a cache of its own; see `log_in`."""
+    with hub_stand_in() as stand_in:
+        log_in(stand_in, monkeypatch, tmp_path)
+        yield stand_in

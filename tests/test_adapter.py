@@ -7,8 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from modeling_tagi import TagiAdapter
-from modeling_tagi import adapter as adapter_module
+from modeling_tagi import TagiAdapter, adapter_files
 from modeling_tagi.adapter import InstructionMemory
 
 PEFT_FILES = ["adapter_config.json", "adapter_model.safetensors", "tagi_adapter.json"]
@@ -224,10 +223,10 @@ def test_an_interrupted_save_leaves_the_old_folder(make_model, tmp_path, monkeyp
         calls.append(path)
         if len(calls) == 2:
             raise OSError("the disk is full")
-        return adapter_module_save(tensors, path, **kwargs)
+        return save_file(tensors, path, **kwargs)
 
-    adapter_module_save = adapter_module.save_file
-    monkeypatch.setattr(adapter_module, "save_file", broken)
+    save_file = adapter_files.save_file
+    monkeypatch.setattr(adapter_files, "save_file", broken)
     with pytest.raises(OSError, match="the disk is full"):
         model.generate_adapter([7, 8, 9]).save_pretrained(tmp_path / "adapter")
     assert names(tmp_path) == ["adapter"]
@@ -244,7 +243,7 @@ def test_a_move_cut_off_half_way_leaves_a_folder_that_does_not_load(make_model, 
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr(adapter_module.os, "replace", cut_off)
+    monkeypatch.setattr(adapter_files.os, "replace", cut_off)
     with pytest.raises(KeyboardInterrupt):
         model.generate_adapter([7, 8, 9]).save_pretrained(tmp_path / "adapter")
     with pytest.raises(FileNotFoundError, match="has no adapter_config.json"):

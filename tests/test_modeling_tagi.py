@@ -381,7 +381,7 @@ def test_an_adapter_fits_its_backbone_in_bfloat16_and_beside_another_generator(m
 
 def test_a_memory_for_other_cross_attention_is_refused(make_model, random_ids):
     adapter = make_model("t5").generate_adapter(random_ids(1, 5))
-    with pytest.raises(ValueError, match=r"cross-attention in 2 layers, this model has it in 0 \(fusion='none'\)"):
+    with pytest.raises(ValueError, match=r"layers × heads × width 2 × 4 × 8, this model has none \(fusion='none'\)"):
         make_model("t5", "none")(random_ids(1, 3), decoder_input_ids=random_ids(1, 2), adapter=adapter)
 
 

@@ -107,27 +107,6 @@ def test_a_run_says_which_stage_it_is_at(finished):
     assert "[5/6] finetuning:" in error
 
 
-def test_the_checkpoint_loads_where_the_package_is_not(finished, tmp_path):
-    folder, _, _ = finished
-    code = (
-        "import sys, torch\n"
-        "from transformers import AutoModel, AutoTokenizer\n"
-        f"model = AutoModel.from_pretrained({str(folder / 'model')!r}, trust_remote_code=True)\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({str(folder / 'model')!r}, trust_remote_code=True)\n"
-        "adapter = model.generate_adapter('say the last word')\n"
-        "inputs = tokenizer(['red cat', 'one two plum'], return_tensors='pt', padding=True)\n"
-        "output = model.generate(**inputs, adapter=adapter, max_new_tokens=3)\n"
-        "assert 'modeling_tagi' not in sys.modules\n"
-        "print(tuple(output.shape)[0])\n"
-    )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "2"
-
-
 def scores(folder):
     return json.loads((folder / "results.json").read_text())["splits"]["unseen"]
 

@@ -1,23 +1,18 @@
 """The report of a run or a study: one page that can be opened anywhere, and the same in Markdown."""
 
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 from ..training.run import replacing
-from .report_page import Plot, html_page, markdown_page
+from .report_page import Plot, Section, html_page, markdown_page
 from .report_run import run_report
 from .report_study import study_report
 
 
-def write_report(folder: Union[str, Path]) -> Path:
-    """Writes `report/index.html`, which needs no other file, and `report/report.md` with its plots beside it.
+def read_report(folder: Union[str, Path]) -> tuple[str, str, list[Section]]:
+    """Title, first sentence and sections of a run's (it has `results.json`) or a study's (`summary.json`) folder.
 
-    Args:
-        folder: Of a run (it has `results.json`) or of a study (`summary.json`). Sections that there is nothing for
-            are left out.
-
-    Returns:
-        The page's path.
+    Sections that there is nothing for are left out.
 
     Raises:
         FileNotFoundError: if it is neither.
@@ -32,7 +27,24 @@ def write_report(folder: Union[str, Path]) -> Path:
             f"{folder} has neither results.json, as a run has, nor summary.json, as a study has; give the folder of a "
             "run or a study that was evaluated"
         )
-    sections = [section for section in sections if section.parts]
+    return title, lead, [section for section in sections if section.parts]
+
+
+def write_report(folder: Union[str, Path], read: Optional[tuple[str, str, list[Section]]] = None) -> Path:
+    """Writes `report/index.html`, which needs no other file, and `report/report.md` with its plots beside it.
+
+    Args:
+        folder: Of a run or of a study.
+        read: What `read_report` gave for it, if that was called before.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: if it is neither.
+    """
+    folder = Path(folder)
+    title, lead, sections = read or read_report(folder)
     with replacing(folder / "report") as beside:
         (beside / "index.html").write_text(html_page(title, lead, sections), encoding="utf-8")
         (beside / "report.md").write_text(markdown_page(title, lead, sections), encoding="utf-8")

@@ -1,7 +1,7 @@
 """What a report is made of, and its two forms: one HTML page that needs no other file, and Markdown with plots."""
 
 from dataclasses import dataclass, field
-from typing import Sequence, Union
+from typing import Callable, Optional, Sequence, Union
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -133,11 +133,13 @@ class Plot:
         name: Of its file, unique in the report.
         svg: A whole SVG document.
         caption: What it shows.
+        png: Makes the same as a PNG, where pages take no SVG.
     """
 
     name: str
     svg: str
     caption: str
+    png: Optional[Callable[[], bytes]] = None
 
     def markup(self) -> Markup:
         """The SVG as a part of a page, read out as its caption."""

@@ -4,11 +4,12 @@ import re
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from typing import Iterator, Optional, Sequence
 
 from .report_page import Plot
 
+_DOTS = 150  # of a PNG, per inch
 _WIDTH = 5.0  # inches; letters of 10 points are then 1/36 of the width
 _STYLE = {
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -207,7 +208,13 @@ def _drawing(height: float) -> Iterator[tuple]:
         file = StringIO()
         with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        return Plot(name, _with_own_ids(file.getvalue(), name), caption)
+        return Plot(name, _with_own_ids(file.getvalue(), name), caption, picture)
+
+    def picture() -> bytes:
+        file = BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            figure.savefig(file, format="png", dpi=_DOTS, metadata={"Software": None})
+        return file.getvalue()
 
     with matplotlib.rc_context(_STYLE):
         yield figure, figure.add_subplot(), done

@@ -3,7 +3,11 @@
 import dataclasses
 import json
 import time
+from functools import partial
+from pathlib import Path
 
+from ..cards import CARD_FILE, is_edited
+from ..data.collate import Tokens
 from ..data.records import Record
 from ..data.sources import read_source
 from ..evaluation.adapter_map import adapter_map
@@ -11,12 +15,14 @@ from ..evaluation.costs import cost_of_methods, lengths_of
 from ..evaluation.evaluate import evaluate_model, spread, table
 from ..evaluation.metrics import score
 from ..evaluation.predict import Answering
-from ..evaluation.report import write_report
+from ..evaluation.report import read_report, write_report
 from ..modeling_tagi import TagiModel
 from ..training import stages
 from ..training.run import Run, circumstances, quiet_libraries, replacing, write_text
 from ..training.settings import RunSettings
+from .card import example_of, write_run_card
 from .known_instructions import index_instructions
+from .pushing import push_at_the_end, push_on_the_way, repository_of
 
 _SCORED_WHILE_TRAINING = 400  # records of the first split
 
@@ -54,22 +60,31 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     # model and training
     tokenizer = stages.read_tokenizer(settings, train, text)
     stages.check_model(settings, tokenizer, splits, text)
+    repo_id = repository_of(settings)
     run = Run(settings, stage_names(settings))
     backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
     start = stages.start_model(run, backbone, revision)
     tokens = stages.read_tokens(run, tokenizer, start.config)
     bank = stages.tuned_adapters(run, start, tokens, train)
     model = stages.pretrained_model(run, start, tokens, text)
-    model = stages.finetuned_model(run, model, tokens, train, bank, _scores(settings, tokens, evaluated))
+    made_here = backbone != settings.backbone.name
+    pushes = None
+    if repo_id is not None and settings.push_every:
+        save = partial(_save_on_the_way, settings, tokens, made_here)
+        pushes = push_on_the_way(repo_id, run.folder, settings.finetuning.steps, save)
+    model = stages.finetuned_model(run, model, tokens, train, bank, _scores(settings, tokens, evaluated), pushes)
 
     # save
-    if backbone != settings.backbone.name:  # made here: the checkpoint's own, not to be had elsewhere
-        model.config.backbone_trained, model.config.backbone_name_or_path = True, None
+    _name_backbone(model.config, settings, made_here)
     model.tokenizer = tokens.tokenizer
     if settings.finetuning.reads == "adapter" and settings.finetuning.steps:
         model.instruction_index = index_instructions(model, tokens, train)
+    card = run.folder / "model" / CARD_FILE
+    edited = card.read_text(encoding="utf-8") if card.is_file() else None
     with replacing(run.folder / "model") as beside:
         model.save_pretrained(beside)
+        if is_edited(edited):
+            (beside / CARD_FILE).write_text(edited, encoding="utf-8")
 
     # evaluation
     stage = run.stage("evaluation")
@@ -92,9 +107,17 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
         "losses": {name: (run.stage(name).facts or {}).get("loss") for name in run.stages},
     }
     results["leaks"] = leaks
+    results["example"] = example_of(next(iter(evaluated.values())))
     write_text(run.folder / "results.md", table(results, wanted) + "\n")
     write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
-    write_report(run.folder)
+    report = read_report(run.folder)
+    write_report(run.folder, report)
+    write_run_card(run.folder, repo_id, report)
+
+    # push
+    if repo_id is not None:
+        results["hub"] = push_at_the_end(run.folder / "model", repo_id, settings)
+        write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
@@ -109,6 +132,24 @@ def stage_names(settings: RunSettings) -> list[str]:
         "evaluation": True,
     }
     return [name for name, on in wanted.items() if on]
+
+
+def _name_backbone(config, settings: RunSettings, made_here: bool):
+    """Says in the config whose the backbone is, as the checkpoint is published."""
+    finetuned = settings.finetuning.steps and settings.finetuning.train != "generator"
+    config.backbone_trained = config.backbone_trained or made_here or bool(finetuned)
+    if made_here:  # the checkpoint's own, not to be had elsewhere
+        config.backbone_name_or_path = config.backbone_revision = config.backbone_sha256 = None
+
+
+def _save_on_the_way(settings: RunSettings, tokens: Tokens, made_here: bool, model: TagiModel, folder: Path):
+    """Writes a checkpoint as it is published; training goes on with the model as it was."""
+    model.tokenizer, kept = tokens.tokenizer, dict(vars(model.config))
+    _name_backbone(model.config, settings, made_here)
+    try:
+        model.save_pretrained(folder)
+    finally:
+        vars(model.config).update(kept)
 
 
 def _scores(settings: RunSettings, tokens, evaluated: dict[str, list[Record]]):

@@ -19,6 +19,7 @@ _SHARED_TAGI_FIELDS = ("tagi.r", "tagi.lora_alpha", "tagi.target_modules")
 START = "prompted_start"
 # References that are scored once with the start, and those scored with TAGI's own cell.
 START_REFERENCES = ("no_instruction", "nearest_adapter", "oracle")
+_NOT_PUSHED = {"push_to_hub": None, "push_every": 0}  # by a study, whose runs are many
 TAGI_REFERENCES = ("wrong_instruction", "random_words")
 
 
@@ -141,7 +142,7 @@ def cells(study: StudySettings) -> list[Cell]:
             for train_tasks in grid.train_tasks:
                 for entry in grid.methods:
                     method, preset, own = _method(entry)
-                    common = {**study.overrides, "seed": seed, "train_tasks": train_tasks}
+                    common = {**study.overrides, "seed": seed, "train_tasks": train_tasks, **_NOT_PUSHED}
                     start = _start(base, {**common, **own}, folder, study, starts)
                     name = _name(method, seed, train_tasks)
                     scored = TAGI_REFERENCES if method == with_references else ()

@@ -24,7 +24,7 @@ from .settings import RunSettings
 SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"
 # May differ when a run is taken up again: they do not change what was trained.
-FREE_FIELDS = ("output_dir", "label", "evaluation")
+FREE_FIELDS = ("output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every")
 
 
 class Run:

@@ -17,7 +17,7 @@ from .trainer import Objective
 from .yaml_files import parse_fields, read_recipe
 
 # The smallest whole number that makes sense for a field.
-_LEAST = {"steps": 0, **dict.fromkeys(
+_LEAST = {"steps": 0, "push_every": 0, **dict.fromkeys(
     ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "tasks_per_batch",
      "train_tasks", "wordings_per_task"), 1
 )}  # fmt: skip
@@ -229,6 +229,10 @@ class RunSettings:
         bf16: Whether training computes in bfloat16.
         gradient_checkpointing: Less memory for more time; task adapters are tuned without it.
         max_input_length, max_target_length: Tokens kept of an input (or prompt) and of a target.
+        push_to_hub: A repository (`user/name`) for the checkpoint, made if there is none. Log in before, or set
+            HF_TOKEN.
+        push_private: Whether a repository that is made is private.
+        push_every: Steps of finetuning between pushes on the way; 0 is at the end alone.
         tagi: Fields of `TagiConfig`.
         text: From-scratch backbones: language modelling on text.
         prompted: Training with the instruction in the input: the baseline, and what TAGI starts from.
@@ -245,6 +249,9 @@ class RunSettings:
     gradient_checkpointing: bool = False
     max_input_length: int = 512
     max_target_length: int = 64
+    push_to_hub: Optional[str] = None
+    push_private: bool = False
+    push_every: int = 0
     data: DataSettings = field(default_factory=DataSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     tagi: dict = field(default_factory=dict)
@@ -256,6 +263,8 @@ class RunSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self):
+        if self.push_every and self.push_to_hub is None:
+            raise ValueError(f"push_every is {self.push_every}, but there is nowhere to push to: give push_to_hub")
         without = self.task_adapters.steps == 0 and self.task_adapters.path is None
         for name, allowed in _NAMED_VALUES.items():
             section, field_name = name.split(".")

@@ -264,10 +264,12 @@ def finetuned_model(
     train: Sequence[Record],
     bank: Optional[AdapterBank],
     scores: Optional[Callable[[TagiModel], dict]] = None,
+    push: Optional[Callable[[TagiModel, int], None]] = None,
 ) -> TagiModel:
     """Finetuning of the hypernetwork on tasks (eqs 4-6).
 
-    `scores` of the model are taken every `evaluation.every` steps and written to `scores.jsonl`.
+    `scores` of the model are taken every `evaluation.every` steps and written to `scores.jsonl`. Every `push_every`
+    steps `push` is called with the model and the step.
     """
     settings = run.settings.finetuning
     if not settings.steps:
@@ -292,6 +294,8 @@ def finetuned_model(
         reads = bank.reads if teacher is not None else "prompt"
         collator = RecordCollator(tokens, settings.reads, numbers, by, reads)
         sampler = _task_sampler(settings, train, run.settings.seed)
+        callbacks = [_Scores(stage, run.settings.evaluation.every, scores)] if scores is not None else []
+        callbacks += [_Pushes(run.settings.push_every, push)] if push is not None else []
         facts = train_stage(
             run,
             stage,
@@ -302,7 +306,7 @@ def finetuned_model(
             Drawn(train),
             objective=objective,
             teacher=teacher,
-            callbacks=[_Scores(stage, run.settings.evaluation.every, scores)] if scores is not None else [],
+            callbacks=callbacks,
             instruction_dropout=settings.instruction_dropout,
         )
         _save_trained(run, stage, model)
@@ -416,6 +420,18 @@ class _Scores(TrainerCallback):
         before = [json.loads(text) for text in self.file.read_text().splitlines()] if self.file.is_file() else []
         lines = [entry for entry in before if entry["step"] < state.global_step] + [line]
         write_text(self.file, "".join(json.dumps(entry) + "\n" for entry in lines))
+
+
+class _Pushes(TrainerCallback):
+    """Pushes of the model while it is trained; the last step's is left to the end of the run."""
+
+    def __init__(self, every: int, push: Callable[[TagiModel, int], None]):
+        self.every, self.push = every, push
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            with unchanged_randomness():
+                self.push(model, state.global_step)
 
 
 class _Progress(ProgressCallback):

@@ -1,0 +1,238 @@
+"""Folders to the Hub: in one commit, which is there whole or not at all, and without what must not go there."""
+
+import fnmatch
+import os
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Optional, Sequence, Union
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from .cards import CARD_FILE, is_edited
+
+# What could be left behind by another save, and would be read in place of the new files.
+STALE_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+STALE_ADAPTER = ("adapter_model.*", "tagi_memory.safetensors", "tagi_adapter.json")
+
+_PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+_TRAINING_STATES = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "scaler*", "global_step*")
+_TOKENS = re.compile(rb"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{32,})\b")
+_READ_FOR_TOKENS = 10_000_000  # bytes; texts are smaller
+_GOES_ON = "nothing was changed there, and the same call goes on where this one stopped"
+_BY_STATUS = {
+    401: "the Hub does not know the token; make one at https://huggingface.co/settings/tokens and log in anew "
+         "(HF_TOKEN, where it is set, comes before `hf auth login`)",
+    403: "the token may not write there; make one that may at https://huggingface.co/settings/tokens, or push to a "
+         "repository of your own",
+}  # fmt: skip
+
+
+class UploadError(OSError):
+    """An upload that did not come about, in one line: why, and how to go on."""
+
+
+def require_right_to_push(repo_id: str, private: bool = False, token: Optional[str] = None) -> str:
+    """Makes sure, before any long work, that a push will be let in; makes the repository if there is none.
+
+    Returns:
+        The repository's whole name, with its owner.
+
+    Raises:
+        UploadError: if there is no token, or it is wrong, or may not write there.
+        ValueError: if `repo_id` is no name of a repository.
+    """
+    with said_in_one_line(repo_id):
+        api = HfApi(token=token)
+        api.whoami()  # else a wrong token would be said to be a repository that is not there
+        repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+        api.auth_check(repo_id, write=True)
+    return repo_id
+
+
+def upload(
+    folder: Union[str, os.PathLike],
+    repo_id: str,
+    *,
+    card: Union[str, Callable[[str], str], None] = None,
+    stale: Sequence[str] = (),
+    private: bool = False,
+    revision: Optional[str] = None,
+    tag: Optional[str] = None,
+    message: Optional[str] = None,
+    description: Optional[str] = None,
+    create_pr: bool = False,
+    token: Optional[str] = None,
+) -> CommitInfo:
+    """Puts a folder's files into a repository. Cut off, it leaves the repository as it was; the same call again goes
+    on with the files that had not arrived.
+
+    Args:
+        folder: Hidden files and caches of Python in it are left out.
+        repo_id: Is made if there is none.
+        card: Written here for a repository of this name, or what makes it of the name; `None` takes the folder's. A
+            card that a person has edited, in the folder or on the Hub, comes before it.
+        stale: Names (patterns) of files that go, if the repository has them and the folder does not.
+        private: Whether a repository that is made now is private.
+        revision: A branch, made if there is none; the main one by default.
+        tag: A tag for the commit.
+        message, description: Of the commit.
+        create_pr: Whether to open a pull request instead.
+        token: By default the one that is logged in.
+
+    Returns:
+        The commit, which is its address as a text.
+
+    Raises:
+        UploadError: if it did not come about; nothing has changed on the Hub.
+        ValueError: for files that must not go up, a card that the Hub does not take, a tag that exists.
+    """
+    folder = Path(folder)
+    files = files_to_publish(folder, token)
+    repo_id = require_right_to_push(repo_id, private, token)
+    with said_in_one_line(repo_id):
+        api = HfApi(token=token)
+        if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
+            raise ValueError(f"{repo_id} has a tag {tag!r} already; choose another, or delete that one first")
+        if revision is not None and not revision.startswith("refs/pr/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        there = api.list_repo_files(repo_id, revision=revision)
+        operations = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+            for name, path in files.items() if name != CARD_FILE
+        ]
+        chosen = _card(files.get(CARD_FILE), card(repo_id) if callable(card) else card,
+                       _card_on_the_hub(api, repo_id, revision) if CARD_FILE in there else None)  # fmt: skip
+        if chosen is not None:
+            operations.append(CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=chosen.encode()))
+        operations += [
+            CommitOperationDelete(path_in_repo=name) for name in there
+            if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in stale)
+        ]
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=message or f"Upload {folder.resolve().name}",
+            commit_description=description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+        if tag is not None:
+            api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return commit
+
+
+def files_to_publish(folder: Path, token: Optional[str] = None) -> dict[str, Path]:
+    """What goes up of a folder, by name in the repository.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or nothing in it.
+        ValueError: naming pickles (they can run anything when they are read), states of training, or files with an
+            access token in them.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} to push")
+    files, refused = {}, {}
+    secrets = [secret.encode() for secret in (token, get_token()) if isinstance(secret, str) and secret]
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") or part == "__pycache__" for part in inside.parts):
+            continue
+        name = inside.as_posix()
+        files[name] = path
+        if (why := _not_to_go_up(path, secrets)) is not None:
+            refused.setdefault(why, []).append(name)
+    for why, names in refused.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise ValueError(f"{folder} is not pushed: {', '.join(names[:3])}{more} {why}; take them out of the folder")
+    if not files:
+        raise FileNotFoundError(f"{folder} has no files to push")
+    return files
+
+
+def _not_to_go_up(path: Path, secrets: Sequence[bytes]) -> Optional[str]:
+    if any(fnmatch.fnmatch(part, pattern) for part in path.parts[-1:] for pattern in _TRAINING_STATES):
+        return "hold a state of training, which nobody else can use"
+    if path.suffix.lower() == ".safetensors":
+        return None
+    with path.open("rb") as file:
+        beginning = file.read(4)
+        pickled = beginning[:1] == b"\x80" and beginning[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+        if path.suffix.lower() in _PICKLES or pickled or beginning == b"PK\x03\x04":  # torch's are zip archives
+            return "are pickles or archives, which can run anything on the machine of whoever reads them"
+        if path.stat().st_size > _READ_FOR_TOKENS:
+            return None
+        content = beginning + file.read()
+    if _TOKENS.search(content) or any(secret in content for secret in secrets):
+        return "hold an access token, or what looks like one"
+    return None
+
+
+def _card(own: Optional[Path], made: Optional[str], on_the_hub: Optional[str]) -> Optional[str]:
+    """The card to upload; `None` leaves the one that is there. What people wrote comes first, the folder's before the
+    Hub's."""
+    own_text = own.read_text(encoding="utf-8") if own is not None else None
+    if is_edited(own_text):
+        return own_text
+    if is_edited(on_the_hub):
+        return None
+    return made or own_text
+
+
+def _card_on_the_hub(api: HfApi, repo_id: str, revision: Optional[str]) -> Optional[str]:
+    try:
+        return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_text(encoding="utf-8")
+    except EntryNotFoundError:
+        return None
+
+
+@contextmanager
+def said_in_one_line(repo_id: str):
+    """Turns what the client raises into one line that says what to do.
+
+    Raises:
+        UploadError: for anything about rights and connections.
+        ValueError: for what the caller can mend.
+    """
+    try:
+        yield
+    except Exception as error:
+        plain = error if isinstance(error, UploadError) else _plain(error, repo_id)
+        if plain is error:
+            raise
+        raise plain from error
+
+
+def _plain(error: Exception, repo_id: str) -> Exception:
+    """The error that says it in one line; `error` itself if it is none of the Hub's."""
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # the client's, around that of one file
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, HFValidationError):
+        return ValueError(f"{repo_id!r} is no name of a repository, such as user/name")
+    if isinstance(error, LocalTokenNotFoundError):
+        why = "there is no token; run `hf auth login`, or set HF_TOKEN"
+    elif isinstance(error, OfflineModeIsEnabled):
+        why = "HF_HUB_OFFLINE is set; unset it"
+    elif isinstance(error, RepositoryNotFoundError):
+        why = "there is none, or the token may not see it"
+    elif status in _BY_STATUS:
+        why = _BY_STATUS[status]
+    elif isinstance(error, ValueError):  # something that the caller can mend
+        return ValueError(text)
+    elif status is not None:
+        why = f"{text}; {_GOES_ON}"
+    # the client's transport (httpx, or a successor) has errors that are no OSError
+    elif isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
+        why = f"the connection broke off ({text}); {_GOES_ON}"
+    else:
+        return error
+    return UploadError(f"cannot push to {repo_id}: {why}")
