@@ -7,7 +7,8 @@ from typing import Optional
 import torch
 from transformers.utils import cached_file
 
-from ..adapter import CONFIG_FILE, TagiAdapter
+from ..adapter import TagiAdapter
+from ..adapter_files import CONFIG_FILE
 from ..modeling_tagi import TagiModel
 from ..training.run import flat
 from ..training.settings import RunSettings

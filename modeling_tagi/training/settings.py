@@ -15,7 +15,7 @@ from ..data.collate import READS
 from ..modeling_tagi import TRAINABLE
 from .methods import METHODS
 from .trainer import Objective
-from .yaml_files import parse_fields, read_recipe
+from .yaml_files import parse_fields, read_recipe, read_yaml
 
 # The smallest whole number that makes sense for a field.
 _LEAST = {"steps": 0, "push_every": 0, **dict.fromkeys(
