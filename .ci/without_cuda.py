@@ -4,9 +4,11 @@
 
 PyPI has no CPU builds of torch. `pip install --no-deps torch==…` leaves NVIDIA's libraries out; this puts empty ones
 in their place, in the same environment: every function of theirs answers 35, which CUDA's runtime calls an
-insufficient driver, so `torch.cuda.is_available()` is False and everything runs on the CPU. For tests alone.
+insufficient driver, so `torch.cuda.is_available()` is False and everything runs on the CPU. What torch's metadata asks
+for of CUDA is struck out, or the next `pip install` of whatever needs torch would fetch it. For tests alone.
 """
 
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -15,9 +17,16 @@ from collections import defaultdict
 from pathlib import Path
 
 _INSUFFICIENT_DRIVER = 35
+# What is asked for without CUDA too: whether a graph is being captured, and what an error is called.
+_ANSWERED = {
+    "cudaStreamIsCapturing": "int cudaStreamIsCapturing(void *stream, int *status) { *status = 0; return 0; }",
+    "cudaGetErrorString": 'const char *cudaGetErrorString(int error) { return "there is no CUDA here"; }',
+    "cudaGetErrorName": 'const char *cudaGetErrorName(int error) { return "cudaErrorInsufficientDriver"; }',
+}
 
 
 def main():
+    _strike_out(Path(importlib.metadata.distribution("torch").locate_file("")))
     libraries = Path(importlib.util.find_spec("torch").origin).parent / "lib"
     ours = [file for file in libraries.glob("*.so*") if file.is_file()]
     present = {file.name for file in ours} | _of_the_system()
@@ -48,12 +57,20 @@ def main():
     print(f"torch runs without {', '.join(missing)}")
 
 
+def _strike_out(packages: Path):
+    """Takes the requirements of CUDA from torch's metadata."""
+    (file,) = packages.glob("torch-*.dist-info/METADATA")
+    text = file.read_text(encoding="utf-8")
+    file.write_text(re.sub(r"(?m)^Requires-Dist: (nvidia-|cuda-|triton).*\n", "", text), encoding="utf-8")
+
+
 def _write(path: Path, names_by_version: dict[str, set[str]]):
     """A library with functions of these names."""
     names = sorted(set().union(*names_by_version.values()))
     with tempfile.TemporaryDirectory() as folder:
         source, versions = Path(folder) / "empty.c", Path(folder) / "versions"
-        source.write_text("".join(f"int {name}(void) {{ return {_INSUFFICIENT_DRIVER}; }}\n" for name in names))
+        refusal = "int {}(void) {{ return %d; }}" % _INSUFFICIENT_DRIVER
+        source.write_text("".join(f"{_ANSWERED.get(name, refusal.format(name))}\n" for name in names))
         versions.write_text("".join(
             f"{version} {{ global: {'; '.join(sorted(own))}; }};\n"
             for version, own in names_by_version.items() if version

@@ -7,6 +7,7 @@ from typing import Callable, Optional, Union
 
 from huggingface_hub import ModelCardData
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from .cards import (
@@ -115,11 +116,21 @@ def _checkpoint(folder: Path) -> Callable[[str], str]:
     if not code:
         raise ValueError(f"{folder}/config.json has no auto_map, so nobody could load it; use save_pretrained")
     _require_files(folder, [*weights, *sorted(code)])
+    for name in code:
+        _require_files(folder, [Path(file).name for file in _imported(folder / name)])
     own = folder / CARD_FILE
     text = own.read_text(encoding="utf-8") if own.is_file() else None
     if text is None or is_edited(text):
         return lambda name: checkpoint_card(config, name)
     return lambda name: renamed(text, name)
+
+
+def _imported(module: Path) -> list[str]:
+    """The files that a file of code needs, over all."""
+    try:
+        return get_relative_import_files(module)
+    except FileNotFoundError as error:
+        return [error.filename]
 
 
 def _adapter(folder: Path) -> Callable[[str], str]:

@@ -6,7 +6,7 @@ from .parsing import add_json
 
 HELP = "a checkpoint, adapter or bank folder -> the Hub"
 DESCRIPTION = (
-    "Uploads a folder (a checkpoint, an adapter, a bank of task adapters) to a repository on the Hub, which is made\n"
+    "Uploads a folder (of a run, a checkpoint, an adapter, a bank of task adapters) to a repository on the Hub, made\n"
     "if it is not there. Log in first with `hf auth login`, or set HF_TOKEN."
 )
 EXAMPLE = "tagi push outputs/quickstart/model me/my-generator --private --tag v1"
@@ -20,7 +20,7 @@ def add_arguments(parser):
     add("--private", action="store_true", help="nobody else sees a repository that is made; default: everybody does")
     add("--revision", metavar="BRANCH", help="the branch, which is made if it is not there; default: main")
     add("--tag", metavar="TAG", help="a name for what is uploaded, such as v1; default: none")
-    add("--message", metavar="TEXT", help="the commit's message; default: one that names the folder")
+    add("--message", metavar="TEXT", help="the commit's message; default: one that says what it is")
     add_json(parser, "print the repository and the commit's address as JSON instead of the address alone")
 
 

@@ -11,6 +11,7 @@ from ..cards import (
     CARD_FILE,
     CITATION,
     CODE_LICENCE,
+    cell,
     checkpoint_blocks,
     checkpoint_data,
     facts,
@@ -165,8 +166,8 @@ def _limits(settings: dict, results: dict) -> str:
     splits = ", ".join(f"“{name.replace('_', ' ')}”" for name in results["splits"])
     lines = [
         f"- The scores are of one run with one seed, on {splits}; the intervals are over tasks, not over seeds.",
-        "- An instruction unlike those of training may give an adapter that is of no use; nothing in the outputs says "
-        "so.",
+        "- An instruction unlike those of training may give an adapter that is of no use. The model warns of one that "
+        "is far from all that it was finetuned on.",
         f"- Inputs were cut at {settings['max_input_length']} tokens and outputs at {settings['max_target_length']}.",
     ]
     if settings["backbone.name"] is None:
@@ -207,9 +208,9 @@ def _markdown(section: Section, plots: set[str]) -> list[str]:
         if isinstance(part, Table):
             blocks.append("\n".join(part.markdown()))
         elif isinstance(part, Plot):
-            blocks += [f"![{part.caption}]({PLOTS_FOLDER}/{part.name}.png)"] if part.name in plots else []
+            blocks += [f"![{cell(part.caption)}]({PLOTS_FOLDER}/{part.name}.png)"] if part.name in plots else []
         else:
-            blocks.append(part)
+            blocks.append(cell(part))
     return blocks
 
 

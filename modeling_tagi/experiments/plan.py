@@ -68,7 +68,7 @@ def plan_run(
     counted = _counted(splits["train"], settings.task_adapters.by) if splits is not None else None
     number = counted["adapters"] if counted is not None else adapters
     planned = stages_that_train(settings)
-    if number is None and ("task_adapters" in planned or settings.task_adapters.path is not None):
+    if number is None and ("task_adapters" in planned or settings.task_adapters.given):
         notes.append(
             "how many task adapters there are is not known without the data: taken as "
             f"{settings.task_adapters.at_once} (at_once); say it with --adapters"

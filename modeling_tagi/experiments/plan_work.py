@@ -258,4 +258,4 @@ def stages_that_train(settings: RunSettings) -> list[str]:
     """The stages of a run with steps to take, in order."""
     names = ("text", "prompted", "task_adapters", "pretraining", "finetuning")
     found = [name for name in names if getattr(settings, name).steps]
-    return [name for name in found if name != "task_adapters" or settings.task_adapters.path is None]
+    return [name for name in found if name != "task_adapters" or not settings.task_adapters.given]
