@@ -120,7 +120,8 @@ def evaluate_checkpoint(
         else:
             prompted = load_backbone(baseline)
             tokenizer = AutoTokenizer.from_pretrained(baseline)
-        read = _tokens(settings, tokenizer, prompted.config)
+        chat = kind != "tagi" and model.config.input_format == "chat" and getattr(tokenizer, "chat_template", None)
+        read = _tokens(settings, tokenizer, prompted.config, "chat" if chat else None)
         start, which = Answering(prompted, read, "prompt", evaluation.batch_size), baseline
     folder = settings.output_dir and Path(settings.output_dir)
     if folder:
@@ -200,8 +201,10 @@ def _files(path: Path) -> dict[str, Path]:
     return files
 
 
-def _tokens(settings: RunSettings, tokenizer, config: PretrainedConfig) -> Tokens:
-    return Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length)
+def _tokens(
+    settings: RunSettings, tokenizer, config: PretrainedConfig, input_format: Optional[str] = None
+) -> Tokens:
+    return Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length, input_format)
 
 
 def _require_readable(model: TagiModel, tokens: Tokens, records: list[Record]):

@@ -1,3 +1,4 @@
+import copy
 from argparse import Namespace
 from dataclasses import replace
 
@@ -128,3 +129,22 @@ def test_an_instruction_that_cannot_be_read_whole_is_refused(checkpoint, tmp_pat
     with pytest.raises(ValueError, match="an instruction of task 'long' has .* but this checkpoint reads at most 32"):
         evaluate_checkpoint(str(checkpoint / "model"), settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_stock_backbone_of_a_chat_checkpoint_is_asked_in_a_chat_too(
+    folder, make_model, tokenizer, tmp_path, monkeypatch
+):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    model = make_model("llama", "none", input_format="chat")
+    model.tokenizer = tokenizer
+    model.save_pretrained(tmp_path / "chat")
+    model.backbone.save_pretrained(tmp_path / "stock")
+    tokenizer.save_pretrained(tmp_path / "stock")
+    formats = []
+    monkeypatch.setattr(
+        "modeling_tagi.evaluation.command.score_methods",
+        lambda own, start, *others: formats.extend([own.tokens.input_format, start.tokens.input_format]) or {},
+    )
+    evaluate_checkpoint(str(tmp_path / "chat"), settings_of(options(path=folder)), str(tmp_path / "stock"))
+    assert formats == ["chat", "chat"]
