@@ -1,13 +1,17 @@
-"""What a generator was finetuned on: an index of encoded instructions, to tell when a new one is far from them all."""
+"""What a generator was finetuned on: an index of instructions, to tell when a new one is far from them all.
+
+Instructions are compared by the mean of their tokens' input embeddings. The encoded states that the hypernetwork reads
+are no use for this: an encoder that was trained on few kinds of tasks makes something known of anything.
+"""
 
 import json
 import os
 from pathlib import Path
 from typing import Optional, Sequence, Union
 
+import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
@@ -17,77 +21,65 @@ TEXTS_FILE = "instruction_index.json"
 _NAMED = 3
 
 
-class InstructionIndex:
-    """Encoded instructions of training, and how far from the nearest of them an instruction may be.
+@torch.no_grad()
+def mean_embeddings(embeddings: nn.Module, instructions: Sequence[Sequence[int]]) -> Tensor:
+    """`[instructions, d_model]`, fp32 on the CPU, of instructions as token ids."""
+    device = next(embeddings.parameters()).device
+    rows = [embeddings(torch.tensor(ids, device=device)).float().mean(0) for ids in map(list, instructions)]
+    return torch.stack(rows).cpu()
 
-    Encoded instructions of one model all point one way; what tells them apart is how they differ from their mean. The
-    distance is 1 - cosine, between differences from the mean.
+
+class InstructionIndex:
+    """Instructions of training, and how far from the nearest of them is far.
 
     Args:
-        vectors: `[instructions, d_model]`, pooled states as the hypernetwork reads them.
+        vectors: `[instructions, d_model]`, their `mean_embeddings`.
         texts: Of each.
-        threshold: A distance beyond which an instruction is far.
-        centre: `[d_model]`, the mean; `None` is that of `vectors`.
+        threshold: A Euclidean distance; beyond it an instruction is far.
         notes: How the threshold was found, for people.
     """
 
-    def __init__(
-        self,
-        vectors: Tensor,
-        texts: Sequence[str],
-        threshold: float,
-        centre: Optional[Tensor] = None,
-        notes: Optional[dict] = None,
-    ):
+    def __init__(self, vectors: Tensor, texts: Sequence[str], threshold: float, notes: Optional[dict] = None):
         if len(vectors) != len(texts) or not len(texts):
             raise ValueError(f"the index got {len(vectors)} vectors and {len(texts)} texts; give one for each")
         self.vectors, self.texts, self.threshold = vectors, list(texts), float(threshold)
         self.notes = dict(notes or {})
-        self.centre = self._levelled(vectors).mean(0) if centre is None else centre
-        self._directions = self._direction(vectors)
         self._told: set[str] = set()
 
-    def distances(self, pooled: Tensor) -> Tensor:
-        """`[queries, instructions]` of `pooled [queries, d_model]`, on the CPU."""
-        return 1 - self._direction(pooled) @ self._directions.T
+    def distances(self, vectors: Tensor) -> Tensor:
+        """`[queries, instructions]` of `vectors [queries, d_model]`."""
+        return torch.cdist(vectors, self.vectors)
 
-    def nearest(self, pooled: Tensor, number: int = _NAMED) -> list[list[tuple[float, str]]]:
-        """For each of `pooled [queries, d_model]` the nearest instructions: (distance, text), the nearest first."""
-        found = self.distances(pooled).topk(min(number, len(self.texts)), largest=False)
+    def nearest(self, vectors: Tensor, number: int = _NAMED) -> list[list[tuple[float, str]]]:
+        """For each of `vectors [queries, d_model]` the nearest instructions: (distance, text), the nearest first."""
+        found = self.distances(vectors).topk(min(number, len(self.texts)), largest=False)
         return [
             [(distance, self.texts[place]) for distance, place in zip(row, places)]
             for row, places in zip(found.values.tolist(), found.indices.tolist())
         ]
 
-    def warn_of_far(self, pooled: Tensor, names: Sequence[str]):
+    def warn_of_far(self, vectors: Tensor, names: Sequence[str]):
         """Logs a warning for each instruction that is farther than the threshold, once for each name."""
-        for name, nearest in zip(names, self.nearest(pooled)):
-            if nearest[0][0] <= self.threshold or name in self._told:
+        for name, nearest in zip(names, self.nearest(vectors)):
+            distance = nearest[0][0]
+            if distance <= self.threshold or name in self._told:
                 continue
             self._told.add(name)
-            known = "; ".join(f"{text[:100]!r} ({distance:.2f})" for distance, text in nearest)
+            known = "; ".join(repr(text[:100]) for _, text in nearest)
             logger.warning(
-                f"the instruction {name[:100]!r} is far from all that this generator was finetuned on, and its "
-                f"adapter may be of no use: distances above {self.threshold:.2f} are rare for tasks of that kind. "
-                f"Nearest: {known}"
+                f"the instruction {name[:100]!r} is far from all that this generator was finetuned on "
+                f"({distance / self.threshold:.1f} times the distance that is usual for new tasks), and its adapter "
+                f"may be of no use. Nearest: {known}"
             )
 
     def save(self, folder: Union[str, os.PathLike]):
         """Writes both files, beside and then into place."""
-        tensors = {"vectors": self.vectors.half().contiguous(), "centre": self.centre.float().contiguous()}
-        described = {"threshold": self.threshold, **self.notes, "texts": self.texts}
         beside = {name: Path(folder) / f".{name}.{os.getpid()}" for name in (VECTORS_FILE, TEXTS_FILE)}
-        save_file(tensors, beside[VECTORS_FILE], metadata={"format": "pt"})
+        save_file({"vectors": self.vectors.contiguous()}, beside[VECTORS_FILE], metadata={"format": "pt"})
+        described = {"threshold": self.threshold, **self.notes, "texts": self.texts}
         beside[TEXTS_FILE].write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
         for name, path in beside.items():
             os.replace(path, Path(folder) / name)
-
-    @classmethod
-    def load(cls, vectors_file, texts_file) -> "InstructionIndex":
-        """Reads what `save` wrote."""
-        tensors, described = load_file(vectors_file), json.loads(Path(texts_file).read_text())
-        texts, threshold = described.pop("texts"), described.pop("threshold")
-        return cls(tensors["vectors"].float(), texts, threshold, tensors["centre"], described)
 
     @classmethod
     def find(cls, name_or_folder: str, revision: Optional[str] = None) -> Optional["InstructionIndex"]:
@@ -98,12 +90,8 @@ class InstructionIndex:
             files = [cached_file(name_or_folder, name, **options) for name in (VECTORS_FILE, TEXTS_FILE)]
         except OSError:  # no such repository
             return None
-        return cls.load(*files) if all(files) else None
-
-    @staticmethod
-    def _levelled(pooled: Tensor) -> Tensor:
-        pooled = pooled.detach().float().cpu()
-        return F.layer_norm(pooled, pooled.shape[-1:])  # as the hypernetwork does
-
-    def _direction(self, pooled: Tensor) -> Tensor:
-        return F.normalize(self._levelled(pooled) - self.centre, dim=-1)
+        if not all(files):
+            return None
+        described = json.loads(Path(files[1]).read_text())
+        texts, threshold = described.pop("texts"), described.pop("threshold")
+        return cls(load_file(files[0])["vectors"], texts, threshold, described)

@@ -38,6 +38,7 @@ from .fusion import (
 )
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
 from .instruction_cache import InstructionCache
+from .instruction_index import mean_embeddings
 from .instructions import instruction_text
 from .lora import (
     Application,
@@ -226,9 +227,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         def compute(new: list[tuple[int, ...]]) -> TagiAdapter:
             padded, mask = (x.to(self.device) for x in pad([list(key) for key in new], 0))
             with torch.no_grad(), evaluating(self):
-                adapter, pooled = self._read_and_write(padded, mask)
+                adapter = self.adapter_from_ids(padded, mask)
             if self.instruction_index is not None:
-                self.instruction_index.warn_of_far(pooled, [names[key] for key in new])
+                vectors = mean_embeddings(self.get_input_embeddings(), new)
+                self.instruction_index.warn_of_far(vectors, [names[key] for key in new])
             return adapter
 
         adapter = self.instruction_cache.adapters(self, keys, compute)
@@ -269,10 +271,6 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        return self._read_and_write(input_ids, attention_mask)[0]
-
-    def _read_and_write(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[TagiAdapter, Tensor]:
-        """The adapters, and the pooled instructions `[tasks, d_model]` that they were written from."""
         prefix = None
         if self.config.is_encoder_decoder:
             with applied(None):
@@ -288,12 +286,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 )[0]
             if cache is not None:
                 prefix = [torch.stack([getattr(layer, x) for layer in cache.layers], 1) for x in ("keys", "values")]
-        pooled = masked_mean(states, attention_mask)
-        a, b = self.hypernetwork(pooled)
+        a, b = self.hypernetwork(masked_mean(states, attention_mask))
         memory = None
         if self.config.fusion != "none":
             memory = self._memory(states, attention_mask, prefix)
-        return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory), pooled
+        return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory)
 
     def _memory(self, states: Tensor, mask: Tensor, prefix: Optional[list[Tensor]]) -> InstructionMemory:
         fields = {"mask": mask}

@@ -23,7 +23,7 @@ from .cards import (
 )
 from .checkpoints import require_backbone_for_others
 from .configuration_tagi import TagiConfig
-from .training.task_adapters import INDEX_FILE
+from .training.adapter_bank import INDEX_FILE
 from .uploads import STALE_ADAPTER, STALE_WEIGHTS, upload
 
 KINDS = ("run", "checkpoint", "adapter", "bank")

@@ -12,7 +12,7 @@ from modeling_tagi.cli import main
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.metrics import exact_match
-from modeling_tagi.training.task_adapters import AdapterBank
+from modeling_tagi.training.adapter_bank import AdapterBank
 
 
 @pytest.fixture(scope="module")

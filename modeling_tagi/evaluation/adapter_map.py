@@ -12,7 +12,7 @@ from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens, pad
-from ..training.task_adapters import AdapterBank
+from ..training.adapter_bank import AdapterBank
 
 _SKETCH = 64  # sides of the sketch of a module's ΔW
 _AT_ONCE = 32  # instructions

@@ -15,9 +15,9 @@ from ..data.tables import JSON_SUFFIXES, read_tables
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
+from ..training.adapter_bank import AdapterBank
 from ..training.run import SETTINGS_FILE, circumstances, quiet_libraries, write_text
 from ..training.settings import RunSettings, build_settings
-from ..training.task_adapters import AdapterBank
 from .evaluate import load_backbone, score_methods, spread, table
 from .predict import Answering
 from .report import write_report
@@ -95,7 +95,7 @@ def evaluate_checkpoint(
     TagiModel.config_class.from_pretrained(checkpoint)  # whether it is there, before data is read
     if baseline is not None:
         kind = PretrainedConfig.get_config_dict(baseline)[0].get("model_type")
-    bank = AdapterBank(task_adapters) if task_adapters is not None else None
+    bank = AdapterBank.open(task_adapters) if task_adapters is not None else None
     if bank is not None:
         bank.load()
     splits, train, leaks = read_splits(settings)

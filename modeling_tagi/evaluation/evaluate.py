@@ -10,8 +10,8 @@ from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
+from ..training.adapter_bank import AdapterBank
 from ..training.settings import EvaluationSettings, RunSettings
-from ..training.task_adapters import AdapterBank
 from .metrics import chance_and_majority, score
 from .oracle import oracle, two_folds
 from .predict import Answering, wrong_instructions

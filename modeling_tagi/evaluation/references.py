@@ -14,7 +14,7 @@ from ..instructions import instruction_text
 from ..lora import applied
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens, pad
-from ..training.task_adapters import AdapterBank
+from ..training.adapter_bank import AdapterBank
 from ..training.trainer import unchanged_randomness
 from .predict import Answering
 

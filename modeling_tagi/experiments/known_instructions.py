@@ -6,22 +6,21 @@ import torch
 from torch import Tensor
 
 from ..data.records import Record
-from ..evaluation.references import encode_instructions
-from ..instruction_index import InstructionIndex
+from ..instruction_index import InstructionIndex, mean_embeddings
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 
-_QUANTILE = 0.99
+TASK_QUANTILE, GROUP_QUANTILE = 0.99, 0.75
 
 
 def index_instructions(
     model: TagiModel, tokens: Tokens, train: Sequence[Record], most: int = 1000
 ) -> Optional[InstructionIndex]:
-    """An index of the train split's instructions, as `model` encodes them.
+    """An index of the train split's instructions.
 
-    What is far is found by leaving tasks out: for each instruction its distance to the nearest in the index of another
-    task, as for a new task of the same kind. Beyond the 99 % quantile of these is far.
+    What is far is found by leaving out what is known: it is farther from the nearest than 99 % of the instructions
+    are when their task is left out, and than 75 % of them are when their whole group is.
 
     Args:
         most: Instructions kept at most, spread over all of them.
@@ -29,26 +28,39 @@ def index_instructions(
     Returns:
         `None` if there is a single task, which nothing can be compared with.
     """
-    task_of: dict[str, str] = {}
+    first: dict[str, Record] = {}
     for record in train:
-        task_of.setdefault(instruction_text(record.instruction, record.demonstrations), record.task)
-    texts, tasks = list(task_of), list(task_of.values())
-    if len(set(tasks)) < 2:
-        return None
-    vectors = encode_instructions(model, tokens, texts)
+        first.setdefault(instruction_text(record.instruction, record.demonstrations), record)
+    texts = list(first)
+    vectors = mean_embeddings(model.get_input_embeddings(), [tokens.instruction(text) for text in texts])
     kept = spread_rows(vectors, most)
     index = InstructionIndex(vectors[kept], [texts[row] for row in kept], threshold=0.0)
-    numbers = {task: number for number, task in enumerate(dict.fromkeys(tasks))}
-    task_numbers = torch.tensor([numbers[task] for task in tasks])
+    distances = [
+        _left_out_distances(index, vectors, kept, [getattr(first[text], by) for text in texts])
+        for by in ("task", "group")
+    ]
+    if not len(distances[0]):
+        return None
+    found = [
+        float(d.quantile(q)) if len(d) else 0.0 for d, q in zip(distances, (TASK_QUANTILE, GROUP_QUANTILE))
+    ]
+    notes = {
+        "instructions": len(texts), "task_left_out": found[0], "task_quantile": TASK_QUANTILE,
+        "group_left_out": found[1], "group_quantile": GROUP_QUANTILE,
+    }  # fmt: skip
+    return InstructionIndex(index.vectors, index.texts, max(found), notes)
+
+
+def _left_out_distances(index: InstructionIndex, vectors: Tensor, kept: list[int], units: list[str]) -> Tensor:
+    """Of each instruction to the nearest in the index of another unit; those that have one."""
+    numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
+    unit = torch.tensor([numbers[name] for name in units])
     nearest = []
-    for start in range(0, len(texts), 1024):
-        distances = index.distances(vectors[start: start + 1024])
-        own = task_numbers[start: start + 1024, None] == task_numbers[kept]
-        nearest.append(distances.masked_fill(own, torch.inf).min(1).values)
+    for start in range(0, len(vectors), 1024):
+        own = unit[start: start + 1024, None] == unit[kept]
+        nearest.append(index.distances(vectors[start: start + 1024]).masked_fill(own, torch.inf).min(1).values)
     found = torch.cat(nearest)
-    threshold = found[found.isfinite()].quantile(_QUANTILE).item()
-    notes = {"instructions": len(texts), "tasks": len(numbers), "left_out_task_quantile": _QUANTILE}
-    return InstructionIndex(index.vectors, index.texts, threshold, notes=notes)
+    return found[found.isfinite()]
 
 
 def spread_rows(rows: Tensor, most: int) -> list[int]:

@@ -127,7 +127,7 @@ def stage_names(settings: RunSettings) -> list[str]:
     wanted = {
         "text": settings.text.steps,
         "prompted": settings.prompted.steps or settings.backbone.name is None,
-        "task_adapters": settings.task_adapters.steps and settings.task_adapters.path is None,
+        "task_adapters": settings.task_adapters.steps and not settings.task_adapters.given,
         "pretraining": settings.pretraining.steps,
         "finetuning": settings.finetuning.steps,
         "evaluation": True,

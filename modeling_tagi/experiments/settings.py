@@ -208,7 +208,7 @@ def _start(base: dict, fields: dict, folder: Path, study: StudySettings, starts:
         name = _name(method, seed, train_tasks)
         settings = build_settings(base, {**study.overrides, **shared, "label": method})
         settings.output_dir = str(folder / "cells" / name)
-        has_bank = settings.task_adapters.steps or settings.task_adapters.path is not None
+        has_bank = settings.task_adapters.steps or settings.task_adapters.given
         references = [r for r in study.references if r in START_REFERENCES and (has_bank or r != "nearest_adapter")]
         # once for each seed: with the start that is the study's, and not a method's own
         settings.evaluation.references = ["prompted", *(references if not alike else [])]
@@ -230,6 +230,6 @@ def _begin_at(settings: RunSettings, start: RunSettings):
         settings.backbone = copy.deepcopy(settings.backbone)
         settings.backbone.name, settings.backbone.revision = str(folder / "stages" / last / "backbone"), None
         settings.text.steps = settings.prompted.steps = 0
-    if settings.finetuning.objective().needs_teacher and settings.task_adapters.path is None:
+    if settings.finetuning.objective().needs_teacher and not settings.task_adapters.given:
         settings.task_adapters.path = str(folder / "task_adapters")
     settings.task_adapters.steps = 0

@@ -3,6 +3,7 @@
 _NO_TEACHER = {
     "task_adapters.steps": 0,
     "task_adapters.path": None,
+    "task_adapters.collection": None,
     "finetuning.distillation_weight": 0.0,
     "finetuning.alignment": "none",
 }

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -127,7 +128,9 @@ class TaskSettings(StageSettings):
 class AdapterSettings(StageSettings):
     """
     Args:
-        path: A folder of task adapters to use instead of tuning them.
+        path: A bank of task adapters to use instead of tuning them: its folder, or its repository on the Hub.
+        collection: PEFT LoRAs of others to use instead of tuning them: task (or group) to folder or repository, such
+            as `{task363_sst2: user/name@revision}`; or a YAML or JSON file of that. `reads` says how they were tuned.
         by: One adapter a `group` (the paper) or a `task`.
         reads: What the model reads when they are tuned, and as a teacher: the `prompt` (instruction and input; the
             paper), or the `input`, so that all that is to be known of the task is in its adapter.
@@ -137,11 +140,37 @@ class AdapterSettings(StageSettings):
     """
 
     path: Optional[str] = None
+    collection: Union[dict, str, None] = None
     by: str = "group"
     reads: str = "prompt"
     at_once: int = 32
     examples_per_task: int = 8
     max_grad_norm: float = 0.0
+
+    @property
+    def given(self) -> bool:
+        """Whether adapters are used that are there already."""
+        return self.path is not None or self.collection is not None
+
+    def sources(self) -> dict[str, str]:
+        """Of `collection`, read from its file if it is one.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no mapping from names to texts.
+        """
+        found = self.collection
+        if isinstance(found, str):
+            file = Path(os.path.expandvars(found))
+            if not file.is_file():
+                raise FileNotFoundError(f"task_adapters.collection names the file {file}, which is not there")
+            found = read_yaml(file)
+        if not found or not all(isinstance(x, str) and x for pair in found.items() for x in pair):
+            raise ValueError(
+                f"task_adapters.collection is {self.collection!r:.200}, but must hold a folder or repository for each "
+                "of at least one task"
+            )
+        return found
 
 
 @dataclass
@@ -265,7 +294,11 @@ class RunSettings:
     def __post_init__(self):
         if self.push_every and self.push_to_hub is None:
             raise ValueError(f"push_every is {self.push_every}, but there is nowhere to push to: give push_to_hub")
-        without = self.task_adapters.steps == 0 and self.task_adapters.path is None
+        without = self.task_adapters.steps == 0 and not self.task_adapters.given
+        if self.task_adapters.path is not None and self.task_adapters.collection is not None:
+            raise ValueError("task_adapters has a path and a collection; give one of them")
+        if isinstance(self.task_adapters.collection, dict):
+            self.task_adapters.sources()
         for name, allowed in _NAMED_VALUES.items():
             section, field_name = name.split(".")
             value = getattr(getattr(self, section), field_name)
@@ -274,7 +307,7 @@ class RunSettings:
         if "nearest_adapter" in self.evaluation.references and without:
             raise ValueError(
                 "evaluation.references has 'nearest_adapter', but there are no task adapters: give "
-                "task_adapters.steps or task_adapters.path"
+                "task_adapters.steps, path or collection"
             )
         if "oracle" in self.evaluation.references and self.evaluation.oracle.steps < 1:
             raise ValueError("evaluation.oracle.steps is 0, but the oracle has to be tuned: give at least 1")
@@ -319,8 +352,8 @@ class RunSettings:
             )
         if self.finetuning.steps and objective.needs_teacher and without:
             raise ValueError(
-                "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps or "
-                "task_adapters.path, or set finetuning.distillation_weight to 0 and finetuning.alignment to none"
+                "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps, path or "
+                "collection, or set finetuning.distillation_weight to 0 and finetuning.alignment to none"
             )
 
 

@@ -31,9 +31,10 @@ from ..fit import fingerprint
 from ..instructions import OUTPUT_HEAD, instruction_text, prompt_text
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens
+from .adapter_bank import AdapterBank
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
-from .task_adapters import AdapterBank, AdapterTuner
+from .task_adapters import AdapterTuner
 from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
 
 COMPLETE_FILE = "complete"
@@ -68,11 +69,14 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
             raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
     config = TagiConfig(_backbone_config(settings, len(tokenizer)), **settings.tagi)
     objective = settings.finetuning.objective()
-    if settings.task_adapters.path is not None:
-        bank = AdapterBank(settings.task_adapters.path)
-        with torch.device("meta"):
-            _require_like(bank, TagiModel(config), ranks=objective.needs_teacher and objective.alignment == "factors")
+    bank = _given_bank(settings)
+    if bank is not None:
         _kind_of(bank.numbers(), splits["train"])
+        taught = settings.backbone.name is None or settings.text.steps or settings.prompted.steps
+        bank.require_backbone(None if taught else settings.backbone.name, settings.backbone.revision)
+        with torch.device("meta"):
+            model = TagiModel(config)
+        bank.require_like(model, ranks=objective.needs_teacher and objective.alignment == "factors")
     tokens = Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length)
     texts = {(r.instruction, r.demonstrations): r for records in splits.values() for r in records}
     lengths = {key: len(tokens.instruction(instruction_text(*key))) for key in texts}
@@ -179,9 +183,9 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
     `model` is only used, not changed: its backbone, and the A that all adapters start from.
     """
     settings = run.settings.task_adapters
-    if settings.path is not None:
-        bank = AdapterBank(settings.path)
-        bank.load()
+    bank = _given_bank(run.settings)
+    if bank is not None:
+        bank.require_like(model, ranks=False)  # again, now that there are weights
         return bank
     if not settings.steps:
         return None
@@ -277,7 +281,7 @@ def finetuned_model(
             if run.settings.pretraining.steps and settings.train != "generator":
                 start = start_model(run, source, revision)
             backbone = start.backbone if settings.train == "generator" else frozen_copy(start.backbone)
-            _require_like(bank, model, ranks=objective.alignment == "factors")
+            bank.require_like(start, ranks=objective.alignment == "factors")
             teacher, numbers = Teacher(backbone.to(_device(run)), bank.load().to(_device(run))), bank.numbers()
             by = _kind_of(numbers, train)
         _set_trainable(model, run.settings)
@@ -457,17 +461,12 @@ def _save_trained(run: Run, stage: Stage, model: TagiModel):
         model.save_pretrained(beside)
 
 
-def _require_like(bank: AdapterBank, model: TagiModel, ranks: bool):
-    """Refuses a bank whose adapters are not of the generator's modules and, if `ranks`, of its rank."""
-    kept = slice(None) if ranks else slice(1, None)
-    shapes = {path: tuple(a.shape[1:])[kept] for path, a in bank.load().lora_a.items()}
-    ours = {path: tuple(a.shape)[kept] for path, a in model.hypernetwork.shared_factors().items()}
-    if shapes != ours:
-        path = next(path for path in {**shapes, **ours} if shapes.get(path) != ours.get(path))
-        raise ValueError(
-            f"{bank.folder}: the task adapters' A of {path!r} is {shapes.get(path, 'missing')}, the generator's "
-            f"{ours.get(path, 'missing')}; set tagi.r and tagi.target_modules as the adapters have them"
-        )
+def _given_bank(settings: RunSettings) -> Optional[AdapterBank]:
+    """The task adapters that are there already; `None` if they are to be tuned, or not needed."""
+    given = settings.task_adapters
+    if given.collection is not None:
+        return AdapterBank.of(given.sources(), given.reads)
+    return AdapterBank.open(given.path) if given.path is not None else None
 
 
 def _kind_of(numbers: dict[str, int], train: Sequence[Record]) -> str:
@@ -476,7 +475,7 @@ def _kind_of(numbers: dict[str, int], train: Sequence[Record]) -> str:
     if not any(found.values()):
         raise ValueError(
             f"the bank's adapters are for {', '.join(list(numbers)[:3])}, …; none of them is a task or group of the "
-            "train split: check task_adapters.path"
+            "train split: check task_adapters"
         )
     return max(found, key=found.get)
 

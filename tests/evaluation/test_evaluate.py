@@ -13,8 +13,8 @@ from modeling_tagi.evaluation.metrics import normalise_answer
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.evaluation.statistics import bootstrap_interval
 from modeling_tagi.tokens import Tokens
+from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.settings import build_settings
-from modeling_tagi.training.task_adapters import AdapterBank
 
 
 class Scripted:

@@ -13,7 +13,7 @@ from modeling_tagi.evaluation.references import (
 )
 from modeling_tagi.hypernetwork import masked_mean
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.task_adapters import AdapterBank
+from modeling_tagi.training.adapter_bank import AdapterBank
 
 FAMILIES = ("t5", "llama")
 

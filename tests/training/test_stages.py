@@ -11,9 +11,9 @@ from modeling_tagi import TagiModel
 from modeling_tagi.data.records import Record
 from modeling_tagi.fit import require_fit
 from modeling_tagi.training import stages
+from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
-from modeling_tagi.training.task_adapters import AdapterBank
 from modeling_tagi.training.trainer import Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
@@ -262,7 +262,9 @@ def test_a_bank_of_an_earlier_run_can_be_used(make_run, records, uninterrupted, 
 
 def test_a_bank_for_other_tasks_is_refused(make_run, records, uninterrupted):
     source = str(uninterrupted[0].folder / "task_adapters")
-    run = make_run("other", task_adapters={"path": source}, pretraining={"steps": 0}, prompted={"steps": 0})
+    taught = {"name": str(uninterrupted[0].folder / "stages" / "prompted" / "backbone")}
+    run = make_run("other", backbone=taught, task_adapters={"path": source}, pretraining={"steps": 0},
+                   prompted={"steps": 0})  # fmt: skip
     others = [Record(r.task + "2", r.instruction, r.input, r.targets, r.group + "2") for r in records]
     with pytest.raises(ValueError, match="the bank's adapters are for one, two, …; none of them is a task or group"):
         go(run, others)
@@ -291,10 +293,11 @@ def test_a_bank_of_another_rank_is_refused_where_factors_are_compared(make_run, 
     run = make_run("bank")
     go(run, records)
     bank = stages.AdapterBank(run.folder / "task_adapters")
-    other = stages.start_model(make_run("ranks", tagi={"r": 3}), run.settings.backbone.name, None)
-    with pytest.raises(ValueError, match="task adapters' A of .* set tagi.r and tagi.target_modules"):
-        stages._require_like(bank, other, ranks=True)
-    stages._require_like(bank, other, ranks=False)
+    taught = str(run.folder / "stages" / "prompted" / "backbone")
+    other = stages.start_model(make_run("ranks", tagi={"r": 3}), taught, None)
+    with pytest.raises(ValueError, match="its A of .*set tagi.r and tagi.target_modules .*alignment to delta"):
+        bank.require_like(other, ranks=True)
+    bank.require_like(other, ranks=False)
 
 
 @pytest.mark.parametrize("family", ["t5", "llama"])

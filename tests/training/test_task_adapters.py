@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.trainer_callback import PrinterCallback
 
 from modeling_tagi.data.collate import RecordCollator
+from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.settings import AdapterSettings
-from modeling_tagi.training.task_adapters import AdapterBank, AdapterTuner
+from modeling_tagi.training.task_adapters import AdapterTuner
 from modeling_tagi.training.trainer import Drawn, TagiTrainer
 
 FAMILIES = ("t5", "llama")
