@@ -15,8 +15,8 @@ from pathlib import Path
 from modeling_tagi.commands.parsing import fields
 from modeling_tagi.evaluation.evaluate import table
 from modeling_tagi.experiments.run import run_experiment
+from modeling_tagi.hub_errors import HubError
 from modeling_tagi.training.settings import RunSettings, load_settings
-from modeling_tagi.uploads import UploadError
 
 QUICKSTART = str(Path(__file__).parent / "hub_configs" / "quickstart.yaml")
 
@@ -53,5 +53,5 @@ def parse(arguments=None) -> RunSettings:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (ValueError, FileNotFoundError, UploadError) as error:
+    except (ValueError, FileNotFoundError, HubError) as error:
         sys.exit(f"train.py: {error}")

@@ -263,7 +263,7 @@ class TagiAdapter:
 
         Raises:
             ValueError: if there is not exactly one task, or the repository has such a tag.
-            UploadError: an OSError that says in one line why the upload did not come about.
+            HubError: an OSError that says in one line why the upload did not come about.
         """
         if len(self) != 1:
             raise ValueError(

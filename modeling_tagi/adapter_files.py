@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import is_peft_available, logging
 
+from .hub_errors import said_in_one_line
+
 if is_peft_available():
     from peft import LoraConfig
 
@@ -69,6 +71,7 @@ def read_adapter(
 
     Raises:
         FileNotFoundError: if a file of the folder is missing.
+        HubError: an OSError that says in one line why it could not be downloaded.
         ValueError: if it is another kind of adapter.
     """
     locate = _locator(name_or_folder, revision, token)
@@ -159,12 +162,13 @@ def _locator(name_or_folder, revision, token) -> Callable[..., Optional[Path]]:
             )
         if folder.is_absolute() or str(name_or_folder).count("/") > 1:
             raise FileNotFoundError(f"there is no folder {folder}, and it is no repository name (user/name) either")
-        try:
-            return Path(hf_hub_download(str(name_or_folder), name, revision=revision, token=token))
-        except EntryNotFoundError as error:
-            if optional and not isinstance(error, LocalEntryNotFoundError):
-                return None
-            raise
+        with said_in_one_line(str(name_or_folder), "load"):
+            try:
+                return Path(hf_hub_download(str(name_or_folder), name, revision=revision, token=token))
+            except EntryNotFoundError as error:
+                if optional and not isinstance(error, LocalEntryNotFoundError):
+                    return None
+                raise
 
     return locate
 

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from .backbone_hash import backbone_hash
 from .cards import checkpoint_card, is_repository
 from .configuration_tagi import TagiConfig
+from .hub_errors import said_in_one_line
 from .instruction_index import InstructionIndex
 from .uploads import STALE_WEIGHTS, require_right_to_push, upload
 
@@ -87,7 +88,8 @@ class CheckpointMixin:
         if not hasattr(config, "backbone_config"):
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             hub = {name: kwargs[name] for name in names if name in kwargs}
-            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+            with said_in_one_line(str(pretrained_model_name_or_path), "load"):
+                config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
         if config.backbone_config is None:
             raise OSError(
                 f"{pretrained_model_name_or_path} has no config.json of a TAGI model (with a backbone_config); name a "
@@ -105,9 +107,10 @@ class CheckpointMixin:
             buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
             # transformers reads the source of a class's module
             loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": _generators_state_dict})
-        model, info = super(CheckpointMixin, loader).from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
+        with said_in_one_line(str(pretrained_model_name_or_path), "load"):
+            model, info = super(CheckpointMixin, loader).from_pretrained(
+                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
         model.__class__ = cls
         if is_quantized(model.backbone):
             _generator_beside(model)
@@ -197,7 +200,7 @@ class CheckpointMixin:
             include_backbone: As for `save_pretrained`.
 
         Raises:
-            UploadError: an OSError that says in one line why it did not come about.
+            HubError: an OSError that says in one line why it did not come about.
             ValueError: if the backbone is left out but is not to be had elsewhere, or there is such a tag.
         """
         include = self.config.backbone_in_checkpoint if include_backbone is None else include_backbone

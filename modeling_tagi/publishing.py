@@ -57,7 +57,7 @@ def push_folder(
     Raises:
         FileNotFoundError: if the folder is not there, is none of these, or lacks a file.
         ValueError: for a broken or unfit folder, files that must not go up, or a tag that exists.
-        UploadError: an OSError; if the upload did not come about. Nothing has changed on the Hub then.
+        HubError: an OSError; if the upload did not come about. Nothing has changed on the Hub then.
     """
     folder = Path(folder)
     kind = kind_of(folder)

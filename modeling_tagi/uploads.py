@@ -3,20 +3,14 @@
 import fnmatch
 import os
 import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Optional, Sequence, Union
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import EntryNotFoundError
 
 from .cards import CARD_FILE, is_edited
+from .hub_errors import said_in_one_line
 
 # What could be left behind by another save, and would be read in place of the new files.
 STALE_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -26,17 +20,6 @@ _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth
 _TRAINING_STATES = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "scaler*", "global_step*")
 _TOKENS = re.compile(rb"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{32,})\b")
 _READ_FOR_TOKENS = 10_000_000  # bytes; texts are smaller
-_GOES_ON = "nothing was changed there, and the same call goes on where this one stopped"
-_BY_STATUS = {
-    401: "the Hub does not know the token; make one at https://huggingface.co/settings/tokens and log in anew "
-         "(HF_TOKEN, where it is set, comes before `hf auth login`)",
-    403: "the token may not write there; make one that may at https://huggingface.co/settings/tokens, or push to a "
-         "repository of your own",
-}  # fmt: skip
-
-
-class UploadError(OSError):
-    """An upload that did not come about, in one line: why, and how to go on."""
 
 
 def require_right_to_push(repo_id: str, private: bool = False, token: Optional[str] = None) -> str:
@@ -46,10 +29,10 @@ def require_right_to_push(repo_id: str, private: bool = False, token: Optional[s
         The repository's whole name, with its owner.
 
     Raises:
-        UploadError: if there is no token, or it is wrong, or may not write there.
+        HubError: if there is no token, or it is wrong, or may not write there.
         ValueError: if `repo_id` is no name of a repository.
     """
-    with said_in_one_line(repo_id):
+    with said_in_one_line(repo_id, "push to"):
         api = HfApi(token=token)
         api.whoami()  # else a wrong token would be said to be a repository that is not there
         repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
@@ -91,13 +74,13 @@ def upload(
         The commit, which is its address as a text.
 
     Raises:
-        UploadError: if it did not come about; nothing has changed on the Hub.
+        HubError: if it did not come about; nothing has changed on the Hub.
         ValueError: for files that must not go up, a card that the Hub does not take, a tag that exists.
     """
     folder = Path(folder)
     files = files_to_publish(folder, token)
     repo_id = require_right_to_push(repo_id, private, token)
-    with said_in_one_line(repo_id):
+    with said_in_one_line(repo_id, "push to"):
         api = HfApi(token=token)
         if tag is not None and tag in {ref.name for ref in api.list_repo_refs(repo_id).tags}:
             raise ValueError(f"{repo_id} has a tag {tag!r} already; choose another, or delete that one first")
@@ -191,48 +174,3 @@ def _card_on_the_hub(api: HfApi, repo_id: str, revision: Optional[str]) -> Optio
         return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_text(encoding="utf-8")
     except EntryNotFoundError:
         return None
-
-
-@contextmanager
-def said_in_one_line(repo_id: str):
-    """Turns what the client raises into one line that says what to do.
-
-    Raises:
-        UploadError: for anything about rights and connections.
-        ValueError: for what the caller can mend.
-    """
-    try:
-        yield
-    except Exception as error:
-        plain = error if isinstance(error, UploadError) else _plain(error, repo_id)
-        if plain is error:
-            raise
-        raise plain from error
-
-
-def _plain(error: Exception, repo_id: str) -> Exception:
-    """The error that says it in one line; `error` itself if it is none of the Hub's."""
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # the client's, around that of one file
-        error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, HFValidationError):
-        return ValueError(f"{repo_id!r} is no name of a repository, such as user/name")
-    if isinstance(error, LocalTokenNotFoundError):
-        why = "there is no token; run `hf auth login`, or set HF_TOKEN"
-    elif isinstance(error, OfflineModeIsEnabled):
-        why = "HF_HUB_OFFLINE is set; unset it"
-    elif isinstance(error, RepositoryNotFoundError):
-        why = "there is none, or the token may not see it"
-    elif status in _BY_STATUS:
-        why = _BY_STATUS[status]
-    elif isinstance(error, ValueError):  # something that the caller can mend
-        return ValueError(text)
-    elif status is not None:
-        why = f"{text}; {_GOES_ON}"
-    # the client's transport (httpx, or a successor) has errors that are no OSError
-    elif isinstance(error, OSError) or type(error).__module__.startswith("httpx"):
-        why = f"the connection broke off ({text}); {_GOES_ON}"
-    else:
-        return error
-    return UploadError(f"cannot push to {repo_id}: {why}")

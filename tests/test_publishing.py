@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard, snapshot_download
 from peft import PeftModel
 
 from modeling_tagi import TagiAdapter, TagiModel
+from modeling_tagi.hub_errors import HubError
 from modeling_tagi.publishing import kind_of, push_folder
 from modeling_tagi.training.task_adapters import AdapterBank
-from modeling_tagi.uploads import UploadError
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_names_a_folder_of_ones_own_is_not_pushed(hub, make_ba
 
 def test_a_wrong_token_is_one_line_and_the_folder_stays(hub, checkpoint, monkeypatch, tmp_path):
     log_in(hub, monkeypatch, tmp_path, "hf_wrong")
-    with pytest.raises(UploadError) as error:
+    with pytest.raises(HubError) as error:
         push_folder(checkpoint, "user/one")
     assert "\n" not in str(error.value) and "does not know the token" in str(error.value)
     assert json.loads((checkpoint / "config.json").read_text())["model_type"] == "tagi"

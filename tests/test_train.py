@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from hub_stand_in import log_in
 from safetensors.torch import load_file
 from tiny import tiny_settings, write_tiny_data
 
@@ -59,6 +60,25 @@ def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, mon
     assert isinstance(ended.value.code, str) and "\n" not in ended.value.code  # python prints it and exits with 1
     assert ended.value.code.startswith("train.py: ") and re.search(message, ended.value.code)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "token, repository, why",
+    [("hf_wrong", "user/one", "does not know the token"), (None, "user/one", "there is no token"),
+     ("hf_x", "org/one", "may not do that there"), ("hf_x", "not a name", "is no name of a repository")],
+)  # fmt: skip
+def test_a_push_that_will_not_be_let_in_ends_the_run_before_it_begins(
+    config, hub, monkeypatch, tmp_path, token, repository, why
+):
+    log_in(hub, monkeypatch, tmp_path, token)
+    monkeypatch.setenv("TAGI_TINY", str(config.parent))
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(out), "--push_to_hub", repository])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert isinstance(ended.value.code, str) and "\n" not in ended.value.code
+    assert re.match(f"train.py: .*{why}", ended.value.code) and "hf_wrong" not in ended.value.code
+    assert not out.exists() and not hub.repositories
 
 
 def test_a_name_without_a_value_is_refused(monkeypatch, capsys):

@@ -7,7 +7,8 @@ from hub_stand_in import log_in
 from huggingface_hub import constants, snapshot_download
 
 from modeling_tagi.cards import CARD_FILE
-from modeling_tagi.uploads import UploadError, require_right_to_push, upload
+from modeling_tagi.hub_errors import HubError
+from modeling_tagi.uploads import require_right_to_push, upload
 
 WEIGHTS = "model.safetensors"
 
@@ -49,8 +50,8 @@ def test_a_name_without_an_owner_is_ones_own(hub, folder):
     [
         (None, "user/one", ["there is no token", "hf auth login"]),
         ("hf_wrong", "user/one", ["does not know the token", "HF_TOKEN"]),
-        ("hf_reader", "user/one", ["may not write there"]),
-        ("hf_x", "org/theirs", ["org/theirs", "may not write there"]),
+        ("hf_reader", "user/one", ["may not do that there"]),
+        ("hf_x", "org/theirs", ["org/theirs", "may not do that there"]),
     ],
 )
 def test_who_may_not_push_is_told_before_anything_happens(
@@ -58,7 +59,7 @@ def test_who_may_not_push_is_told_before_anything_happens(
 ):
     log_in(hub, monkeypatch, tmp_path, token)
     for act in (lambda: require_right_to_push(repository), lambda: upload(folder, repository)):
-        with pytest.raises(UploadError) as error:
+        with pytest.raises(HubError) as error:
             act()
         one_line(error, "cannot push to", *words)
         assert token is None or token not in str(error.value)
@@ -74,9 +75,9 @@ def test_a_token_can_be_given(hub, folder, monkeypatch, tmp_path):
 def test_a_repository_of_others_that_exists_is_not_written_to(hub, folder):
     upload(folder, "user/one")
     hub.repositories["org/theirs"] = hub.repositories.pop("user/one")
-    with pytest.raises(UploadError) as error:
+    with pytest.raises(HubError) as error:
         require_right_to_push("org/theirs")
-    one_line(error, "may not write there")
+    one_line(error, "may not do that there")
 
 
 def test_what_is_no_name_and_being_offline_are_said(hub, folder, monkeypatch):
@@ -84,7 +85,7 @@ def test_what_is_no_name_and_being_offline_are_said(hub, folder, monkeypatch):
         upload(folder, "a/b/c")
     one_line(error)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UploadError, match="HF_HUB_OFFLINE is set") as error:
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE is set") as error:
         upload(folder, "user/one")
     one_line(error)
 
@@ -142,7 +143,7 @@ def test_an_upload_that_broke_off_has_changed_nothing_and_goes_on(hub, folder, a
         return f"{command} {path}".startswith(at) and (at != "PUT /upload" or sum("upload/" in x for x in begun) > 1)
 
     hub.breaks = breaks
-    with pytest.raises(UploadError) as error:
+    with pytest.raises(HubError) as error:
         upload(folder, "user/one")
     one_line(error, "cannot push to user/one", "nothing was changed there", "the same call goes on")
     assert hub.revision("user/one") == before

@@ -14,7 +14,7 @@ def repository_of(settings: RunSettings) -> Optional[str]:
     """The repository that a run is pushed to; it is there, and may be written to, from now on.
 
     Raises:
-        UploadError: if not, before any long work.
+        HubError: if not, before any long work.
     """
     if settings.push_to_hub is None:
         return None

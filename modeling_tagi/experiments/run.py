@@ -39,9 +39,11 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
 
     Raises:
         ValueError, FileNotFoundError: for settings or data that cannot be used, before any long work.
+        HubError: if it is to be pushed, and may not be; before anything else.
     """
     began = time.monotonic()
     quiet_libraries()
+    repo_id = repository_of(settings)  # first of all: a wrong token is found in a second, data is read in minutes
 
     # data
     splits, text, leaks = read_source(
@@ -60,7 +62,6 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     # model and training
     tokenizer = stages.read_tokenizer(settings, train, text)
     stages.check_model(settings, tokenizer, splits, text)
-    repo_id = repository_of(settings)
     run = Run(settings, stage_names(settings))
     backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
     start = stages.start_model(run, backbone, revision)

@@ -133,7 +133,7 @@ def cells(study: StudySettings) -> list[Cell]:
     Raises:
         ValueError: for a method or a field that does not exist, or a cell that is in two grids with other settings.
     """
-    base, folder = read_recipe(study.config), Path(study.output_dir)
+    base, folder = {**read_recipe(study.config), **_NOT_PUSHED}, Path(study.output_dir)
     starts: dict[str, Cell] = {}
     made: dict[str, Cell] = {}
     with_references = _with_references(study)
@@ -142,7 +142,7 @@ def cells(study: StudySettings) -> list[Cell]:
             for train_tasks in grid.train_tasks:
                 for entry in grid.methods:
                     method, preset, own = _method(entry)
-                    common = {**study.overrides, "seed": seed, "train_tasks": train_tasks, **_NOT_PUSHED}
+                    common = {**study.overrides, "seed": seed, "train_tasks": train_tasks}
                     start = _start(base, {**common, **own}, folder, study, starts)
                     name = _name(method, seed, train_tasks)
                     scored = TAGI_REFERENCES if method == with_references else ()

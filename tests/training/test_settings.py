@@ -127,3 +127,12 @@ def test_a_missing_config_is_named(tmp_path):
 def test_settings_that_do_not_go_together_are_refused(load, text, message):
     with pytest.raises(ValueError, match=message):
         load(text)
+
+
+def test_pushing_needs_a_place_and_is_left_out_of_studies(load, tmp_path):
+    with pytest.raises(ValueError, match="push_every is 5, but there is nowhere to push to: give push_to_hub"):
+        load("push_every: 5")
+    assert load("{push_to_hub: user/one, push_every: 5, push_private: true}").push_private is True
+    (tmp_path / "study.yaml").write_text("{config: mine.yaml, methods: [tagi], seeds: [0]}")
+    made = cells(load_study(tmp_path / "study.yaml"))
+    assert made and all(cell.settings.push_to_hub is None for cell in made)
