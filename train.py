@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from modeling_tagi.commands.parsing import fields
 from modeling_tagi.evaluation.evaluate import table
 from modeling_tagi.experiments.run import run_experiment
 from modeling_tagi.hub_errors import HubError
@@ -42,12 +43,10 @@ def parse(arguments=None) -> RunSettings:
     has_config = bool(arguments) and not arguments[0].startswith("-")
     known, _ = parser.parse_known_args(arguments[:1] if has_config or arguments[:1] in (["-h"], ["--help"]) else [])
     rest = arguments[1:] if has_config else arguments
-    overrides = {}
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--") or not (equals or rest):
-            parser.error(f"{name!r} is no field with a value; fields are given as --field value")
-        overrides[name[2:]] = value if equals else rest.pop(0)
+    try:
+        overrides = fields(rest)
+    except ValueError as error:
+        parser.error(str(error))
     return load_settings(known.config, overrides)
 
 

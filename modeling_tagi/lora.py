@@ -90,7 +90,8 @@ class TaskStates:
 
 
 class _InForce(threading.local):  # and no ContextVar, which torch.compile cannot trace
-    application: Optional[Application] = None
+    def __init__(self):  # in every thread; a class's own None would be what torch 2.8 compiles
+        self.application: Optional[Application] = None
 
 
 _IN_FORCE = _InForce()
@@ -137,7 +138,7 @@ def _dimensions(module: nn.Module) -> tuple[int, int]:
 
 def hook_once(module: nn.Module, hook: Callable):
     """Registers a forward hook, unless `module` has it: from another model that shares it, or by a copy."""
-    if hook in module._forward_hooks.values():
+    if hook in list(module._forward_hooks.values()):  # a list: torch 2.8 compiles no search of the values themselves
         return
     module.register_forward_hook(hook, prepend=hook is lora_hook)  # before a memory_hook, which lengthens the output
     if hook is memory_hook:
@@ -146,7 +147,7 @@ def hook_once(module: nn.Module, hook: Callable):
 
 def pre_hook_once(module: nn.Module, hook: Callable):
     """As `hook_once`, for a forward pre-hook that takes keyword arguments."""
-    if hook not in module._forward_pre_hooks.values():
+    if hook not in list(module._forward_pre_hooks.values()):
         module.register_forward_pre_hook(hook, with_kwargs=True)
 
 

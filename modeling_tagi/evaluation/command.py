@@ -146,14 +146,18 @@ def evaluate_checkpoint(
 
 def shown(results: dict) -> str:
     """The tables, and what must be known to read them."""
+    notes = [*shown_notes(results), f"references are made with {results['baseline']}"]
+    return table(results) + "\n\n" + "\n".join(f"* {note}" for note in notes)
+
+
+def shown_notes(results: dict) -> list[str]:
+    """What must be known to read the tables of scores."""
     unchecked = ["no train split came with the data, so nothing was checked for what training may have seen"]
-    notes = [
+    return [
         "scores in per cent, means over tasks with 95 % intervals",
-        f"references are made with {results['baseline']}",
         *results["notes"],
         *(unchecked if results["leaks"] is None else []),
     ]
-    return table(results) + "\n\n" + "\n".join(f"* {note}" for note in notes)
 
 
 def read_splits(settings: RunSettings) -> tuple[Splits, list[Record], Optional[dict]]:

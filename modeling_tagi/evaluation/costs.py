@@ -21,6 +21,7 @@ from ..instructions import instruction_text
 from ..tokens import Tokens
 from ..training.run import quiet_libraries, write_text
 from .flops import PARTS, Lengths, TaskFlops
+from .markdown import markdown_table
 
 # Each method's fusion; `None`: the backbone, prompted. Hypter and HyperTuning differ in training alone.
 METHODS = {
@@ -256,7 +257,8 @@ def tables(made: dict) -> str:
          f"{cost['paper_formula']:.3f}", f"{cost['methods']['prompted']['flops'] / 1e12:.1f}"]
         for cost in costs
     ]  # fmt: skip
-    lines += ["", *_rows(["setting", "backbone", *METHODS, "paper's formula", "prompted, TFLOP"], rows, text=2)]
+    heads = ["setting", "backbone", *METHODS, "paper's formula", "prompted, TFLOP"]
+    lines += ["", *markdown_table(heads, rows, text=2)]
 
     lines += ["", "Where TAGI's FLOPs go, in shares of prompting's:", ""]
     rows = []
@@ -264,18 +266,18 @@ def tables(made: dict) -> str:
         tagi, base = cost["methods"]["tagi"], cost["methods"]["prompted"]["flops"]
         parts = [f"{tagi['parts'][part] / base:.3f}" for part in PARTS]
         rows.append([cost["setting"], cost["backbone"], *parts, f"{tagi['relative']:.3f}"])
-    lines += _rows(["setting", "backbone", *PARTS, "all"], rows, text=2)
+    lines += markdown_table(["setting", "backbone", *PARTS, "all"], rows, text=2)
 
     lines += ["", "What would make TAGI cheaper, relative to prompting:", ""]
     heads = [f"{cost['setting']}, {cost['backbone']}" for cost in costs]
     rows = [[way, *(f"{cost['ways_to_cheaper'][way]:.3f}" for cost in costs)] for way in costs[0]["ways_to_cheaper"]]
-    lines += _rows(["TAGI", *heads], rows)
+    lines += markdown_table(["TAGI", *heads], rows)
 
     first = [cost for cost in costs if cost["setting"] == settings[0]]
     goal = "Shortest instruction, in tokens, with which TAGI costs no more than a goal, inputs and targets being as in"
     lines += ["", f"{goal} {settings[0]}:", ""]
     rows = [[goal, *(str(cost["instruction_for"][goal] or "none") for cost in first)] for goal in map(str, GOALS)]
-    lines += _rows(["goal", *(cost["backbone"] for cost in first)], rows)
+    lines += markdown_table(["goal", *(cost["backbone"] for cost in first)], rows)
 
     lines += ["", f"TAGI on {costs[0]['backbone']}, task by task:", ""]
     rows = [
@@ -283,13 +285,8 @@ def tables(made: dict) -> str:
          f"{row['tagi']:.3f}"]
         for setting in settings for row in made["tasks"][setting]
     ]  # fmt: skip
-    return "\n".join(lines + _rows(["setting", "task", "instruction", "input", "target", "tagi"], rows, text=2))
-
-
-def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> list[str]:
-    """Lines of a Markdown table, of which the first `text` columns are not numbers."""
-    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
-    return [lines[0], "|" + " --- |" * text + " ---: |" * (len(heads) - text), *lines[1:]]
+    heads = ["setting", "task", "instruction", "input", "target", "tagi"]
+    return "\n".join(lines + markdown_table(heads, rows, text=2))
 
 
 def main(arguments=None) -> int:

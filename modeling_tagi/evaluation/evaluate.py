@@ -194,11 +194,11 @@ def evaluate_split(
                     interval = bootstrap_interval(list(_by_task(own, column).values()))
                     own[column] = round(interval.mean, 2)
                     own[f"{column}_interval"] = [round(interval.low, 2), round(interval.high, 2)]
-        differences = _differences(scores, pairs)
+        differing = differences(scores, pairs)
     floors = chance_and_majority(records)
     return {
         "methods": scores,
-        "differences": differences,
+        "differences": differing,
         **{name: None if floors[name] is None else round(floors[name], 2) for name in ("chance", "majority")},
     }
 
@@ -264,15 +264,21 @@ def _by_task(scores: dict, column: str) -> dict[str, float]:
     return {task: values[key] for task, values in scores.get(place, {}).items()}
 
 
-def _differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]]) -> dict:
+def differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]]) -> dict:
+    """Of pairs of methods over the tasks paired, by "<first> - <second>" and score: `mean`, `low` and `high`.
+
+    Args:
+        scores: Of each method, as `evaluate_split` has them.
+        pairs: The second is taken from the first.
+    """
     found = {}
     for first, second in pairs:
-        found[f"{first} - {second}"] = differences = {}
+        found[f"{first} - {second}"] = own = {}
         for column in COLUMNS:
             ours, theirs = (_by_task(scores[name], column) for name in (first, second))
             if ours:
                 interval = paired_difference_by_task(ours, theirs)
-                differences[column] = {x: round(getattr(interval, x), 2) for x in ("mean", "low", "high")}
+                own[column] = {x: round(getattr(interval, x), 2) for x in ("mean", "low", "high")}
     return found
 
 

@@ -67,6 +67,7 @@ class TaskFlops:
         with torch.device("meta"):
             model = TagiModel(config)
         self.fusion, self.is_encoder_decoder = config.fusion, config.is_encoder_decoder
+        self.model = model  # of shapes alone
         self.parameters = sum(p.numel() for p in model.backbone.parameters())
         names = {p.rsplit(".", 1)[-1] for p, m in model.backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
         linears = find_targets(model.backbone, sorted(names))
@@ -74,8 +75,10 @@ class TaskFlops:
         works_on = _places(model.backbone, config.is_encoder_decoder)
         # FLOPs for a token, by what the module works on: see _places
         self.linear, self.lora = defaultdict(float), defaultdict(float)
+        self.width = defaultdict(int)  # numbers that go into and come out of the modules, for a token
         for path, (d_in, d_out) in linears.items():
             self.linear[works_on(path)] += 2 * d_in * d_out
+            self.width[works_on(path)] += d_in + d_out
         for path, (d_in, d_out) in targets.items():
             self.lora[works_on(path)] += 2 * config.r * (d_in + d_out)
         self.merging = sum(2 * config.r * d_in * d_out for d_in, d_out in targets.values())
@@ -97,8 +100,11 @@ class TaskFlops:
         """FLOPs of `inputs` inputs, each behind the instruction, by part; only "input" and "output" are above 0."""
         return self._parts(**self._backbone(lengths.instruction + lengths.input, lengths.target, inputs))
 
-    def adapted(self, lengths: Lengths, inputs: int) -> dict[str, float]:
+    def adapted(self, lengths: Lengths, inputs: int, targets_given: bool = False) -> dict[str, float]:
         """FLOPs of making the adapter once and of `inputs` inputs with it, by part.
+
+        With `targets_given`, as in a forward pass of training, all tokens are read at once, and a causal model's last
+        one is read too.
 
         "instruction": the encoding of the instruction. "generator": the hypernetwork. "input" and "output": the
         backbone. "lora": the low-rank products. "fusion": the cross-attention to the instruction. "memory": what
@@ -106,35 +112,45 @@ class TaskFlops:
         once, as they are where the inputs are one batch.
         """
         t, i, o = lengths.instruction, lengths.input, lengths.target
-        fused = i if self.is_encoder_decoder else i + o - 1
-        if self.is_encoder_decoder:
-            low_rank = (self.lora["read"] + self.lora["memory"]) * i + (self.lora["write"] + self.lora["head"]) * o
-        else:
-            low_rank = self.lora["read"] * (i + o - 1) + self.lora["head"] * o
+        read = i + o if targets_given else i + o - 1  # by a causal model
+        fused = i if self.is_encoder_decoder else read
         memory = 0.0
         if self.fusion != "none":
-            queries = o if self.is_encoder_decoder else i + o - 1
+            queries = o if self.is_encoder_decoder else read
             projection = (self.linear["memory"] + self.lora["memory"]) * t  # a causal model has no such modules
             memory = projection + inputs * self.decoder_layers * self.score * t * queries
         return self._parts(
             instruction=self.linear["read"] * t + self.layers * self.score * t * t,
             generator=self.generator,
-            lora=inputs * low_rank,
+            lora=inputs * self.low_rank(i, o, targets_given),
             # keys and values of the instruction are as large as queries and outputs of the input
             fusion=self.fusion_projection * (t + inputs * fused) + inputs * self.fusion_score * fused * t,
             memory=memory,
-            **self._backbone(i, o, inputs),
+            **self._backbone(i, o, inputs, targets_given),
         )
 
-    def _backbone(self, read: float, written: float, inputs: int) -> dict[str, float]:
+    def low_rank(self, read: float, written: float, targets_given: bool = False) -> float:
+        """FLOPs of an adapter's low-rank products for one input."""
+        if self.is_encoder_decoder:
+            reading, writing = self.lora["read"] + self.lora["memory"], self.lora["write"] + self.lora["head"]
+            return reading * read + writing * written
+        last, heads = (0, read + written) if targets_given else (1, written)
+        return self.lora["read"] * (read + written - last) + self.lora["head"] * heads
+
+    def forward(self, read: float, target: float, inputs: int) -> float:
+        """FLOPs of the backbone in a forward pass of training, over `inputs` inputs with their targets."""
+        return sum(self._backbone(read, target, inputs, targets_given=True).values())
+
+    def _backbone(self, read: float, written: float, inputs: int, targets_given: bool = False) -> dict[str, float]:
         reading = (self.linear["read"] + self.linear["memory"]) * read + self.layers * self.score * read * read
         if self.is_encoder_decoder:
             steps, linear = written, self.linear["write"]
             seen = written * (written + 1) / 2 + written * read  # self-attention and cross-attention
         else:  # the input's last token gives the first one written, and the last one written is not read
-            steps, linear = written - 1, self.linear["read"]
+            steps, linear = written if targets_given else written - 1, self.linear["read"]
             seen = steps * read + steps * (steps + 1) / 2
-        writing = linear * steps + self.linear["head"] * written + self.decoder_layers * self.score * seen
+        heads = read + written if targets_given and not self.is_encoder_decoder else written
+        writing = linear * steps + self.linear["head"] * heads + self.decoder_layers * self.score * seen
         return {"input": inputs * reading, "output": inputs * writing}
 
     @staticmethod

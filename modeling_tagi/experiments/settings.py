@@ -9,7 +9,8 @@ from typing import Any, Optional, Union
 
 from ..training.methods import METHODS
 from ..training.run import flat
-from ..training.settings import RunSettings, build_settings, read_yaml
+from ..training.settings import RunSettings, build_settings
+from ..training.yaml_files import read_recipe, read_yaml
 
 # Fields of a run that what comes before the hypernetwork depends on: tokenizer, taught backbone, task adapters.
 _SHARED_FIELDS = ("bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "seed", "train_tasks",
@@ -40,7 +41,7 @@ class Grid:
 class StudySettings(Grid):
     """
     Args:
-        config: The run's YAML file, seen from the study's.
+        config: The run's YAML file, seen from the study's; it may build on another.
         output_dir: Where the study goes; default `outputs/<study file's name>`.
         overrides: Fields of every run by dotted name.
         also: Further grids, such as more numbers of training tasks for some of the methods.
@@ -132,7 +133,7 @@ def cells(study: StudySettings) -> list[Cell]:
     Raises:
         ValueError: for a method or a field that does not exist, or a cell that is in two grids with other settings.
     """
-    base, folder = {**read_yaml(study.config), **_NOT_PUSHED}, Path(study.output_dir)
+    base, folder = {**read_recipe(study.config), **_NOT_PUSHED}, Path(study.output_dir)
     starts: dict[str, Cell] = {}
     made: dict[str, Cell] = {}
     with_references = _with_references(study)

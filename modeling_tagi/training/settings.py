@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import yaml
-
 from ..configuration_tagi import TagiConfig
 from ..data.collate import READS
 from ..modeling_tagi import TRAINABLE
 from .methods import METHODS
 from .trainer import Objective
+from .yaml_files import parse_fields, read_recipe, read_yaml
 
 # The smallest whole number that makes sense for a field.
 _LEAST = {"steps": 0, "push_every": 0, **dict.fromkeys(
@@ -60,7 +59,8 @@ class BackboneSettings:
     Args:
         name: A repository on the Hub or a folder; `null` to start from scratch.
         revision: The repository's revision.
-        config: From scratch: fields of the backbone's config, `model_type` among them.
+        config: From scratch: fields of the backbone's config, `model_type` among them. With a name: the same of the
+            named model, by which `tagi plan` knows its shape where the Hub cannot be reached; nothing else reads it.
         vocab_size: From scratch: pieces of the vocabulary that is trained on the train split and the text.
         embedding_std: From scratch: standard deviation of the embeddings; `null` leaves the family's own.
     """
@@ -358,43 +358,18 @@ class RunSettings:
 
 
 def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> RunSettings:
-    """Reads a YAML file and applies overrides such as `{"finetuning.steps": "100"}`.
+    """Reads a YAML file, with what its `base` says, and applies overrides such as `{"finetuning.steps": "100"}`.
 
     An override `"method"` takes that method's settings (see `methods.py`); other overrides come after it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such file, or not the one that it builds on.
         ValueError: for an unknown field or a value of the wrong kind; the message names field, value and what is
             allowed.
     """
-    parsed = {}
-    for name, text in (overrides or {}).items():
-        try:
-            parsed[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"--{name} is {text!r}, which is not YAML; put quotes around a text") from None
-    settings = build_settings(read_yaml(path), parsed)
+    settings = build_settings(read_recipe(path), parse_fields(overrides))
     settings.output_dir = settings.output_dir or f"outputs/{Path(path).stem}"
     return settings
-
-
-def read_yaml(path: Union[str, Path]) -> dict:
-    """The fields of a YAML file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration {path}; see hub_configs/ for those that come along")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, but must hold fields and their values")
-    return values
 
 
 def build_settings(values: dict, overrides: Optional[dict[str, Any]] = None) -> RunSettings:

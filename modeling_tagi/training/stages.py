@@ -49,7 +49,7 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
     if made.is_dir():
         return AutoTokenizer.from_pretrained(made)
     # as often as training will read them, so that the words of instructions become pieces
-    between = " " if _backbone_config(settings, backbone.vocab_size).is_encoder_decoder else OUTPUT_HEAD
+    between = " " if backbone_config(settings, backbone.vocab_size).is_encoder_decoder else OUTPUT_HEAD
     texts = [f"{prompt_text(r.instruction, r.input, r.demonstrations)}{between}{r.targets[0]}" for r in train]
     return train_tokenizer([*texts, *text], backbone.vocab_size)
 
@@ -67,7 +67,7 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
     for name in ("text", "pretraining"):
         if getattr(settings, name).steps and not text:
             raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
-    config = TagiConfig(_backbone_config(settings, len(tokenizer)), **settings.tagi)
+    config = TagiConfig(backbone_config(settings, len(tokenizer)), **settings.tagi)
     objective = settings.finetuning.objective()
     bank = _given_bank(settings)
     if bank is not None:
@@ -144,7 +144,13 @@ def taught_backbone(
     return source, revision
 
 
-def _backbone_config(settings: RunSettings, vocab_size: int):
+def backbone_config(settings: RunSettings, vocab_size: int) -> PretrainedConfig:
+    """The config of the backbone: the named one's, or what is made from scratch.
+
+    Raises:
+        OSError: if the named one is not to be had.
+        ValueError: if there is neither a name nor a `model_type`.
+    """
     backbone = settings.backbone
     if backbone.name is not None:
         return AutoConfig.from_pretrained(backbone.name, revision=backbone.revision)
@@ -152,8 +158,12 @@ def _backbone_config(settings: RunSettings, vocab_size: int):
         raise ValueError(
             "backbone has neither a name nor a config with a model_type; name a pretrained one, or say what to make"
         )
-    fields = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, "vocab_size": vocab_size}
-    config = AutoConfig.for_model(**{**fields, **backbone.config})
+    return made_config({"vocab_size": vocab_size, **backbone.config})
+
+
+def made_config(fields: dict) -> PretrainedConfig:
+    """A backbone's config from its fields, `model_type` among them."""
+    config = AutoConfig.for_model(**{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, **fields})
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
     return config
@@ -164,7 +174,7 @@ def _load_or_make(settings: RunSettings, source: str, revision: Optional[str], v
         config = AutoConfig.from_pretrained(source, revision=revision)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return auto.from_pretrained(source, revision=revision, dtype=torch.float32)
-    config = _backbone_config(settings, vocab_size)
+    config = backbone_config(settings, vocab_size)
     model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
     if settings.backbone.embedding_std is not None:
         nn.init.normal_(model.get_input_embeddings().weight, std=settings.backbone.embedding_std)
@@ -338,6 +348,7 @@ def train_stage(
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=run.settings.bf16,
+        use_cpu=not torch.cuda.is_available(),  # as everything else here has it; without it bf16 is refused
         gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
         logging_steps=max(1, settings.steps // 50),
         save_steps=settings.save_every,

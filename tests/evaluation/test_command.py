@@ -108,8 +108,10 @@ def test_a_baseline_may_be_the_checkpoints_own_or_another(checkpoint, tokenizer,
     prompts = tokenizer([prompt_text(r.instruction, r.input) for r in asked], return_tensors="pt", padding=True)
     output = backbone.generate(**prompts, max_new_tokens=4, do_sample=False)
     answers = [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
-    assert all(answers)
-    write_table([replace(r, targets=(answer,)) for r, answer in zip(asked, answers)], tmp_path / "mine.jsonl")
+    # random weights may have nothing to say
+    mine = [replace(r, targets=(answer,)) for r, answer in zip(asked, answers) if answer]
+    assert mine
+    write_table(mine, tmp_path / "mine.jsonl")
     settings = settings_of(options(path=tmp_path / "mine.jsonl"))
     found = {
         name: evaluate_checkpoint(str(checkpoint / "model"), settings, name and str(checkpoint / name))

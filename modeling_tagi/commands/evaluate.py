@@ -1,0 +1,40 @@
+"""`tagi evaluate`: a checkpoint's scores on any data."""
+
+import json
+
+from .parsing import add_checkpoint, add_data, add_json, pair
+
+HELP = "scores on any data, beside what tells what they mean"
+DESCRIPTION = "Scores a checkpoint on any data that can be read, beside the prompted backbone and others."
+EXAMPLE = "tagi evaluate me/my-generator --data tasks.jsonl --references prompted no_instruction --output_dir scores"
+TAKES_FIELDS = False
+
+
+def add_arguments(parser):
+    add_checkpoint(parser)
+    add_data(parser)
+    add = parser.add_argument
+    add("--references", nargs="*", metavar="NAME", default=["prompted", "no_instruction", "wrong_instruction"],
+        help="prompted, no_instruction, wrong_instruction (these are the default), random_words, nearest_adapter, "
+             "oracle")  # fmt: skip
+    add("--baseline", metavar="NAME_OR_FOLDER",
+        help="the backbone that is prompted and that references are made with; default: the checkpoint's own")
+    add("--task_adapters", metavar="FOLDER", help="task adapters of that backbone, for nearest_adapter")
+    add("--oracle", nargs="+", action="extend", default=[], type=pair, metavar="KEY=VALUE",
+        help="how the oracle is tuned: steps, learning_rate, examples_per_task")  # fmt: skip
+    add("--output_dir", metavar="FOLDER", help="where to write results.json, results.md and the report")
+    add_json(parser, "print all results as JSON instead of tables")
+
+
+def call(options) -> int:
+    from ..evaluation.command import evaluate_checkpoint, settings_of, shown
+
+    try:
+        settings = settings_of(options)
+    except ValueError as error:
+        options.refuse(str(error))
+    results = evaluate_checkpoint(
+        options.checkpoint, settings, options.baseline, options.task_adapters, options.called
+    )
+    print(json.dumps(results, indent=2) if options.json else shown(results))
+    return 0

@@ -1,0 +1,104 @@
+"""What the commands' arguments have in common."""
+
+import argparse
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line and exit code 2; argparse's own would print the usage before it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    value = positive_number(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share above 0 and up to 1")
+    return value
+
+
+def pair(text: str) -> tuple:
+    """`KEY=VALUE`, the value in YAML."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        equals = ""
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE with a value in YAML")
+    return name, parsed
+
+
+def fields(texts: list[str]) -> dict[str, str]:
+    """`--field value` and `--field=value`, by name.
+
+    Raises:
+        ValueError: for a text that is no field, or a field without a value.
+    """
+    found, rest = {}, list(texts)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or rest):
+            raise ValueError(f"{name!r} is no field with a value; fields are given as --field value")
+        found[name[2:]] = value if equals else rest.pop(0)
+    return found
+
+
+def add_checkpoint(parser: argparse.ArgumentParser):
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a TAGI checkpoint: folder, or USER/NAME on the Hub")
+
+
+def add_instruction(parser: argparse.ArgumentParser, help: str):
+    parser.add_argument("instruction", metavar="INSTRUCTION", help=help)
+    parser.add_argument(
+        "--demonstration", nargs=2, action="append", metavar=("INPUT", "OUTPUT"),
+        help="a worked example that belongs to the instruction; may be given several times",
+    )  # fmt: skip
+
+
+def add_json(parser: argparse.ArgumentParser, help: str = "print the result as JSON instead"):
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def add_data(parser: argparse.ArgumentParser):
+    """What is scored, and how it is read."""
+    add = parser.add_argument
+    add("--data", "--path", "--data.path", dest="path", metavar="FOLDER",
+        help="JSON lines or parquet (a file, or a folder with one for each split), or a folder in the layout of "
+             "--source; 'builtin' makes its own tasks")  # fmt: skip
+    add("--source", "--data.source", choices=("builtin", "p3", "sni", "tables"), help="the layout; default: tables")
+    add("--t0_eval", "--data.t0_eval", metavar="FOLDER", help="T0 evaluation sets, added as splits")
+    add("--options", "--data.options", nargs="+", action="extend", default=[], type=pair, metavar="KEY=VALUE",
+        help="further arguments of the reader, values in YAML")  # fmt: skip
+    add("--splits", nargs="+", metavar="SPLIT", help="which ones; default: all but train")
+    add("--max_records", type=positive, metavar="N", help="most records of a split, spread over its tasks; default: "
+        "all")  # fmt: skip
+    add("--batch_size", type=positive, default=64, metavar="N", help="rows at once; default: %(default)s")
+    add("--no_rank", action="store_true", help="answer records with options freely instead of ranking the options")
+    add("--max_input_length", type=positive, default=512, metavar="N",
+        help="tokens kept of an input; default: %(default)s")  # fmt: skip
+    add("--max_target_length", type=positive, default=64, metavar="N",
+        help="and of an output; default: %(default)s")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N",
+        help="of what is drawn, such as wrong instructions; default: %(default)s")  # fmt: skip

@@ -1,0 +1,47 @@
+"""`tagi plan`: what a run will take, before anything is spent."""
+
+import json
+
+from .parsing import add_json, fields, positive, positive_number, share
+
+HELP = "a run's YAML -> parameters, memory, tokens, FLOPs and time, before anything is spent"
+DESCRIPTION = (
+    "Says what train.py CONFIG.yaml will take: parameters, memory, disk, tokens, epochs, FLOPs and time. Nothing is\n"
+    "downloaded but the backbone's configuration and tokenizer, and no weights are made. Fields of the run are given\n"
+    "as for train.py: --seed 1 --finetuning.steps 2000."
+)
+EXAMPLE = "tagi plan hub_configs/t5-xl-sni-def.yaml --flops_per_second 400e12 --finetuning.steps 5000"
+TAKES_FIELDS = True
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("config", metavar="CONFIG.yaml", help="the run, such as hub_configs/quickstart.yaml")
+    add("--flops_per_second", type=positive_number, metavar="X",
+        help="of the device that it is to run on, as its maker has it, such as 400e12; default: this machine's, "
+             "measured by products of matrices")  # fmt: skip
+    add("--utilisation", type=share, default=0.4, metavar="SHARE",
+        help="of that speed, what training gets; default: %(default)s")  # fmt: skip
+    add("--adapters", type=positive, metavar="N",
+        help="task adapters that are tuned, where the data cannot be read to count them")  # fmt: skip
+    add("--without_data", action="store_true", help="do not read the data: lengths are then the limits alone")
+    add_json(parser)
+
+
+def call(options) -> int:
+    try:
+        overrides = fields(options.rest)
+    except ValueError as error:
+        options.refuse(str(error))
+    from ..experiments.plan import plan_run, shown
+    from ..training.settings import load_settings
+
+    plan = plan_run(
+        load_settings(options.config, overrides),
+        flops_per_second=options.flops_per_second,
+        utilisation=options.utilisation,
+        adapters=options.adapters,
+        with_data=not options.without_data,
+    )
+    print(json.dumps(plan, indent=2) if options.json else shown(plan))
+    return 0

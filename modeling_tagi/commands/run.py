@@ -1,0 +1,48 @@
+"""`tagi run`: an instruction and inputs in, outputs out."""
+
+import json
+import sys
+
+from .parsing import add_checkpoint, add_instruction, add_json, positive
+
+HELP = "instruction and inputs -> outputs, a line each"
+DESCRIPTION = "Makes an adapter of an instruction and does the task on inputs: an output a line."
+EXAMPLE = 'tagi run me/my-generator "Name the animal." "a dog and a house"'
+TAKES_FIELDS = False
+
+
+def add_arguments(parser):
+    add_checkpoint(parser)
+    add_instruction(parser, "what is to be done with each input")
+    parser.add_argument("input", nargs="*", metavar="INPUT",
+                        help="the inputs; without any, the lines of standard input")  # fmt: skip
+    parser.add_argument("--max_new_tokens", type=positive, default=64, metavar="N",
+                        help="most tokens of an output; default: %(default)s")  # fmt: skip
+    parser.add_argument("--batch_size", type=positive, default=64, metavar="N",
+                        help="inputs at once; default: %(default)s")  # fmt: skip
+    add_json(parser, 'print {"input": …, "output": …} in each line')
+
+
+def call(options) -> int:
+    inputs = options.input or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not inputs:
+        options.refuse("there are no inputs; give them as arguments or on standard input")
+    from .loading import load_model
+
+    model = load_model(options.checkpoint)
+    adapter = model.generate_adapter(options.instruction, options.demonstration)
+    for start in range(0, len(inputs), options.batch_size):
+        texts = inputs[start: start + options.batch_size]
+        for text, output in zip(texts, _outputs(model, adapter, texts, options.max_new_tokens)):
+            print(json.dumps({"input": text, "output": output}, ensure_ascii=False) if options.json else output)
+    return 0
+
+
+def _outputs(model, adapter, inputs: list[str], max_new_tokens: int) -> list[str]:
+    batch = model.encode_inputs(inputs)
+    output = model.generate(**batch, adapter=adapter, max_new_tokens=max_new_tokens, do_sample=False)
+    if not model.config.is_encoder_decoder:
+        output = output[:, batch["input_ids"].shape[1]:]
+    # an output of several lines is one line: there are as many as inputs
+    texts = model.tokenizer.batch_decode(output, skip_special_tokens=True)
+    return [" ".join(text.split("\n")).strip() for text in texts]

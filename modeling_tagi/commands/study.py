@@ -1,0 +1,36 @@
+"""`tagi study`: many runs from one file, into one table."""
+
+import json
+
+from .parsing import add_json, positive
+
+HELP = "methods x seeds x training tasks from one YAML file, into one table"
+DESCRIPTION = "Runs every method with every seed that a study names; runs that are done are passed over."
+EXAMPLE = "tagi study hub_configs/studies/builtin.yaml --workers 2"
+TAKES_FIELDS = False
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("study", metavar="STUDY.yaml", help="such as hub_configs/studies/builtin.yaml")
+    add("--output_dir", metavar="FOLDER",
+        help="where it goes, and where it was if it is to go on; default: outputs/<name of the file>")  # fmt: skip
+    add("--workers", type=positive, metavar="N", help="runs side by side; default: what the file says")
+    add("--threads", type=positive, metavar="N", help="CPU threads of each run; default: what the file says")
+    add_json(parser, "print the summary as JSON instead of the table")
+
+
+def call(options) -> int:
+    from ..experiments.settings import load_study
+    from ..experiments.study import run_study
+
+    given = {name: getattr(options, name) for name in ("output_dir", "workers", "threads")}
+    study = load_study(options.study, {name: value for name, value in given.items() if value is not None})
+    folder = run_study(study, options.called)
+    if options.json:
+        print(json.dumps(json.loads((folder / "summary.json").read_text()), indent=2))
+        return 0
+    print((folder / "table.md").read_text())
+    page = folder / "report" / "index.html"
+    print(f"scores in per cent, means over tasks and seeds with 95 % intervals; {page} shows it all")
+    return 0

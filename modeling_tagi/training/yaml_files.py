@@ -1,0 +1,78 @@
+"""Configurations in YAML files: fields and their values, of which one file may build on another."""
+
+import copy
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+
+BASE = "base"
+
+
+def read_yaml(path: Union[str, Path]) -> dict:
+    """The fields of a YAML file, as they stand there.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no configuration {path}; see hub_configs/ for those that come along")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, but must hold fields and their values")
+    return values
+
+
+def read_recipe(path: Union[str, Path], _below: tuple[Path, ...] = ()) -> dict:
+    """The fields of a YAML file on top of those of the file that its `base` names, seen from its own folder.
+
+    Fields with fields of their own are joined field by field; any other value takes the place of the base's.
+
+    Raises:
+        FileNotFoundError: if the file or a base is missing.
+        ValueError: if one of them cannot be read, or a file is its own base.
+    """
+    path = Path(path)
+    values = read_yaml(path)
+    base = values.pop(BASE, None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base is {base!r}, but must be the name of one YAML file")
+    chain = (*_below, path.resolve())
+    place = path.parent / base
+    if place.resolve() in chain:
+        files = " -> ".join(file.name for file in (*chain, place.resolve()))
+        raise ValueError(f"{path}: a configuration cannot be its own base ({files}); take the line `base: {base}` out")
+    if not place.is_file():
+        raise FileNotFoundError(f"{path} names the base {base}, but there is no {place}; mend the line `base: {base}`")
+    return joined(read_recipe(place, chain), values)
+
+
+def joined(below: dict, above: dict) -> dict:
+    """Nested fields of both; where both have a value, that of `above`."""
+    made = copy.deepcopy(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(made.get(name), dict)
+        made[name] = joined(made[name], value) if both else copy.deepcopy(value)
+    return made
+
+
+def parse_fields(texts: Optional[dict[str, str]]) -> dict[str, Any]:
+    """The values of fields given as texts, such as `{"finetuning.steps": "100"}`.
+
+    Raises:
+        ValueError: for a text that is not YAML.
+    """
+    parsed = {}
+    for name, text in (texts or {}).items():
+        try:
+            parsed[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--{name} is {text!r}, which is not YAML; put quotes around a text") from None
+    return parsed
