@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.publishing import kind_of, push_folder
-from modeling_tagi.training.task_adapters import AdapterBank
+from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.uploads import UploadError
 
 
