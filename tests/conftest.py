@@ -1,12 +1,14 @@
 """Tiny random backbones of every family, generators on them that are no longer at their start, and a tokenizer."""
 
 import os
+from types import SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it: no test may need the network
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hub_stand_in import hub_stand_in, log_in  # noqa: E402
+from huggingface_hub.utils import get_session  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -159,4 +161,10 @@ def hub(monkeypatch, tmp_path):
     """A [`HubStandIn`] to which this process is logged in, with a cache of its own; see `log_in`."""
     with hub_stand_in() as stand_in:
         log_in(stand_in, monkeypatch, tmp_path)
+
+        def session():  # clients before 2.0 have cards checked by the Hub itself, whatever HF_ENDPOINT says
+            post, ours = get_session().post, stand_in.endpoint
+            return SimpleNamespace(post=lambda url, **kw: post(url.replace("https://huggingface.co", ours), **kw))
+
+        monkeypatch.setattr("huggingface_hub.repocard.get_session", session, raising=False)
         yield stand_in
