@@ -160,8 +160,6 @@ def _locator(name_or_folder, revision, token) -> Callable[..., Optional[Path]]:
                 f"{folder} has no {name}; an adapter folder holds {CONFIG_FILE}, {WEIGHTS_FILE} and, if its generator "
                 f"fuses the instruction, {MEMORY_FILE}: save the adapter there again"
             )
-        if folder.is_absolute() or str(name_or_folder).count("/") > 1:
-            raise FileNotFoundError(f"there is no folder {folder}, and it is no repository name (user/name) either")
         with said_in_one_line(str(name_or_folder), "load"):
             try:
                 return Path(hf_hub_download(str(name_or_folder), name, revision=revision, token=token))

@@ -1,5 +1,6 @@
 """What goes wrong with the Hub, said in one line: why, and how to go on."""
 
+import os
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
@@ -36,9 +37,12 @@ def said_in_one_line(name: str, act: str):
         act: What is done with it: `"push to"` or `"load"`.
 
     Raises:
+        FileNotFoundError: if something is loaded that is neither a folder nor a name.
         HubError: for anything about rights and connections.
         ValueError: for what the caller can mend.
     """
+    if act == "load":
+        require_place(name)
     try:
         yield
     except Exception as error:
@@ -46,6 +50,12 @@ def said_in_one_line(name: str, act: str):
         if plain is error:
             raise
         raise plain from error
+
+
+def require_place(name: str):
+    """Refuses what looks like a folder and is none, before the Hub is asked for it."""
+    if not os.path.isdir(name) and (os.path.isabs(name) or name.count("/") > 1):
+        raise FileNotFoundError(f"there is no folder {name}, and it is no repository name (user/name) either")
 
 
 def _plain(error: Exception, name: str, act: str) -> Exception:

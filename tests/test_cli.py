@@ -68,8 +68,8 @@ def test_run_answers_arguments_and_lines_of_standard_input(checkpoint, make_mode
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["generate", "nowhere/at/all", "say no", "--output_dir", "x"], "nowhere/at/all"),
-        (["run", "nowhere/at/all", "say no", "one"], "nowhere/at/all"),
+        (["generate", "nowhere/at/all", "say no", "--output_dir", "x"], "there is no folder nowhere/at/all"),
+        (["run", "nowhere/at/all", "say no", "one"], "there is no folder nowhere/at/all"),
         (["compare", "nowhere/at/all", "nowhere/at/all"], "there is no folder nowhere/at/all"),
         (["plan", "nowhere/at/all.yaml"], "there is no configuration nowhere/at/all.yaml"),
         (["study", "nowhere/at/all.yaml"], "there is no configuration nowhere/at/all.yaml"),

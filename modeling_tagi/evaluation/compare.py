@@ -9,6 +9,7 @@ from transformers.utils import cached_file
 
 from ..adapter import TagiAdapter
 from ..adapter_files import CONFIG_FILE
+from ..hub_errors import require_place
 from ..modeling_tagi import TagiModel
 from ..training.run import flat
 from ..training.settings import RunSettings
@@ -55,8 +56,7 @@ def is_adapter(name: str) -> bool:
     """
     if Path(name).is_dir():
         return (Path(name) / CONFIG_FILE).is_file()
-    if Path(name).is_absolute() or str(name).count("/") > 1:
-        raise FileNotFoundError(f"there is no folder {name}, and it is no repository name (user/name) either")
+    require_place(name)
     return cached_file(name, CONFIG_FILE, _raise_exceptions_for_missing_entries=False) is not None
 
 

@@ -208,7 +208,8 @@ def test_loras_come_from_repositories_by_name(run_of, loras, records, hub):
     local = AdapterBank.of(loras).load()
     assert all(torch.equal(x, local.lora_b[path]) for path, x in bank.load().lora_b.items())
     assert any(f"/user/last/resolve/{revision}/adapter_config.json" in line for line in hub.requests)
-    with pytest.raises(FileNotFoundError, match="the task adapter of 'both' .user/nobody@v1.: .*there is no such repository"):
+    why = "the task adapter of 'both' .user/nobody@v1.: .*there is no such repository"
+    with pytest.raises(FileNotFoundError, match=why):
         AdapterBank.of({**collection, "both": "user/nobody@v1"}).load()
 
 
