@@ -89,7 +89,9 @@ class CheckpointMixin:
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             hub = {name: kwargs[name] for name in names if name in kwargs}
             with said_in_one_line(str(pretrained_model_name_or_path), "load"):
-                config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+                # not from_pretrained, which loses the token in transformers 5.10
+                config_dict, _ = cls.config_class.get_config_dict(config or pretrained_model_name_or_path, **hub)
+                config = cls.config_class.from_dict(config_dict)
         if config.backbone_config is None:
             raise OSError(
                 f"{pretrained_model_name_or_path} has no config.json of a TAGI model (with a backbone_config); name a "
