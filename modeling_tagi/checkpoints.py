@@ -126,6 +126,9 @@ class CheckpointMixin:
                 f"{pretrained_model_name_or_path} lacks {len(missing)} of the model's tensors: {named}; save the "
                 "whole model with save_pretrained, or take the config that its weights were saved with"
             )
+        given = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if kwargs.get(name)}
+        if given:  # what else is there is read now: a token is not kept
+            model._read_beside(given)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
@@ -228,6 +231,15 @@ class CheckpointMixin:
 
     # What finetuning has seen
 
+    def _read_beside(self, given: dict):
+        """Reads the index and the tokenizer with the caller's token, cache or wish to stay offline."""
+        if self.name_or_path:
+            self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision, **given)
+        try:
+            self._find_tokenizer(**given)
+        except ValueError:  # cannot be read: said when it is asked for, since token ids do without
+            pass
+
     @property
     def instruction_index(self) -> Optional[InstructionIndex]:
         """Instructions of finetuning, against which new ones are held; `None` if the checkpoint has none. It is of the
@@ -263,7 +275,7 @@ class CheckpointMixin:
     def tokenizer(self, tokenizer):
         self._tokenizer = tokenizer
 
-    def _find_tokenizer(self):
+    def _find_tokenizer(self, **given):
         if self._tokenizer is not None:
             return self._tokenizer
         places = [
@@ -271,12 +283,12 @@ class CheckpointMixin:
             (self.config.backbone_name_or_path, self.config.backbone_revision),
         ]
         for name, revision in places:
-            if not name or not _has_tokenizer(name, revision):
+            if not name or not _has_tokenizer(name, revision, **given):
                 continue
             try:
                 # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
                 self._tokenizer = AutoTokenizer.from_pretrained(
-                    name, revision=revision, config=self.config.backbone_config
+                    name, revision=revision, config=self.config.backbone_config, **given
                 )
             except Exception as error:
                 raise ValueError(
@@ -294,11 +306,11 @@ def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> O
     return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
 
 
-def _has_tokenizer(name: str, revision: Optional[str]) -> bool:
+def _has_tokenizer(name: str, revision: Optional[str], **given) -> bool:
     quiet = ("missing_entries", "connection_errors", "gated_repo")
-    options = {f"_raise_exceptions_for_{what}": False for what in quiet}
+    options = {"revision": revision, **given, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
     try:
-        return any(cached_file(name, file, revision=revision, **options) is not None for file in _TOKENIZER_FILES)
+        return any(cached_file(name, file, **options) is not None for file in _TOKENIZER_FILES)
     except OSError:  # no such repository
         return False
 

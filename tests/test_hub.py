@@ -8,11 +8,12 @@ import torch
 from hub_stand_in import log_in
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.cards import is_edited
 from modeling_tagi.hub_errors import HubError
+from modeling_tagi.instruction_index import InstructionIndex
 
 # Without the package: whoever imports it by its name is refused.
 ELSEWHERE = """
@@ -159,6 +160,25 @@ def test_a_private_model_needs_a_token_and_says_so_in_one_line(saved, hub, monke
             load(name)
         assert "\n" not in str(error.value)
         load(name, token="hf_x")
+
+
+def test_a_token_that_is_given_reaches_the_tokenizer_and_the_index_and_is_not_kept(saved, hub, monkeypatch, tmp_path):
+    saved.instruction_index = InstructionIndex(torch.zeros(1, 32), ["say yes"], 1.0)
+    saved.push_to_hub("user/one", private=True)
+    log_in(hub, monkeypatch, tmp_path, token=None)
+    for load in (TagiModel.from_pretrained, lambda *a, **kw: AutoModel.from_pretrained(*a, **kw, trust_remote_code=True)):
+        loaded = load("user/one", token="hf_x")
+        assert loaded.instruction_index.texts == ["say yes"]
+        assert loaded.generate_adapter("say yes").provenance[0]["generator"] == "user/one"
+        assert "hf_x" not in repr(vars(loaded))
+
+
+def test_a_cache_that_is_given_has_all_of_it(saved, hub, monkeypatch, tmp_path):
+    saved.push_to_hub("user/one")
+    TagiModel.from_pretrained("user/one", cache_dir=tmp_path / "mine")
+    assert not list((tmp_path / "hub").rglob("tokenizer*"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    TagiModel.from_pretrained("user/one", cache_dir=tmp_path / "mine").generate_adapter("say yes")
 
 
 @pytest.mark.parametrize(
