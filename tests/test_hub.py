@@ -166,8 +166,8 @@ def test_a_token_that_is_given_reaches_the_tokenizer_and_the_index_and_is_not_ke
     saved.instruction_index = InstructionIndex(torch.zeros(1, 32), ["say yes"], 1.0)
     saved.push_to_hub("user/one", private=True)
     log_in(hub, monkeypatch, tmp_path, token=None)
-    for load in (TagiModel.from_pretrained, lambda *a, **kw: AutoModel.from_pretrained(*a, **kw, trust_remote_code=True)):
-        loaded = load("user/one", token="hf_x")
+    for load, more in ((TagiModel.from_pretrained, {}), (AutoModel.from_pretrained, {"trust_remote_code": True})):
+        loaded = load("user/one", token="hf_x", **more)
         assert loaded.instruction_index.texts == ["say yes"]
         assert loaded.generate_adapter("say yes").provenance[0]["generator"] == "user/one"
         assert "hf_x" not in repr(vars(loaded))
