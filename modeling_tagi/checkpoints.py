@@ -14,7 +14,7 @@ from .cards import checkpoint_card, is_repository
 from .configuration_tagi import TagiConfig
 from .hub_errors import said_in_one_line
 from .instruction_index import InstructionIndex
-from .uploads import STALE_WEIGHTS, require_right_to_push, upload
+from .uploads import STALE_CHECKPOINT, require_right_to_push, upload
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
@@ -169,8 +169,11 @@ class CheckpointMixin:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
             if quantization is not None:
                 config.backbone_config.quantization_config = quantization
-        if index is not None and kwargs.get("is_main_process", True):
-            index.save(save_directory)
+        if kwargs.get("is_main_process", True):
+            if index is not None:
+                index.save(save_directory)
+            else:  # one that is there is of other weights
+                InstructionIndex.remove(save_directory)
         if tokenizer is not None and kwargs.get("is_main_process", True):
             tokenizer.save_pretrained(save_directory)
         if push and kwargs.get("is_main_process", True):
@@ -219,7 +222,7 @@ class CheckpointMixin:
                 folder,
                 repo_id,
                 card=checkpoint_card(config, repo_id, tags),
-                stale=STALE_WEIGHTS,
+                stale=STALE_CHECKPOINT,
                 private=private,
                 revision=revision,
                 tag=tag,
