@@ -238,6 +238,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             "generator": self.name_or_path or None,
             "generator_revision": self._revision,
             **self.adapter_base(),
+            "input_format": self.config.input_format,
             "backbone_fingerprint": fingerprint(adapter, self.backbone),
         }
         provenance = []
