@@ -21,6 +21,8 @@ from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.metrics import exact_match
 from modeling_tagi.training.adapter_bank import AdapterBank
 
+RECIPE = str(Path(__file__).parents[1] / "hub_configs" / "quickstart.yaml")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(make_model, tokenizer, tmp_path_factory):
@@ -112,6 +114,8 @@ def test_an_empty_instruction_writes_nothing(checkpoint, capsys, tmp_path):
         (["push", "one"], "tagi push: the following arguments are required: USER/NAME"),
         (["plan", "x.yaml", "--seed"], "tagi plan: '--seed' is no field with a value; fields are given as --field"),
         (["plan", "x.yaml", "y.yaml"], "tagi plan: 'y.yaml' is no field with a value"),
+        (["plan", RECIPE, "--nosuch", "3"], "tagi plan: unknown field nosuch; the fields are"),
+        (["plan", RECIPE, "--seed", "[a"], "tagi plan: --seed is '[a', which is not YAML"),
         (["plan", "x.yaml", "--utilisation", "1.5"], "'1.5' is no share above 0 and up to 1"),
         (["plan", "x.yaml", "--flops_per_second", "fast"], "'fast' is no number above 0"),
         (["study", "x.yaml", "--workers", "0"], "'0' is no whole number of at least 1"),
@@ -246,7 +250,8 @@ def test_plan_takes_the_fields_of_a_run(capsys, monkeypatch):
     assert plan["parameters"]["adapters_in_bank"] == 7 and plan["device"]["utilisation"] == 0.4
     assert main([*arguments, "--utilisation", "0.8"]) == 0
     assert capsys.readouterr().out.startswith("Plan of t5-base-sni-def: google/t5-base-lm-adapt (t5, shape by the ")
-    assert main([*arguments, "--finetuning.step", "12"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--finetuning.step", "12"])
     assert "did you mean finetuning.steps?" in capsys.readouterr().err
 
 
