@@ -2,17 +2,20 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hub_stand_in import log_in
 from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.cards import is_edited
-from modeling_tagi.hub_errors import HubError
+from modeling_tagi.evaluation.compare import compare
+from modeling_tagi.hub_errors import HubError, said_in_one_line
 from modeling_tagi.instruction_index import InstructionIndex
 
 # Without the package: whoever imports it by its name is refused.
@@ -197,6 +200,25 @@ def test_what_is_not_there_is_named(saved, hub, name, revision, why):
         with pytest.raises(OSError, match=why) as error:
             load(name, revision=revision)
         assert name in str(error.value)
+
+
+def test_what_is_not_in_the_cache_is_named_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for load in (TagiModel.from_pretrained, TagiAdapter.from_pretrained, lambda name: compare(name, name)):
+        with pytest.raises(HubError, match="^cannot load user/one: .*not all of it is in the cache") as error:
+            load("user/one")
+        assert "HF_HUB_OFFLINE" in str(error.value)
+    assert not hub.requests
+
+
+def test_a_gated_repository_is_not_said_to_be_missing():
+    gated = GatedRepoError("gated", response=SimpleNamespace(status_code=403, headers={}, request=None))
+    with pytest.raises(HubError, match="^cannot load user/one: only who has agreed .*; do so at .*/user/one"):
+        with said_in_one_line("user/one", "load"):
+            try:
+                raise gated
+            except GatedRepoError as error:  # as transformers wraps it
+                raise OSError("You are trying to access a gated repo.\nMake sure to have access to it") from error
 
 
 def test_a_push_that_broke_off_leaves_what_was_there_and_the_next_one_ends_it(saved, hub):
