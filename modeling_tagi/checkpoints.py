@@ -40,6 +40,9 @@ class CheckpointMixin:
         revision: Optional[str] = None,
         dtype=None,
         quantization_config=None,
+        token: Union[str, bool, None] = None,
+        cache_dir: Union[str, os.PathLike, None] = None,
+        local_files_only: bool = False,
         **config_fields,
     ):
         """A fresh generator on a pretrained backbone.
@@ -50,27 +53,33 @@ class CheckpointMixin:
             dtype: Of the whole model; `None` takes the backbone's.
             quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
                 Checkpoints then leave the backbone out.
+            token, cache_dir, local_files_only: As for every transformers model.
             config_fields: Fields of [`TagiConfig`].
         """
         name = str(name_or_folder)
         if os.path.isdir(name):
             name = os.path.abspath(name)
-        backbone_config = AutoConfig.from_pretrained(name, revision=revision)
-        revision = _commit(name, revision) or revision
+        given = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        given = {field: value for field, value in given.items() if value}
+        backbone_config = AutoConfig.from_pretrained(name, revision=revision, **given)
+        revision = _commit(name, revision, cache_dir) or revision
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
         quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
-        backbone = auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto", **quantization)
+        loading = {"revision": revision, "dtype": dtype or "auto", **quantization, **given}
+        backbone = auto_class(config).from_pretrained(name, **loading)
         if is_quantized(backbone):
             config.backbone_in_checkpoint = False
-        config.backbone_sha256 = backbone_hash(name, revision)
+        config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             tensor._is_hf_initialized = True
         model = cls(config, backbone=backbone)
         _generator_beside(model)
         model.generation_config = deepcopy(backbone.generation_config)
         model.config.dtype = backbone.dtype
+        if given:  # read now: a token is not kept
+            model._read_beside(given)
         return model
 
     @classmethod

@@ -296,6 +296,17 @@ def test_a_named_backbone_is_loaded_at_its_revision(stock, hub):
     assert base.base_model == stock and base.to_dict()["base_model_relation"] == "adapter"
 
 
+def test_a_private_backbone_takes_a_token_and_a_cache(stock, hub, monkeypatch, tmp_path):
+    hub.repositories[stock].private = True
+    log_in(hub, monkeypatch, tmp_path, token=None)
+    with pytest.raises(OSError, match=stock):
+        TagiModel.from_backbone(stock, **SMALL)
+    model = TagiModel.from_backbone(stock, token="hf_x", cache_dir=tmp_path / "mine", **SMALL)
+    assert model.config.backbone_revision == hub.revision(stock) and model.config.backbone_sha256
+    assert model.generate_adapter("say yes") and "hf_x" not in repr(vars(model))
+    assert list((tmp_path / "mine").rglob("*.safetensors")) and not list((tmp_path / "hub").rglob("*.safetensors"))
+
+
 def test_a_backbone_that_is_another_is_an_error_that_says_which_is_which(stock, hub, tmp_path):
     model = TagiModel.from_backbone(stock, revision="v1", **SMALL)
     model.save_pretrained(tmp_path / "apart", include_backbone=False)
