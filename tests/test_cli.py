@@ -353,7 +353,9 @@ def test_a_study_that_is_not_there_or_makes_no_sense_ends_in_one_line(tmp_path, 
     assert main(["study", str(tmp_path / "nowhere.yaml")]) == 1
     (tmp_path / "mine.yaml").write_text("config: other.yaml\nmethods: [tagi]\nseed: [0]\n")
     assert main(["study", str(tmp_path / "mine.yaml")]) == 1
-    missing, unknown = capsys.readouterr().err.splitlines()
+    assert main(["study", RECIPE]) == 1
+    missing, unknown, a_run = capsys.readouterr().err.splitlines()
+    assert a_run.endswith(f"is the configuration of one run; start it with: python train.py {RECIPE}")
     assert missing.startswith("tagi study: there is no configuration") and "nowhere.yaml" in missing
     assert unknown.endswith("unknown field 'seed'; did you mean 'seeds'?")
     with pytest.raises(SystemExit) as ended:
