@@ -9,6 +9,8 @@ Hub, with a card. The same command takes up a run that was cut off.
 """
 
 import argparse
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from modeling_tagi.commands.parsing import fields
 from modeling_tagi.evaluation.evaluate import table
 from modeling_tagi.experiments.run import run_experiment
 from modeling_tagi.hub_errors import HubError
+from modeling_tagi.training.methods import METHODS
+from modeling_tagi.training.run import flat
 from modeling_tagi.training.settings import RunSettings, load_settings
 
 QUICKSTART = str(Path(__file__).parent / "hub_configs" / "quickstart.yaml")
@@ -37,7 +41,9 @@ def main(arguments=None) -> int:
 
 
 def parse(arguments=None) -> RunSettings:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=known_fields(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", nargs="?", default=QUICKSTART, metavar="CONFIG.yaml")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     has_config = bool(arguments) and not arguments[0].startswith("-")
@@ -50,8 +56,18 @@ def parse(arguments=None) -> RunSettings:
     return load_settings(known.config, overrides)
 
 
+def known_fields() -> str:
+    """Every field of a run with its default; what they mean is in modeling_tagi/training/settings.py."""
+    fields = {"method": " | ".join(METHODS), **flat(dataclasses.asdict(RunSettings()))}
+    lines = [f"  --{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in fields.items()]
+    return "\n".join(["fields, with their defaults where the configuration does not set them:", *lines])
+
+
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except (ValueError, FileNotFoundError, HubError) as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -73,7 +73,8 @@ class TagiAdapter:
         lora_alpha: The update is scaled by `lora_alpha / rank`.
         memory: The encoded instruction, where the generator's fusion needs it.
         provenance: For each task, where it comes from: `instruction`, `instruction_sha256`, `generator`,
-            `generator_revision`, `backbone`, `backbone_revision`, `backbone_fingerprint`. Empty inside training.
+            `generator_revision`, `backbone`, `backbone_revision`, `backbone_fingerprint`, and the `input_format` of
+            the inputs that it is for. Empty inside training.
         peft_config: What an exported adapter_config.json says beyond the above: `task_type`, `fan_in_fan_out`.
         origin: The model that generated it, while that lives; neither compared nor saved.
     """

@@ -81,8 +81,9 @@ def combine(
         rank: Of the result, which is then the nearest to the sum of that rank, module by module (a singular value
             decomposition of the low-rank product). `None` is the sum itself, of the sum of their ranks.
         memory: What becomes of the encoded instructions that a generator with fusion also attends to, and which have
-            no weighted sum. The number of the adapter whose instruction is kept; or `"join"`, all of them one after
-            the other, without regard to the weights. `None` if there are none.
+            no weighted sum. The number of the adapter whose instruction is kept; or `"join"`, all of them, without
+            regard to the weights; in a causal backbone each has the positions that it has alone. `None` if there are
+            none.
 
     Raises:
         ValueError: if numbers of adapters and weights differ, the adapters are for different backbones, or there are
@@ -258,14 +259,15 @@ def _combined_provenance(adapters: Sequence[TagiAdapter], weights: Sequence[floa
     if not any(parts):
         return ()
     common = {}
-    for name in ("generator", "generator_revision", "backbone", "backbone_revision", "backbone_fingerprint"):
+    for name in ("generator", "generator_revision", "backbone", "backbone_revision", "input_format",
+                 "backbone_fingerprint"):  # fmt: skip
         values = [part.get(name) for part in parts]
         common[name] = values[0] if all(value == values[0] for value in values) else None
     if len({frozenset(adapter.lora_a) for adapter in adapters}) > 1:
         common["backbone_fingerprint"] = None
+    kept = ("instruction", "instruction_sha256", "tuned", "combined")
     described = [
-        {"weight": weight, **{name: part.get(name) for name in ("instruction", "instruction_sha256", "combined")
-                              if part.get(name) is not None}}
+        {"weight": weight, **{name: part[name] for name in kept if part.get(name) is not None}}
         for weight, part in zip(weights, parts)
-    ]  # fmt: skip
+    ]
     return ({"instruction": None, **common, "combined": described},)

@@ -168,7 +168,11 @@ def tune(
 
 
 def _base_of(adapter: TagiAdapter, model: PreTrainedModel) -> dict:
-    return {**model.adapter_base(), "backbone_fingerprint": fingerprint(adapter, model.backbone)}
+    return {
+        **model.adapter_base(),
+        "input_format": model.config.input_format,
+        "backbone_fingerprint": fingerprint(adapter, model.backbone),
+    }
 
 
 def _model_of(adapter: TagiAdapter, model: Optional[PreTrainedModel]) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from typing import Optional, Sequence
 from huggingface_hub import ModelCard, ModelCardData
 
 from .adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE
+from .instructions import OUTPUT_HEAD
 
 CARD_FILE = "README.md"
 TAGS = ["tagi", "hypernetwork", "lora"]
@@ -86,7 +87,6 @@ def source_of(name: Optional[str], revision: Optional[str] = None) -> Optional[s
 
 def usage(name: str, instruction: str, inputs: Sequence[str], is_encoder_decoder: bool) -> str:
     """The snippet that works as it is pasted."""
-    shown = "outputs" if is_encoder_decoder else 'outputs[:, inputs["input_ids"].shape[1]:]'
     return fenced(f"""\
 from transformers import AutoModel
 
@@ -95,7 +95,12 @@ model = AutoModel.from_pretrained({json.dumps(name, ensure_ascii=False)}, trust_
 adapter = model.generate_adapter({json.dumps(instruction, ensure_ascii=False)})
 inputs = model.encode_inputs({json.dumps(list(inputs), ensure_ascii=False)})
 outputs = model.generate(**inputs, adapter=adapter, max_new_tokens=32)
-print(model.tokenizer.batch_decode({shown}, skip_special_tokens=True))""", "python")
+print(model.tokenizer.batch_decode({_shown(is_encoder_decoder)}, skip_special_tokens=True))""", "python")
+
+
+def _shown(is_encoder_decoder: bool) -> str:
+    """What of `outputs` is not the input."""
+    return "outputs" if is_encoder_decoder else 'outputs[:, inputs["input_ids"].shape[1]:]'
 
 
 def checkpoint_blocks(config, name: str, instruction: str, inputs: Sequence[str]) -> list[str]:
@@ -177,12 +182,14 @@ def adapter_card(folder, name: str) -> str:
         **({"base_model": base, "base_model_relation": "adapter"} if is_repository(base) else {}),
     )
     blocks = [f"# {name.rpartition('/')[2]}"]
-    if generator or instruction:
-        blocks.append("A LoRA adapter that was **generated from an instruction** in one pass, not tuned on examples.")
-    else:
-        blocks.append("A LoRA adapter for one task.")
+    blocks.append(_made_how(source))
     if instruction:
         blocks += ["## Instruction", fenced(instruction, "text")]
+    combined = source.get("combined") or []
+    if combined:
+        blocks.append("## Instructions")
+    for part in combined:
+        blocks += [f"With the weight {part['weight']:g}:", fenced(part.get("instruction") or "(not recorded)", "text")]
     blocks += [
         "## Where it comes from",
         facts([
@@ -211,12 +218,29 @@ model = AutoModel.from_pretrained({json.dumps(generator)}{at}, trust_remote_code
 adapter = model.adapter_class.from_pretrained({json.dumps(name)})
 inputs = model.encode_inputs(["an input of the task"])
 outputs = model.generate(**inputs, adapter=adapter, max_new_tokens=32)
-print(model.tokenizer.batch_decode(outputs, skip_special_tokens=True))""", "python")]  # fmt: skip
-    blocks += [*_peft_use(config, name, own_backbone), *_vllm_use(config, name, own_backbone), "## Licence and limits"]
+print(model.tokenizer.batch_decode({_shown(config.get("task_type") != "CAUSAL_LM")}, skip_special_tokens=True))""",
+                   "python")]  # fmt: skip
+    uses = *_peft_use(config, name, own_backbone), *_vllm_use(config, name, own_backbone, source.get("input_format"))
+    blocks += [*uses, "## Licence and limits"]
     blocks.append(
         "The terms of the backbone and of the generator apply. Nobody has checked this adapter unless it says so."
     )
     return written(data, blocks)
+
+
+def _made_how(source: dict) -> str:
+    tuned = source.get("tuned")
+    if source.get("combined"):
+        made = f"A LoRA adapter that is a **weighted sum** of {len(source['combined'])} others"
+    elif source.get("generator") or source.get("instruction"):
+        made = "A LoRA adapter that was **generated from an instruction** in one pass"
+        if not tuned:
+            return f"{made}, not tuned on examples."
+    elif tuned:
+        return f"A LoRA adapter that was **tuned on {tuned['examples']} examples** ({tuned['steps']} steps)."
+    else:
+        return "A LoRA adapter for one task."
+    return f"{made}, then **tuned on {tuned['examples']} examples** ({tuned['steps']} steps)." if tuned else f"{made}."
 
 
 def _peft_use(config: dict, name: str, own_backbone: bool) -> list[str]:
@@ -236,13 +260,18 @@ backbone = {load}
 model = PeftModel.from_pretrained(backbone, {json.dumps(name)})""", "python")]
 
 
-def _vllm_use(config: dict, name: str, own_backbone: bool) -> list[str]:
+def _vllm_use(config: dict, name: str, own_backbone: bool, input_format: Optional[str]) -> list[str]:
     if config.get("task_type") != "CAUSAL_LM":
         return ["vLLM's LoRA does not cover encoder-decoder models: merge the adapter, or use PEFT."]
     base = config.get("base_model_name_or_path")
     if own_backbone or not is_repository(base):
         return ["For vLLM, save the backbone that this adapter fits to a folder of its own, and serve that."]
     rank = next((rank for rank in _VLLM_RANKS if rank >= config["r"]), config["r"])
+    text = "an input of the task"  # in the form that the adapter was made for
+    if input_format == "chat":
+        call = f'llm.chat([{{"role": "user", "content": {json.dumps(text)}}}]'
+    else:
+        call = f"llm.generate([{json.dumps(text + OUTPUT_HEAD if input_format == 'plain' else text)}]"
     return ["With vLLM:", fenced(f"""\
 from huggingface_hub import snapshot_download
 from vllm import LLM, SamplingParams
@@ -250,5 +279,5 @@ from vllm.lora.request import LoRARequest
 
 llm = LLM({json.dumps(base)}, enable_lora=True, max_lora_rank={rank})
 adapter = LoRARequest({json.dumps(name.rpartition("/")[2])}, 1, snapshot_download({json.dumps(name)}))
-outputs = llm.generate(["an input of the task"], SamplingParams(max_tokens=32), lora_request=adapter)
+outputs = {call}, SamplingParams(max_tokens=32), lora_request=adapter)
 print(outputs[0].outputs[0].text)""", "python")]

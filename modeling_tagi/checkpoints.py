@@ -14,7 +14,7 @@ from .cards import checkpoint_card, is_repository
 from .configuration_tagi import TagiConfig
 from .hub_errors import said_in_one_line
 from .instruction_index import InstructionIndex
-from .uploads import STALE_WEIGHTS, require_right_to_push, upload
+from .uploads import STALE_CHECKPOINT, require_right_to_push, upload
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
@@ -40,6 +40,9 @@ class CheckpointMixin:
         revision: Optional[str] = None,
         dtype=None,
         quantization_config=None,
+        token: Union[str, bool, None] = None,
+        cache_dir: Union[str, os.PathLike, None] = None,
+        local_files_only: bool = False,
         **config_fields,
     ):
         """A fresh generator on a pretrained backbone.
@@ -50,27 +53,33 @@ class CheckpointMixin:
             dtype: Of the whole model; `None` takes the backbone's.
             quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
                 Checkpoints then leave the backbone out.
+            token, cache_dir, local_files_only: As for every transformers model.
             config_fields: Fields of [`TagiConfig`].
         """
         name = str(name_or_folder)
         if os.path.isdir(name):
             name = os.path.abspath(name)
-        backbone_config = AutoConfig.from_pretrained(name, revision=revision)
-        revision = _commit(name, revision) or revision
+        given = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        given = {field: value for field, value in given.items() if value}
+        backbone_config = AutoConfig.from_pretrained(name, revision=revision, **given)
+        revision = _commit(name, revision, cache_dir) or revision
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
         quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
-        backbone = auto_class(config).from_pretrained(name, revision=revision, dtype=dtype or "auto", **quantization)
+        loading = {"revision": revision, "dtype": dtype or "auto", **quantization, **given}
+        backbone = auto_class(config).from_pretrained(name, **loading)
         if is_quantized(backbone):
             config.backbone_in_checkpoint = False
-        config.backbone_sha256 = backbone_hash(name, revision)
+        config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
         for tensor in (*backbone.parameters(), *backbone.buffers()):
             tensor._is_hf_initialized = True
         model = cls(config, backbone=backbone)
         _generator_beside(model)
         model.generation_config = deepcopy(backbone.generation_config)
         model.config.dtype = backbone.dtype
+        if given:  # read now: a token is not kept
+            model._read_beside(given)
         return model
 
     @classmethod
@@ -126,6 +135,9 @@ class CheckpointMixin:
                 f"{pretrained_model_name_or_path} lacks {len(missing)} of the model's tensors: {named}; save the "
                 "whole model with save_pretrained, or take the config that its weights were saved with"
             )
+        given = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if kwargs.get(name)}
+        if given:  # what else is there is read now: a token is not kept
+            model._read_beside(given)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
@@ -166,8 +178,11 @@ class CheckpointMixin:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
             if quantization is not None:
                 config.backbone_config.quantization_config = quantization
-        if index is not None and kwargs.get("is_main_process", True):
-            index.save(save_directory)
+        if kwargs.get("is_main_process", True):
+            if index is not None:
+                index.save(save_directory)
+            else:  # one that is there is of other weights
+                InstructionIndex.remove(save_directory)
         if tokenizer is not None and kwargs.get("is_main_process", True):
             tokenizer.save_pretrained(save_directory)
         if push and kwargs.get("is_main_process", True):
@@ -216,7 +231,7 @@ class CheckpointMixin:
                 folder,
                 repo_id,
                 card=checkpoint_card(config, repo_id, tags),
-                stale=STALE_WEIGHTS,
+                stale=STALE_CHECKPOINT,
                 private=private,
                 revision=revision,
                 tag=tag,
@@ -227,6 +242,15 @@ class CheckpointMixin:
             )
 
     # What finetuning has seen
+
+    def _read_beside(self, given: dict):
+        """Reads the index and the tokenizer with the caller's token, cache or wish to stay offline."""
+        if self.name_or_path:
+            self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision, **given)
+        try:
+            self._find_tokenizer(**given)
+        except ValueError:  # cannot be read: said when it is asked for, since token ids do without
+            pass
 
     @property
     def instruction_index(self) -> Optional[InstructionIndex]:
@@ -263,7 +287,7 @@ class CheckpointMixin:
     def tokenizer(self, tokenizer):
         self._tokenizer = tokenizer
 
-    def _find_tokenizer(self):
+    def _find_tokenizer(self, **given):
         if self._tokenizer is not None:
             return self._tokenizer
         places = [
@@ -271,12 +295,12 @@ class CheckpointMixin:
             (self.config.backbone_name_or_path, self.config.backbone_revision),
         ]
         for name, revision in places:
-            if not name or not _has_tokenizer(name, revision):
+            if not name or not _has_tokenizer(name, revision, **given):
                 continue
             try:
                 # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
                 self._tokenizer = AutoTokenizer.from_pretrained(
-                    name, revision=revision, config=self.config.backbone_config
+                    name, revision=revision, config=self.config.backbone_config, **given
                 )
             except Exception as error:
                 raise ValueError(
@@ -294,11 +318,11 @@ def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> O
     return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
 
 
-def _has_tokenizer(name: str, revision: Optional[str]) -> bool:
+def _has_tokenizer(name: str, revision: Optional[str], **given) -> bool:
     quiet = ("missing_entries", "connection_errors", "gated_repo")
-    options = {f"_raise_exceptions_for_{what}": False for what in quiet}
+    options = {"revision": revision, **given, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
     try:
-        return any(cached_file(name, file, revision=revision, **options) is not None for file in _TOKENIZER_FILES)
+        return any(cached_file(name, file, **options) is not None for file in _TOKENIZER_FILES)
     except OSError:  # no such repository
         return False
 

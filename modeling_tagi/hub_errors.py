@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    GatedRepoError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -71,6 +73,10 @@ def _plain(error: Exception, name: str, act: str) -> Exception:
         why = "there is no token; run `hf auth login`, or set HF_TOKEN"
     elif isinstance(origin, OfflineModeIsEnabled):
         why = "HF_HUB_OFFLINE is set; unset it" + (", since not all of it is in the cache" if act == "load" else "")
+    elif isinstance(origin, LocalEntryNotFoundError):
+        why = "not all of it is in the cache, and HF_HUB_OFFLINE or local_files_only keeps the Hub from being asked"
+    elif isinstance(origin, GatedRepoError):  # before what it derives from
+        why = f"only who has agreed to its terms may have it; do so at https://huggingface.co/{name}, and log in"
     elif isinstance(origin, RepositoryNotFoundError):
         why = "there is no such repository on the Hub, or it is private and the token, if there is one, may not see it"
     elif isinstance(origin, RevisionNotFoundError):
@@ -93,11 +99,13 @@ def _plain(error: Exception, name: str, act: str) -> Exception:
 def _origin(error: Exception) -> Exception:
     """What the client raised first about a connection or a right; others have wrapped it in errors of their own."""
     found = error if isinstance(error, (OSError, RuntimeError)) or _of_transport(error) else None
+    missing = None
     while found is not None:
         if getattr(found, "response", None) is not None or _of_transport(found):
             return found
+        missing = found if isinstance(found, LocalEntryNotFoundError) else missing
         found = found.__cause__ or found.__context__
-    return error
+    return missing or error
 
 
 def _of_transport(error: Exception) -> bool:

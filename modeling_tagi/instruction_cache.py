@@ -38,7 +38,8 @@ class InstructionCache:
 
     def clear(self):
         """Forgets all."""
-        self._state = None
+        with self._lock:
+            self._entries, self._state = OrderedDict(), None
 
     def adapters(
         self, model: nn.Module, instructions: Sequence[tuple[int, ...]], compute: Callable[[list[tuple]], TagiAdapter]

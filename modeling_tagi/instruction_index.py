@@ -81,11 +81,18 @@ class InstructionIndex:
         for name, path in beside.items():
             os.replace(path, Path(folder) / name)
 
+    @staticmethod
+    def remove(folder: Union[str, os.PathLike]):
+        """Takes a checkpoint's index away, if it has one."""
+        for name in (VECTORS_FILE, TEXTS_FILE):
+            (Path(folder) / name).unlink(missing_ok=True)
+
     @classmethod
-    def find(cls, name_or_folder: str, revision: Optional[str] = None) -> Optional["InstructionIndex"]:
-        """The index of a checkpoint, from its folder or the Hub; `None` if it has none."""
+    def find(cls, name_or_folder: str, revision: Optional[str] = None, **given) -> Optional["InstructionIndex"]:
+        """The index of a checkpoint, from its folder or the Hub; `None` if it has none. `given`: `token`, `cache_dir`
+        and `local_files_only`, as everywhere in transformers."""
         quiet = ("missing_entries", "connection_errors", "gated_repo")
-        options = {"revision": revision, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
+        options = {"revision": revision, **given, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
         try:
             files = [cached_file(name_or_folder, name, **options) for name in (VECTORS_FILE, TEXTS_FILE)]
         except OSError:  # no such repository

@@ -238,6 +238,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             "generator": self.name_or_path or None,
             "generator_revision": self._revision,
             **self.adapter_base(),
+            "input_format": self.config.input_format,
             "backbone_fingerprint": fingerprint(adapter, self.backbone),
         }
         provenance = []
@@ -443,9 +444,14 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         instruction_attention_mask: Optional[Tensor] = None,
         **kwargs,
     ):
-        """As the backbone's `generate`, with the adapters of `forward`. They are made, and fused, once per call."""
+        """As the backbone's `generate`, with the adapters of `forward`. They are made, and fused, once per call.
+
+        With `input_format="chat"` an output also ends with the model's turn, unless `eos_token_id` says what ends it.
+        """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
         config = deepcopy(generation_config if generation_config is not None else self.generation_config)
+        if self.config.input_format == "chat" and "eos_token_id" not in kwargs and self._find_tokenizer() is not None:
+            config.eos_token_id = Tokens.of(self.tokenizer, self.config).ends(config.eos_token_id)
         kwargs = {**config.update(**kwargs), "generation_config": config}
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is None:

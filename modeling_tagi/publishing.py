@@ -24,7 +24,7 @@ from .cards import (
 from .checkpoints import require_backbone_for_others
 from .configuration_tagi import TagiConfig
 from .training.adapter_bank import INDEX_FILE
-from .uploads import STALE_ADAPTER, STALE_WEIGHTS, upload
+from .uploads import STALE_ADAPTER, STALE_CHECKPOINT, upload
 
 KINDS = ("run", "checkpoint", "adapter", "bank")
 _TASKS_NAMED = 100  # on a bank's card
@@ -64,7 +64,7 @@ def push_folder(
     if kind == "run":
         folder, kind = folder / "model", "checkpoint"
     card, stale = {
-        "checkpoint": (_checkpoint, STALE_WEIGHTS), "adapter": (_adapter, STALE_ADAPTER), "bank": (_bank, ()),
+        "checkpoint": (_checkpoint, STALE_CHECKPOINT), "adapter": (_adapter, STALE_ADAPTER), "bank": (_bank, ()),
     }[kind]  # fmt: skip
     commit = upload(
         folder,

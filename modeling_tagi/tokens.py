@@ -1,7 +1,7 @@
 """Texts to the tokens that a model reads and writes: one way, in training and in use."""
 
 from functools import lru_cache
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -102,6 +102,14 @@ class Tokens:
 
     def target(self, text: str) -> list[int]:
         return self._ended(self._target_start + self.plain(text), self.max_target_length, self._target_end)
+
+    def ends(self, known: Union[int, Sequence[int], None]) -> list[int]:
+        """The tokens that end an output: `known`, a generation config's, and what ends the model's turn in a chat.
+
+        Training ends targets with the latter, which a backbone's generation config need not name.
+        """
+        known = [known] if isinstance(known, int) else list(known or ())
+        return list(dict.fromkeys([*known, *self._target_end]))
 
     @staticmethod
     def _ended(ids: list[int], length: Optional[int], end: list[int]) -> list[int]:

@@ -11,9 +11,12 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from .cards import CARD_FILE, is_edited
 from .hub_errors import said_in_one_line
+from .instruction_index import TEXTS_FILE, VECTORS_FILE
 
 # What could be left behind by another save, and would be read in place of the new files.
-STALE_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+STALE_CHECKPOINT = (
+    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", TEXTS_FILE, VECTORS_FILE,
+)  # fmt: skip
 STALE_ADAPTER = ("adapter_model.*", "tagi_memory.safetensors", "tagi_adapter.json")
 
 _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")

@@ -140,6 +140,7 @@ def test_an_adapters_card_says_where_it_comes_from_and_how_it_is_loaded(save_ada
     for part in ("say yes", source["instruction_sha256"], "user/generator", "def", "user/stock", "abc", "rank 12"):
         assert part in text, part
     ours, peft, vllm = python_blocks(text)
+    assert "outputs[:, inputs" in ours  # not the input once more
     for snippet in (ours, peft, vllm):
         compile(snippet, "card", "exec")
         assert '"user/adapter"' in snippet
@@ -162,6 +163,38 @@ def test_the_adapter_of_a_trained_backbone_names_the_generators(save_adapter, hu
     assert card.data.base_model == "user/generator" and "the generator's own" in text
     assert 'AutoModel.from_pretrained("user/generator", revision="def", trust_remote_code=True).backbone' in text
     assert "LoRARequest" not in text
+
+
+def test_a_card_does_not_say_of_a_tuned_or_combined_adapter_that_it_was_generated_alone(
+    make_model, tokenizer, hub, tmp_path
+):
+    model = make_model("llama", "none", **PLACES)
+    model.tokenizer, model.name_or_path = tokenizer, "user/generator"
+    yes, no = model.generate_adapter(["say yes", "say no"])
+    examples = [("a", "b"), ("c", "d")]
+    tuned = yes.tune(examples, steps=3, progress=False)
+    for name, adapter, how in (
+        ("tuned", tuned, "generated from an instruction** in one pass, then **tuned on 2 examples** (3 steps)."),
+        ("combined", yes.combine([tuned, no], [0.7, -2]), "that is a **weighted sum** of 2 others."),
+        ("alone", model.fresh_adapter().tune(examples, steps=3, progress=False), "that was **tuned on 2 examples**"),
+    ):
+        adapter.save_pretrained(tmp_path / name)
+        text = adapter_card(tmp_path / name, f"user/{name}")
+        ModelCard(text).validate()
+        assert how in text and "not tuned on examples" not in text
+        instructions = {"tuned": ["say yes"], "combined": ["say yes", "say no"], "alone": []}[name]
+        assert re.findall("```text\n(.*)\n```", text) == instructions
+    text = adapter_card(tmp_path / "combined", "user/combined")
+    assert "With the weight 0.7:" in text and "With the weight -2:" in text
+
+
+def test_vllm_is_given_inputs_in_the_form_that_the_adapter_was_made_for(save_adapter):
+    plain = python_blocks(adapter_card(save_adapter("llama"), "user/adapter"))[-1]
+    assert r'llm.generate(["an input of the task\n\nOutput:\n"], ' in plain
+    folder = save_adapter("llama", input_format="chat", instruction=[5, 6])
+    chat = python_blocks(adapter_card(folder, "user/adapter"))[-1]
+    compile(chat, "card", "exec")
+    assert 'llm.chat([{"role": "user", "content": "an input of the task"}], ' in chat
 
 
 def test_an_instruction_is_only_text(save_adapter, hub):

@@ -21,6 +21,8 @@ from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.metrics import exact_match
 from modeling_tagi.training.adapter_bank import AdapterBank
 
+RECIPE = str(Path(__file__).parents[1] / "hub_configs" / "quickstart.yaml")
+
 
 @pytest.fixture(scope="module")
 def checkpoint(make_model, tokenizer, tmp_path_factory):
@@ -112,6 +114,8 @@ def test_an_empty_instruction_writes_nothing(checkpoint, capsys, tmp_path):
         (["push", "one"], "tagi push: the following arguments are required: USER/NAME"),
         (["plan", "x.yaml", "--seed"], "tagi plan: '--seed' is no field with a value; fields are given as --field"),
         (["plan", "x.yaml", "y.yaml"], "tagi plan: 'y.yaml' is no field with a value"),
+        (["plan", RECIPE, "--nosuch", "3"], "tagi plan: unknown field nosuch; the fields are"),
+        (["plan", RECIPE, "--seed", "[a"], "tagi plan: --seed is '[a', which is not YAML"),
         (["plan", "x.yaml", "--utilisation", "1.5"], "'1.5' is no share above 0 and up to 1"),
         (["plan", "x.yaml", "--flops_per_second", "fast"], "'fast' is no number above 0"),
         (["study", "x.yaml", "--workers", "0"], "'0' is no whole number of at least 1"),
@@ -246,7 +250,8 @@ def test_plan_takes_the_fields_of_a_run(capsys, monkeypatch):
     assert plan["parameters"]["adapters_in_bank"] == 7 and plan["device"]["utilisation"] == 0.4
     assert main([*arguments, "--utilisation", "0.8"]) == 0
     assert capsys.readouterr().out.startswith("Plan of t5-base-sni-def: google/t5-base-lm-adapt (t5, shape by the ")
-    assert main([*arguments, "--finetuning.step", "12"]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--finetuning.step", "12"])
     assert "did you mean finetuning.steps?" in capsys.readouterr().err
 
 
@@ -348,7 +353,9 @@ def test_a_study_that_is_not_there_or_makes_no_sense_ends_in_one_line(tmp_path, 
     assert main(["study", str(tmp_path / "nowhere.yaml")]) == 1
     (tmp_path / "mine.yaml").write_text("config: other.yaml\nmethods: [tagi]\nseed: [0]\n")
     assert main(["study", str(tmp_path / "mine.yaml")]) == 1
-    missing, unknown = capsys.readouterr().err.splitlines()
+    assert main(["study", RECIPE]) == 1
+    missing, unknown, a_run = capsys.readouterr().err.splitlines()
+    assert a_run.endswith(f"is the configuration of one run; start it with: python train.py {RECIPE}")
     assert missing.startswith("tagi study: there is no configuration") and "nowhere.yaml" in missing
     assert unknown.endswith("unknown field 'seed'; did you mean 'seeds'?")
     with pytest.raises(SystemExit) as ended:

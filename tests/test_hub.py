@@ -2,17 +2,21 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hub_stand_in import log_in
 from huggingface_hub import ModelCard, constants
+from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForSeq2SeqLM
 
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.cards import is_edited
-from modeling_tagi.hub_errors import HubError
+from modeling_tagi.evaluation.compare import compare
+from modeling_tagi.hub_errors import HubError, said_in_one_line
+from modeling_tagi.instruction_index import InstructionIndex
 
 # Without the package: whoever imports it by its name is refused.
 ELSEWHERE = """
@@ -161,6 +165,25 @@ def test_a_private_model_needs_a_token_and_says_so_in_one_line(saved, hub, monke
         load(name, token="hf_x")
 
 
+def test_a_token_that_is_given_reaches_the_tokenizer_and_the_index_and_is_not_kept(saved, hub, monkeypatch, tmp_path):
+    saved.instruction_index = InstructionIndex(torch.zeros(1, 32), ["say yes"], 1.0)
+    saved.push_to_hub("user/one", private=True)
+    log_in(hub, monkeypatch, tmp_path, token=None)
+    for load, more in ((TagiModel.from_pretrained, {}), (AutoModel.from_pretrained, {"trust_remote_code": True})):
+        loaded = load("user/one", token="hf_x", **more)
+        assert loaded.instruction_index.texts == ["say yes"]
+        assert loaded.generate_adapter("say yes").provenance[0]["generator"] == "user/one"
+        assert "hf_x" not in repr(vars(loaded))
+
+
+def test_a_cache_that_is_given_has_all_of_it(saved, hub, monkeypatch, tmp_path):
+    saved.push_to_hub("user/one")
+    TagiModel.from_pretrained("user/one", cache_dir=tmp_path / "mine")
+    assert not list((tmp_path / "hub").rglob("tokenizer*"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    TagiModel.from_pretrained("user/one", cache_dir=tmp_path / "mine").generate_adapter("say yes")
+
+
 @pytest.mark.parametrize(
     "name, revision, why",
     [
@@ -177,6 +200,25 @@ def test_what_is_not_there_is_named(saved, hub, name, revision, why):
         with pytest.raises(OSError, match=why) as error:
             load(name, revision=revision)
         assert name in str(error.value)
+
+
+def test_what_is_not_in_the_cache_is_named_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for load in (TagiModel.from_pretrained, TagiAdapter.from_pretrained, lambda name: compare(name, name)):
+        with pytest.raises(HubError, match="^cannot load user/one: .*not all of it is in the cache") as error:
+            load("user/one")
+        assert "HF_HUB_OFFLINE" in str(error.value)
+    assert not hub.requests
+
+
+def test_a_gated_repository_is_not_said_to_be_missing():
+    gated = GatedRepoError("gated", response=SimpleNamespace(status_code=403, headers={}, request=None))
+    with pytest.raises(HubError, match="^cannot load user/one: only who has agreed .*; do so at .*/user/one"):
+        with said_in_one_line("user/one", "load"):
+            try:
+                raise gated
+            except GatedRepoError as error:  # as transformers wraps it
+                raise OSError("You are trying to access a gated repo.\nMake sure to have access to it") from error
 
 
 def test_a_push_that_broke_off_leaves_what_was_there_and_the_next_one_ends_it(saved, hub):
@@ -252,6 +294,17 @@ def test_a_named_backbone_is_loaded_at_its_revision(stock, hub):
     assert not torch.equal(newest.shared.weight, loaded.backbone.shared.weight)
     base = ModelCard(hub.files("user/apart")["README.md"].decode()).data
     assert base.base_model == stock and base.to_dict()["base_model_relation"] == "adapter"
+
+
+def test_a_private_backbone_takes_a_token_and_a_cache(stock, hub, monkeypatch, tmp_path):
+    hub.repositories[stock].private = True
+    log_in(hub, monkeypatch, tmp_path, token=None)
+    with pytest.raises(OSError, match=stock):
+        TagiModel.from_backbone(stock, **SMALL)
+    model = TagiModel.from_backbone(stock, token="hf_x", cache_dir=tmp_path / "mine", **SMALL)
+    assert model.config.backbone_revision == hub.revision(stock) and model.config.backbone_sha256
+    assert model.generate_adapter("say yes") and "hf_x" not in repr(vars(model))
+    assert list((tmp_path / "mine").rglob("*.safetensors")) and not list((tmp_path / "hub").rglob("*.safetensors"))
 
 
 def test_a_backbone_that_is_another_is_an_error_that_says_which_is_which(stock, hub, tmp_path):

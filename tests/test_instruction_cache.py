@@ -49,6 +49,7 @@ def test_only_what_is_new_is_read_and_each_but_once(model, read):
     again = model.generate_adapter([TWO, ONE, THREE, TWO])
     assert read == [1, 2] and same(several, again)
     model.instruction_cache.clear()
+    assert len(model.instruction_cache) == 0  # and none is held in memory
     for tokens, part in zip([TWO, ONE, THREE, TWO], several):
         alone = model.generate_adapter(tokens)
         for name, x in tensors(alone).items():

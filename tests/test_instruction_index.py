@@ -92,6 +92,16 @@ def test_the_index_goes_to_the_hub_and_comes_back(indexed, hub, tmp_path, warnin
     assert again.instruction_index.texts == ["aaab", "abbb"] and len(warnings()) == 1
 
 
+def test_an_index_that_was_taken_away_does_not_stay_beside_other_weights(indexed, hub, tmp_path):
+    indexed.save_pretrained(tmp_path / "one")
+    indexed.push_to_hub("user/generator")
+    indexed.instruction_index = None  # as after further training
+    indexed.save_pretrained(tmp_path / "one")
+    indexed.push_to_hub("user/generator")
+    assert not FILES & {path.name for path in (tmp_path / "one").iterdir()}
+    assert not FILES & hub.files("user/generator").keys()
+
+
 def test_a_checkpoint_without_an_index_warns_of_nothing(make_model, tokenizer, tmp_path, warnings):
     model = make_model("t5")
     model.tokenizer = tokenizer

@@ -311,6 +311,7 @@ def test_provenance_says_where_an_adapter_comes_from(make_model, tokenizer):
         "generator_revision": "def",
         "backbone": "user/backbone",
         "backbone_revision": "abc",
+        "input_format": "plain",
     }
     assert instruction_hash("yes") == "8a798890fe93817163b10b5f7bd2ca4d25d84c52739a645a889c173eee7d9d3d"
     model.config.backbone_trained = True

@@ -27,6 +27,7 @@ def test_a_quantized_backbone_has_a_generator_in_float_and_a_checkpoint_without_
     folder, quantization, random_ids, tmp_path
 ):
     fields = {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4}
+    torch.manual_seed(0)  # of the generator
     model = TagiModel.from_backbone(folder, quantization_config=quantization, dtype=torch.float32, **fields).eval()
     targets = [model.backbone.get_submodule(path) for path in model.hypernetwork.shared_factors()]
     assert not any(module.weight.is_floating_point() for module in targets)
@@ -64,7 +65,8 @@ def test_a_quantized_backbone_has_a_generator_in_float_and_a_checkpoint_without_
     assert all(whole.backbone.get_submodule(path).weight.is_floating_point() for path in adapter.lora_a)
     with torch.no_grad():
         exact = whole(ids.cpu(), labels=ids.cpu(), adapter=adapter).logits
-    assert 0 < (exact - expected.cpu()).abs().max() < 1
+    difference = (exact - expected.cpu()).norm() / exact.norm()
+    assert 0 < difference < 0.5
 
 
 def test_a_checkpoint_with_its_backbone_is_not_quantized(make_model, tmp_path):

@@ -115,6 +115,16 @@ def test_every_recipe_is_loaded_and_planned_where_neither_hub_nor_data_are(name,
         assert stage["name"] in shown(plan)
 
 
+@pytest.mark.parametrize("name, millions", [
+    ("qwen3-0.6b-sni-def", 596.05), ("llama-3.2-1b-sni-def", 1235.81), ("gemma-2-2b-sni-def", 2614.34),
+    ("mistral-7b-sni-def", 7248.02),
+])  # fmt: skip
+def test_the_shapes_of_causal_recipes_have_as_many_parameters_as_their_models(name, millions):
+    # as the Hub counts them in the models' own files; a head that is tied to the embeddings is counted once
+    plan = plan_run(load_settings(CONFIGS / f"{name}.yaml"), flops_per_second=1e12, with_data=False)
+    assert plan["parameters"]["backbone"] == pytest.approx(millions * 1e6, abs=1e4)
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_is_loaded_and_its_runs_planned(name, monkeypatch):
     monkeypatch.delenv("TAGI_DATA", raising=False)

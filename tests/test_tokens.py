@@ -1,12 +1,13 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LogitsProcessor, PreTrainedTokenizerFast
 
 from modeling_tagi import TagiConfig, TagiModel
 from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
+from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.instructions import OUTPUT_HEAD, prompt_text
 from modeling_tagi.tokens import Tokens
 
@@ -134,6 +135,40 @@ def test_the_input_format_comes_with_the_checkpoint(make_backbone, make_tokenize
     assert again.config.input_format == "chat"
     read_again = read(AutoTokenizer.from_pretrained(tmp_path / "chat"), again.encode_inputs("a b")["input_ids"][0])
     assert read_again == "<s> <turn> user a b <end> <turn> model"
+
+
+class Only(LogitsProcessor):
+    """Lets nothing but one token be written."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, scores):
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor(self.token), 0.0)
+
+
+@pytest.mark.parametrize("fusion", ["none", "concat"])
+def test_an_output_ends_with_the_models_turn_as_training_ends_it(make_model, make_tokenizer, fusion):
+    tokenizer = make_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    for input_format, written in (("chat", 1), ("plain", 4)):
+        model = make_model("llama", fusion, input_format=input_format)
+        model.tokenizer = tokenizer
+        assert model.generation_config.eos_token_id == 1  # as in a base model's file: the turn's end is none of its
+        inputs, adapter = model.encode_inputs("a b"), model.generate_adapter("say it")
+        options = {"adapter": adapter, "max_new_tokens": 4, "do_sample": False, "logits_processor": [Only(end)]}
+        length = inputs["input_ids"].shape[1]
+        assert model.generate(**inputs, **options).shape[1] == length + written
+        assert model.generate(**inputs, **options, eos_token_id=2).shape[1] == length + 4  # who says so decides
+        assert model.generation_config.eos_token_id == 1
+
+
+def test_a_stock_backbone_asked_in_a_chat_ends_with_its_turn(make_backbone, make_tokenizer, monkeypatch):
+    backbone, tokenizer, seen = make_backbone("llama"), make_tokenizer(), []
+    tokens = Tokens(tokenizer, False, 8, 4, input_format="chat")
+    monkeypatch.setattr(backbone, "generate", lambda input_ids, **options: seen.append(options) or input_ids)
+    Answering(backbone, tokens, "prompt").generate([Record("t", "say it", "a b c", ("yes",))])
+    assert seen[0]["eos_token_id"] == [1, tokenizer.convert_tokens_to_ids("<end>")]
 
 
 def test_chat_is_for_causal_backbones(make_config):

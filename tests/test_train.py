@@ -177,3 +177,25 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, stage):
     logs = [(folder / "stages" / stage / "log.jsonl").read_text().splitlines() for folder in (whole, cut)]
     losses = [[json.loads(line)["loss"] for line in log] for log in logs]
     assert losses[0] == losses[1] and len(losses[0]) >= 50
+
+
+def test_an_interrupt_is_one_line(config, monkeypatch, capsys, tmp_path):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TAGI_TINY", str(config.parent))
+    monkeypatch.setattr("modeling_tagi.experiments.run.run_experiment", interrupted)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert ended.value.code == 130
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "the same command goes on" in line
+
+
+def test_help_names_every_field_with_its_default(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "--finetuning.distillation_weight 5.0" in shown and "without_fusion" in shown

@@ -36,8 +36,14 @@ def call(options) -> int:
     from ..experiments.plan import plan_run, shown
     from ..training.settings import load_settings
 
+    try:
+        settings = load_settings(options.config, overrides)
+    except ValueError as error:
+        if not overrides:  # then the file is at fault
+            raise
+        options.refuse(str(error))
     plan = plan_run(
-        load_settings(options.config, overrides),
+        settings,
         flops_per_second=options.flops_per_second,
         utilisation=options.utilisation,
         adapters=options.adapters,

@@ -9,7 +9,7 @@ from transformers.utils import cached_file
 
 from ..adapter import TagiAdapter
 from ..adapter_files import CONFIG_FILE
-from ..hub_errors import require_place
+from ..hub_errors import said_in_one_line
 from ..modeling_tagi import TagiModel
 from ..training.run import flat
 from ..training.settings import RunSettings
@@ -56,8 +56,8 @@ def is_adapter(name: str) -> bool:
     """
     if Path(name).is_dir():
         return (Path(name) / CONFIG_FILE).is_file()
-    require_place(name)
-    return cached_file(name, CONFIG_FILE, _raise_exceptions_for_missing_entries=False) is not None
+    with said_in_one_line(name, "load"):
+        return cached_file(name, CONFIG_FILE, _raise_exceptions_for_missing_entries=False) is not None
 
 
 @torch.no_grad()
@@ -128,7 +128,9 @@ def compare_checkpoints(first: str, second: str, settings: Optional[RunSettings]
     """
     configs = []
     for name in (first, second):
-        config = flat(json.loads(TagiModel.config_class.from_pretrained(name).to_json_string(use_diff=False)))
+        with said_in_one_line(name, "load"):
+            loaded = TagiModel.config_class.from_pretrained(name)
+        config = flat(json.loads(loaded.to_json_string(use_diff=False)))
         configs.append({field: x for field, x in config.items() if field.split(".")[-1] not in _FOREIGN})
     found: dict = {"config": _different(*configs)}
     if settings is None:

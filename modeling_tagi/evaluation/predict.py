@@ -64,6 +64,8 @@ class Answering:
                 batch = self._to_device(generation_tensors(self.tokens, [self._input(r) for r in chosen]))
                 if adapters is not None:
                     batch["adapter"] = adapters[[row_of(r) for r in chosen]]
+                if self.tokens.input_format == "chat":  # also for a stock backbone, which knows nothing of it
+                    batch["eos_token_id"] = self.tokens.ends(self.model.generation_config.eos_token_id)
                 limit = self.tokens.max_target_length
                 output = self.model.generate(**batch, max_new_tokens=limit, do_sample=False, num_beams=1)
                 if not self.tokens.is_encoder_decoder:

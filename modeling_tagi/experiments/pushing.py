@@ -24,14 +24,14 @@ def repository_of(settings: RunSettings) -> Optional[str]:
 
 
 def push_on_the_way(
-    repo_id: str, folder: Path, steps: int, save: Callable[[TagiModel, Path], None]
+    repo_id: str, folder: Path, settings: RunSettings, save: Callable[[TagiModel, Path], None]
 ) -> Callable[[TagiModel, int], None]:
     """What pushes a model that is being trained; where that fails, training goes on.
 
     Args:
         repo_id: Where to.
         folder: Has room for a checkpoint.
-        steps: Of the whole training.
+        settings: Of the run.
         save: Writes the model as it is to be published.
     """
 
@@ -39,7 +39,8 @@ def push_on_the_way(
         try:
             with tempfile.TemporaryDirectory(dir=folder, prefix=".push-") as beside:
                 save(model, Path(beside))
-                push_folder(beside, repo_id, message=f"Finetuning, step {step} of {steps}")
+                message = f"Finetuning, step {step} of {settings.finetuning.steps}"
+                push_folder(beside, repo_id, private=settings.push_private, message=message)
         except (OSError, ValueError) as error:
             print(f"push: step {step} is not on the Hub, training goes on: {error}", flush=True)
 

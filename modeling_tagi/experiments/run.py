@@ -72,7 +72,7 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     pushes = None
     if repo_id is not None and settings.push_every:
         save = partial(_save_on_the_way, settings, tokens, made_here)
-        pushes = push_on_the_way(repo_id, run.folder, settings.finetuning.steps, save)
+        pushes = push_on_the_way(repo_id, run.folder, settings, save)
     model = stages.finetuned_model(run, model, tokens, train, bank, _scores(settings, tokens, evaluated), pushes)
 
     # save

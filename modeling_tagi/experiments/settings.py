@@ -88,6 +88,8 @@ def load_study(path: Union[str, Path], overrides: Optional[dict[str, Any]] = Non
     path = Path(path)
     values = {**read_yaml(path), **(overrides or {})}
     known = [f.name for f in dataclasses.fields(StudySettings)]
+    if "config" not in values and set(values) & {f.name for f in dataclasses.fields(RunSettings)} - set(known):
+        raise ValueError(f"{path} is the configuration of one run; start it with: python train.py {path}")
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)

@@ -24,12 +24,15 @@ class AdapterBank:
     Args:
         folder: Where they are, or are to be.
         index: Name -> what the index says of it; `None` reads the folder's.
+
+    Raises:
+        ValueError: if the folder's index is none, or names what is not in the folder.
     """
 
     def __init__(self, folder, index: Optional[dict[str, dict]] = None):
         self.folder, self._index = Path(folder), dict(index or {})
         if index is None and (self.folder / INDEX_FILE).is_file():
-            self._index = json.loads((self.folder / INDEX_FILE).read_text())["adapters"]
+            self._index = _read_index(self.folder / INDEX_FILE)
 
     @classmethod
     def open(cls, name: Union[str, os.PathLike]) -> "AdapterBank":
@@ -89,7 +92,9 @@ class AdapterBank:
             adapters[number].save_pretrained(self.folder / folder)
             self._index[name] = {"folder": folder, **(details[number] if details else {})}
         beside = self.folder / f".{INDEX_FILE}"
-        beside.write_text(json.dumps({"adapters": self._index}, indent=2, ensure_ascii=False) + "\n")
+        beside.write_text(
+            json.dumps({"adapters": self._index}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         os.replace(beside, self.folder / INDEX_FILE)
 
     def load(self, names: Optional[Sequence[str]] = None) -> TagiAdapter:
@@ -188,6 +193,19 @@ class AdapterBank:
             raise FileNotFoundError(f"the task adapter of {name!r} ({entry['source']}): {error}") from error
         except ValueError as error:
             raise ValueError(f"the task adapter of {name!r} ({entry['source']}): {error}") from error
+
+
+def _read_index(file: Path) -> dict[str, dict]:
+    """An index may come from the Hub: it names folders beside itself, and nothing else is read for it."""
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))["adapters"]
+        folders = {name: entry["folder"] for name, entry in index.items()}
+        ours = all(re.fullmatch(r"[A-Za-z0-9_.-]+", folder) and folder.strip(".") for folder in folders.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{file} is no index of task adapters, which has a folder for each name") from None
+    if not ours:
+        raise ValueError(f"{file} names folders that are not beside it; an index of task adapters names its own alone")
+    return index
 
 
 def _same_backbone(one: str, other: str) -> bool:

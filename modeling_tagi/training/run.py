@@ -47,11 +47,11 @@ class Run:
             before = yaml.safe_load(file.read_text())
             changed = [k for k in {**before, **values} if before.get(k) != values.get(k)]
             if changed:
-                first = changed[0]
+                named = [f"{k} was {before.get(k)!r}, is now {values.get(k)!r}" for k in changed[:6]]
+                more = [f"{len(changed) - 6} more differ"] if len(changed) > 6 else []
                 raise ValueError(
-                    f"{self.folder} holds a run with other settings ({first} was {before.get(first)!r}, is now "
-                    f"{values.get(first)!r}{f'; {len(changed) - 1} more differ' if len(changed) > 1 else ''}); choose "
-                    "another --output_dir, or delete that folder"
+                    f"{self.folder} holds a run with other settings ({'; '.join(named + more)}); choose another "
+                    "--output_dir, or delete that folder"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(file, yaml.safe_dump(values, sort_keys=False))

@@ -367,7 +367,10 @@ def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
         ValueError: for an unknown field or a value of the wrong kind; the message names field, value and what is
             allowed.
     """
-    settings = build_settings(read_recipe(path), parse_fields(overrides))
+    values = read_recipe(path)
+    if {"config", "methods"} <= set(values):
+        raise ValueError(f"{path} is a study of several runs; start it with: tagi study {path}")
+    settings = build_settings(values, parse_fields(overrides))
     settings.output_dir = settings.output_dir or f"outputs/{Path(path).stem}"
     return settings
 
@@ -406,7 +409,10 @@ def _build(cls, values: dict, prefix: str):
     for name, value in values.items():
         if name not in fields:
             close = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"the fields are {', '.join(fields)}"
+            inside = [f"{section}.{name}" for section, kind in hints.items()
+                      if dataclasses.is_dataclass(kind) and name in kind.__dataclass_fields__]  # fmt: skip
+            meant = [prefix + one for one in close or inside]
+            hint = f"did you mean {' or '.join(meant)}?" if meant else f"the fields are {', '.join(fields)}"
             raise ValueError(f"unknown field {prefix}{name}; {hint}")
         kind = hints[name]
         least = _LEAST.get(name)

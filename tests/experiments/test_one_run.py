@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from modeling_tagi import TagiModel
 from modeling_tagi.experiments.card import write_run_card
-from modeling_tagi.experiments.pushing import push_at_the_end
+from modeling_tagi.experiments.pushing import push_at_the_end, push_on_the_way
 from modeling_tagi.experiments.run import run_experiment
 from modeling_tagi.training.settings import RunSettings, load_settings
 
@@ -119,6 +119,13 @@ def test_the_snippet_of_a_runs_card_runs_as_it_is_pasted(made, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.fullmatch(r"\['.*', '.*'\]", done.stdout.strip())
+
+
+def test_a_private_run_stays_private_where_its_repository_was_deleted_on_the_way(made, hub, tmp_path, capsys):
+    model = TagiModel.from_pretrained(made[0] / "model")
+    settings = RunSettings(push_to_hub="user/gone", push_private=True, push_every=2)
+    push_on_the_way("user/gone", tmp_path, settings, lambda model, folder: model.save_pretrained(folder))(model, 2)
+    assert hub.repositories["user/gone"].private and not capsys.readouterr().out
 
 
 def test_what_could_not_be_pushed_at_the_end_is_told_how_to_push(made):

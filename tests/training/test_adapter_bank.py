@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,11 +132,19 @@ def test_a_lora_of_another_backbone_is_refused_by_name(run_of, loras, backbones,
         check(run_of(loras, backbone={"name": backbones("t5", 0.1)}), records)
 
 
-def test_a_lora_of_another_revision_is_refused(run_of, loras, backbones):
+def test_a_lora_of_another_revision_is_refused(loras, backbones, tmp_path):
     bank = AdapterBank.of(loras)
     config = json.loads(open(os.path.join(loras["last"], "adapter_config.json")).read())
     assert config["base_model_name_or_path"] == backbones() and config["revision"] is None
     bank.require_backbone(backbones(), "abc")  # of no revision that is known
+    pinned = tmp_path / "pinned"
+    shutil.copytree(loras["last"], pinned)
+    (pinned / "adapter_config.json").write_text(json.dumps({**config, "revision": "abc"}))
+    bank = AdapterBank.of({**loras, "last": str(pinned)})
+    for revision in (None, "abc"):
+        bank.require_backbone(backbones(), revision)
+    with pytest.raises(ValueError, match="'last' .* is for revision abc of .*, but this run uses def"):
+        bank.require_backbone(backbones(), "def")
 
 
 @pytest.mark.parametrize(
@@ -227,3 +236,21 @@ def test_a_bank_comes_from_one_repository(make_model, make_bank, hub, tmp_path):
     put(hub, "user/empty", tmp_path / "bank" / "one")
     with pytest.raises(FileNotFoundError, match="user/empty has no index.json with task adapters"):
         AdapterBank.open("user/empty")
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"source": "somebody/else"}, "is no index of task adapters"), ({"folder": 3}, "is no index of task adapters"),
+    ({"folder": "../../outside"}, "names folders that are not beside it"), ({"folder": "/etc"}, "not beside it"),
+    ({"folder": ".."}, "not beside it"),
+])  # fmt: skip
+def test_an_index_of_others_names_nothing_but_its_own_folders(tmp_path, entry, message):
+    (tmp_path / "index.json").write_text(json.dumps({"adapters": {"one": entry}}))
+    with pytest.raises(ValueError, match=message):
+        AdapterBank(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "no JSON", '{"adapters": ["one"]}'])
+def test_a_file_that_is_no_index_is_said_to_be_none(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match="index.json is no index of task adapters"):
+        AdapterBank(tmp_path)

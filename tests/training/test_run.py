@@ -26,7 +26,11 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"\(finetuning.temperature was 3.0, is now 2.0\); choose another"):
         Run(settings, ["text"])
     settings.tagi = {"r": 4}
-    with pytest.raises(ValueError, match="more differ"):
+    with pytest.raises(ValueError, match="temperature was 3.0, is now 2.0; tagi.r was None, is now 4"):
+        Run(settings, ["text"])
+    for number, name in enumerate(("seed", "train_tasks", "max_input_length", "max_target_length")):
+        setattr(settings, name, 99 + number)
+    with pytest.raises(ValueError, match="; 1 more differ"):
         Run(settings, ["text"])
 
 

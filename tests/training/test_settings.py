@@ -66,6 +66,8 @@ def test_a_number_written_as_text_is_a_number(load):
 @pytest.mark.parametrize("text, message", [
     ("finetuning:\n  step: 3\n", r"unknown field finetuning.step; did you mean finetuning.steps\?"),
     ("sed: 3\n", r"unknown field sed; did you mean seed\?"),
+    ("alignment: none\n", r"unknown field alignment; did you mean finetuning.alignment\?"),
+    ("{config: quickstart.yaml, methods: [tagi]}\n", "is a study of several runs; start it with: tagi study"),
     ("zzz: 3\n", "unknown field zzz; the fields are output_dir, label, seed"),
     ("seed: one\n", "seed is 'one', but must be of type int"),
     ("seed: true\n", "seed is True, but must be of type int"),
