@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from modeling_tagi.lora import Application, applied, find_targets, fusion_hook, lora_hook, low_rank, take_rows
+from modeling_tagi.lora import Application, add_low_rank, applied, find_targets, fusion_hook, lora_hook, take_rows
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_copies_of_a_row_keep_its_task():
 def test_a_wrong_number_of_rows_is_refused(index):
     a, b = factors(3)
     with pytest.raises(ValueError, match="a batch of 4 rows was given 3 adapters; give one for all rows, or one"):
-        low_rank(torch.randn(4, 6, 5), a, b, index)
+        add_low_rank(torch.randn(4, 6, 3), torch.randn(4, 6, 5), a, b, 1.0, index)
 
 
 @pytest.mark.parametrize("tasks, index", [(1, None), (1, [0, 0, 0]), (2, [1, 0, 1]), (4, [3, 0, 3]), (3, None)])
