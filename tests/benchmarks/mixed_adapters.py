@@ -10,12 +10,12 @@ the time of a whole pass, and `what adapters add` is what is left when the backb
 
 import argparse
 import copy
-
-from harness import Ratio, finish, measured, parser, peak_memory, started  # isort: skip
 from functools import partial
 from statistics import median
 
-import torch
+from harness import Ratio, finish, measured, parser, peak_memory, started
+
+import torch  # isort: skip
 from shapes import random_adapters, tagi, with_peft
 from torch.nn import functional as F
 
