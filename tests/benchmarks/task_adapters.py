@@ -1,6 +1,6 @@
 """Task adapters tuned together over one backbone, against a run of PEFT for each.
 
-    python tests/benchmarks/task_adapters.py [--quick] [--tasks 32] [--steps 60] …
+    python tests/benchmarks/task_adapters.py [--quick] [--tasks 32] [--steps 40] …
 
 Both tune the same adapters from the same start on the same examples in the same order, and end at the same losses,
 which is shown. The shape and the length are those that the package tunes on two cores: the quickstart's backbone and
@@ -36,7 +36,7 @@ QUESTION = "tuning of task adapters: a run of PEFT for each, relative to all tog
 def main():
     made = parser(__doc__)
     made.add_argument("--tasks", type=int, default=32, help="adapters")
-    made.add_argument("--steps", type=int, default=60)
+    made.add_argument("--steps", type=int, default=40)
     made.add_argument("--examples", type=int, default=4, help="of each task in a step")
     made.add_argument("--learning_rate", type=float, default=1e-2)
     made.add_argument("--shapes", nargs="*", default=["tiny-t5", "t5-small", "tiny-llama"], help="of the table")
