@@ -144,8 +144,7 @@ def prefix_cache(
     would otherwise push out tokens of shorter ones.
     """
     cache = cache if cache is not None else DynamicCache()
-    for layer in range(memory.prefix_keys.shape[1]):
-        keys, values = (x[:, layer] for x in (memory.prefix_keys, memory.prefix_values))
+    for layer, (keys, values) in enumerate(zip(memory.prefix_keys.unbind(1), memory.prefix_values.unbind(1))):
         cache.update(
             take_rows(keys, rows, task_index).to(dtype), take_rows(values, rows, task_index).to(dtype), layer
         )

@@ -22,7 +22,8 @@ class Application:
     Args:
         lora: Module -> (A, B), `A [tasks, rank, d_in]` and `B [tasks, d_out, rank]`.
         scaling: Factor of the update.
-        task_index: `[batch]`, which of the tasks each row uses; `None` if there is one task, or one task a row.
+        task_index: `[batch]`, which of the tasks each row uses; `None` if there is one task, or if each has as many
+            rows, side by side.
         fusion: Module -> function of that module's hidden states `[batch, seq, d_model]`.
         memory: Module -> what its input begins with, the same for every row of a task.
         arguments: Module -> function from the keyword arguments of its call to those it gets instead.
@@ -46,7 +47,7 @@ class Application:
         lora = {backbone.get_submodule(path): (a, adapter.lora_b[path]) for path, a in adapter.lora_a.items()}
         for module in lora:  # an adapter from elsewhere may change more than this model's generator does
             hook_once(module, lora_hook)
-        return cls(lora=lora, scaling=adapter.scaling, task_index=task_index)
+        return cls(lora=lora, scaling=adapter.scaling, task_index=needed_index(task_index, len(adapter)))
 
     def by_row(self) -> "Application":
         """The same, with one gather of the updates now instead of one in every layer of every step."""
@@ -170,7 +171,7 @@ def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor
     if application is None or module not in application.lora:
         return None
     a, b = application.lora[module]
-    return output + low_rank(args[0], a, b, application.task_index).to(output.dtype) * application.scaling
+    return add_low_rank(output, args[0], a, b, application.scaling, application.task_index)
 
 
 def fusion_hook(module: nn.Module, args: tuple, output):
@@ -211,26 +212,47 @@ def memory_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tens
     return torch.cat([take_rows(projected, len(output), memory.task_index), output], 1)
 
 
-def low_rank(x: Tensor, a: Tensor, b: Tensor, task_index: Optional[Tensor] = None) -> Tensor:
-    """`B A x`, each row of the batch with its own task's factors.
+def add_low_rank(
+    output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0, task_index: Optional[Tensor] = None
+) -> Tensor:
+    """`output + scaling * B A x`, each row of the batch with its own task's factors.
+
+    Rows of one task that lie side by side share its factors in one product, and without gradients the update is
+    added where the output lies: at full size new memory costs as much as the update itself.
 
     Args:
-        x: `[batch, seq, d_in]`, or any `[..., d_in]` if there is a single task.
+        output: `[batch, seq, d_out]`; overwritten if nothing here asks for a gradient.
+        x: `[batch, seq, d_in]`, or any `[..., d_in]` (and `output` like it) if there is a single task.
         a: `[tasks, rank, d_in]`.
         b: `[tasks, d_out, rank]`.
-        task_index: `[batch]`; `None` if there is one task, or if tasks and rows are the same.
+        scaling: Factor of the update.
+        task_index: `[batch]`; `None` if there is one task, or if each has as many rows, side by side.
 
     Returns:
-        `[batch, seq, d_out]`.
+        Like `output`.
 
     Raises:
         ValueError: if the number of rows is no multiple of the number of adapters.
     """
-    a, b = a.to(x.dtype), b.to(x.dtype)
-    if a.shape[0] == 1:
-        return (x @ a[0].T) @ b[0].T
-    a, b = (take_rows(factor, x.shape[0], task_index) for factor in (a, b))
-    return (x @ a.transpose(1, 2)) @ b.transpose(1, 2)
+    if len(a) > 1:
+        given = len(a) if task_index is None else len(task_index)
+        _require_multiple(len(x), given)
+        if task_index is not None:
+            a, b = a[task_index], b[task_index]
+    inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.to(x.dtype).transpose(1, 2)).to(output.dtype)
+    b, flat = b.to(output.dtype).transpose(1, 2), output.reshape(len(a), -1, output.shape[-1])
+    if torch.is_grad_enabled() and (flat.requires_grad or inner.requires_grad or b.requires_grad):
+        return torch.baddbmm(flat, inner, b, alpha=scaling).view(output.shape)
+    return flat.baddbmm_(inner, b, alpha=scaling).view(output.shape)
+
+
+def needed_index(task_index: Optional[Tensor], tasks: int) -> Optional[Tensor]:
+    """`task_index [batch]`, or `None` where it says only what holds without one: that each of the tasks has as many
+    rows as any other, side by side and in order, as in the batches of training. Then nothing is gathered."""
+    if task_index is None or torch.compiler.is_compiling() or len(task_index) % tasks:  # a graph knows no values
+        return task_index
+    plain = torch.arange(tasks, device=task_index.device).repeat_interleave(len(task_index) // tasks)
+    return None if torch.equal(task_index, plain) else task_index
 
 
 def take_rows(per_task: Tensor, rows: int, task_index: Optional[Tensor] = None) -> Tensor:
@@ -241,7 +263,7 @@ def take_rows(per_task: Tensor, rows: int, task_index: Optional[Tensor] = None) 
     Args:
         per_task: `[tasks, ...]`.
         rows: Rows of the batch.
-        task_index: `[batch]`; `None` if there is one task, or if tasks and rows are the same.
+        task_index: `[batch]`; `None` if there is one task, or if each has as many rows, side by side.
 
     Returns:
         `[rows, ...]`.
@@ -253,11 +275,15 @@ def take_rows(per_task: Tensor, rows: int, task_index: Optional[Tensor] = None) 
     if tasks == 1:
         return per_task.expand(rows, *per_task.shape[1:])
     given = tasks if task_index is None else task_index.shape[0]
-    if rows % given:
-        raise ValueError(f"a batch of {rows} rows was given {given} adapters; give one for all rows, or one for each")
+    _require_multiple(rows, given)
     if task_index is None:
         return per_task if rows == tasks else per_task.repeat_interleave(rows // given, 0)
     return per_task[task_index if rows == given else task_index.repeat_interleave(rows // given)]
+
+
+def _require_multiple(rows: int, given: int):
+    if rows % given:
+        raise ValueError(f"a batch of {rows} rows was given {given} adapters; give one for all rows, or one for each")
 
 
 def carry_through_checkpointing(checkpoint: Callable) -> Callable:

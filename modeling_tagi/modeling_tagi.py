@@ -50,6 +50,7 @@ from .lora import (
     hook_once,
     lora_hook,
     memory_hook,
+    needed_index,
     pre_hook_once,
     take_rows,
 )
@@ -399,6 +400,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if adapter is not None and input_ids is not None:
             require_rows(adapter, task_index, len(input_ids))
             require_positions(self, input_ids, attention_mask, adapter)
+            task_index = needed_index(task_index, len(adapter))
         if self.config.is_encoder_decoder:
             if decoder_input_ids is None and labels is not None:
                 decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -541,13 +543,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             application.arguments[stack] = partial(windowed_masks, stack)
         if memory.keys is not None and len(self.fusion):
             fused = fused_modules(self.backbone, self.config.is_encoder_decoder)
-            for number, (target, cross_attention) in enumerate(zip(fused, self.fusion)):
+            projected = memory.keys.unbind(1), memory.values.unbind(1)
+            for target, cross_attention, keys, values in zip(fused, self.fusion, *projected):
                 application.fusion[target] = partial(
-                    cross_attention,
-                    keys=memory.keys[:, number],
-                    values=memory.values[:, number],
-                    mask=memory.mask,
-                    task_index=task_index,
+                    cross_attention, keys=keys, values=values, mask=memory.mask, task_index=task_index
                 )
         return application
 

@@ -97,6 +97,26 @@ def test_every_target_gets_factors_of_its_shape(sharing):
     }
 
 
+def test_gradients_of_all_parts_together_are_those_of_each_alone():
+    targets = {"h.0.q": (4, 4), "h.0.v": (4, 6), "h.0.k": (4, 4), "h.1.q": (4, 4), "h.1.v": (4, 6), "h.1.k": (4, 4)}
+    network = Hypernetwork(targets, d_model=4, rank=2, hidden_size=3, index_size=2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter)
+    pooled = torch.randn(2, 4)
+    weights = list(network.stacks.parameters())
+
+    def gradients(paths):
+        a, b = network(pooled)
+        total = sum(place * (a[path].square().sum() + b[path].square().sum()) for place, path in paths)
+        return torch.autograd.grad(total, weights, materialize_grads=True)
+
+    together = gradients(enumerate(targets, 1))
+    alone = [sum(parts) for parts in zip(*(gradients([pair]) for pair in enumerate(targets, 1)))]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert theirs.any()
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_targets_of_one_mlp_differ_by_their_index():
     network = golden(1)
     a, b = network(torch.tensor([[1.0, 3.0]]))

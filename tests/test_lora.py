@@ -5,7 +5,16 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from modeling_tagi.lora import Application, applied, find_targets, fusion_hook, lora_hook, low_rank, take_rows
+from modeling_tagi.lora import (
+    Application,
+    add_low_rank,
+    applied,
+    find_targets,
+    fusion_hook,
+    lora_hook,
+    needed_index,
+    take_rows,
+)
 
 
 @pytest.fixture
@@ -53,6 +62,64 @@ def test_mixed_rows_equal_each_alone(linear, index):
             torch.testing.assert_close(mixed[row: row + 1], linear(x[row: row + 1]), rtol=0, atol=1e-5)
 
 
+def row_by_row(output, x, a, b, scaling, tasks):
+    """The slow equal: a dense update for each row."""
+    return torch.stack([output[row] + scaling * x[row] @ (b[task] @ a[task]).T for row, task in enumerate(tasks)])
+
+
+CASES = {  # of six rows: the number of tasks, the index, and each row's task
+    "one for all": (1, None, [0] * 6), "one each": (6, None, range(6)), "side by side": (3, None, [0, 0, 1, 1, 2, 2]),
+    "by index": (2, [1, 0, 0, 1, 1, 1], [1, 0, 0, 1, 1, 1]), "copies by index": (3, [2, 0, 2], [2, 2, 0, 0, 2, 2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tasks, index, of_row", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("gradients", [True, False], ids=["with gradients", "in place"])
+def test_one_product_for_the_batch_is_what_each_row_gets_alone(tasks, index, of_row, gradients):
+    a, b = factors(tasks)
+    x, output, upstream = torch.randn(6, 4, 5), torch.randn(6, 4, 3), torch.randn(6, 4, 3)
+    leaves = [x, output, a, b]
+    for leaf in leaves:
+        leaf.requires_grad_(gradients)
+    expected, before = row_by_row(output, x, a, b, 1.5, of_row), output.clone()
+    index = None if index is None else torch.tensor(index)
+    got = add_low_rank(output, x, a, b, 1.5, index)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert (got.data_ptr() == output.data_ptr()) is not gradients and torch.equal(output, before) is gradients
+    if gradients:
+        slow, fast = (torch.autograd.grad(result, leaves, upstream) for result in (expected, got))
+        for ours, theirs in zip(fast, slow, strict=True):
+            assert theirs.any()
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_an_update_of_an_output_that_is_not_contiguous_is_added():
+    a, b = factors(2)
+    x, output = torch.randn(4, 6, 5), torch.randn(6, 4, 3).transpose(0, 1)
+    expected = row_by_row(output, x, a, b, 2.0, [0, 0, 1, 1])
+    torch.testing.assert_close(add_low_rank(output, x, a, b, 2.0), expected, rtol=0, atol=1e-5)
+
+
+def test_factors_in_full_precision_work_on_a_half_precision_layer():
+    a, b = factors(2)
+    x, output = torch.randn(4, 6, 5).bfloat16(), torch.randn(4, 6, 3).bfloat16()
+    expected = row_by_row(output.float(), x.float(), a, b, 2.0, [0, 0, 1, 1])
+    got = add_low_rank(output, x, a, b, 2.0)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, rtol=0.05, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    "index, tasks, needed",
+    [([0, 0, 1, 1], 2, False), ([0, 1, 2, 3], 4, False), ([0, 0, 0], 1, False), ([1, 1, 0, 0], 2, True),
+     ([0, 0, 1], 2, True), ([0, 0, 1, 1], 3, True), ([0, 1], 4, True), ([0, 0, 0, 1], 2, True)],
+)  # fmt: skip
+def test_an_index_is_needed_unless_all_tasks_have_as_many_rows_in_order(index, tasks, needed):
+    index = torch.tensor(index)
+    assert needed_index(index, tasks) is (index if needed else None)
+    assert needed_index(None, tasks) is None
+
+
 def test_copies_of_a_row_keep_its_task():
     per_task = torch.tensor([[0.0], [1.0], [2.0]])
     assert take_rows(per_task, 6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
@@ -64,7 +131,7 @@ def test_copies_of_a_row_keep_its_task():
 def test_a_wrong_number_of_rows_is_refused(index):
     a, b = factors(3)
     with pytest.raises(ValueError, match="a batch of 4 rows was given 3 adapters; give one for all rows, or one"):
-        low_rank(torch.randn(4, 6, 5), a, b, index)
+        add_low_rank(torch.randn(4, 6, 3), torch.randn(4, 6, 5), a, b, 1.0, index)
 
 
 @pytest.mark.parametrize("tasks, index", [(1, None), (1, [0, 0, 0]), (2, [1, 0, 1]), (4, [3, 0, 3]), (3, None)])
