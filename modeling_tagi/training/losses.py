@@ -20,7 +20,7 @@ Factors = Mapping[str, Tensor]
 
 
 class TopK(NamedTuple):
-    """What is kept of a distribution over the vocabulary: its likeliest tokens, and how likely all others are together.
+    """What is kept of a distribution over the vocabulary: the likeliest tokens, and how likely the others are together.
 
     Args:
         values: `[tokens, k]`, log-probabilities.
@@ -41,7 +41,7 @@ def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
 
 
 def _rest(log_p: Tensor, tokens: Tensor) -> Tensor:
-    """Log-sum over the vocabulary without `tokens`; from the sum over them it would be a difference of near numbers."""
+    """Log-sum over the vocabulary without `tokens`; 1 less their sum would be a difference of near numbers."""
     return log_p.scatter(-1, tokens, -torch.inf).logsumexp(-1)
 
 
