@@ -20,7 +20,7 @@ Factors = Mapping[str, Tensor]
 
 
 class TopK(NamedTuple):
-    """What is kept of a distribution over the vocabulary: the likeliest tokens, and how likely the others are together.
+    """What is kept of a distribution over a vocabulary: the likeliest tokens, and the probability of all others.
 
     Args:
         values: `[tokens, k]`, log-probabilities.
