@@ -113,12 +113,11 @@ class MlpStack(nn.Module):
             d_in, d_out = shape
             flat = torch.einsum("tlkh,lho->tlko", hidden[:, :, kinds], weight)
             a, b = flat.split([self.rank * d_in, self.rank * d_out], dim=-1)
-            for layer, paths in enumerate(self.paths):
-                for position, kind in enumerate(kinds):
-                    factors[paths[kind]] = (
-                        a[:, layer, position].unflatten(-1, (self.rank, d_in)),
-                        b[:, layer, position].unflatten(-1, (d_out, self.rank)),
-                    )
+            # apart in one go: the gradient of each index would be a tensor as large as all of them
+            a, b = a.unflatten(-1, (self.rank, d_in)), b.unflatten(-1, (d_out, self.rank))
+            for paths, *of_layer in zip(self.paths, a.unbind(1), b.unbind(1)):
+                for kind, one_a, one_b in zip(kinds, *(x.unbind(1) for x in of_layer)):
+                    factors[paths[kind]] = (one_a, one_b)
         return factors
 
 
