@@ -14,7 +14,7 @@ from ..adapter_algebra import inner_products
 from ..modeling_tagi import prediction_loss
 
 __all__ = ["TopK", "alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss",
-           "prediction_loss", "target_logits", "top_k"]  # fmt: skip
+           "predicting", "prediction_loss", "target_logits", "top_k"]  # fmt: skip
 
 Factors = Mapping[str, Tensor]
 
@@ -55,9 +55,13 @@ def target_logits(logits: Tensor, labels: Tensor, is_encoder_decoder: bool) -> T
     Returns:
         `[tokens, vocab]`.
     """
-    if not is_encoder_decoder:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    return logits[labels != -100]
+    return logits[predicting(labels, is_encoder_decoder)]
+
+
+def predicting(labels: Tensor, is_encoder_decoder: bool) -> Tensor:
+    """Where in `[batch, seq]` a target is predicted: at its own place, or by a causal model at the place before."""
+    targets = labels != -100
+    return targets if is_encoder_decoder else F.pad(targets[:, 1:], (0, 1))
 
 
 def distillation_loss(

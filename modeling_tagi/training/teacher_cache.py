@@ -129,8 +129,8 @@ def _answers(teacher: Teacher, batch: dict[str, Tensor], kept: Kept, bf16: bool)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     inputs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask", "labels")}
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16), _inputs_of(teacher.head) as seen:
-        logits = teacher.logits(inputs, batch["teacher_index"], batch["task_index"])
-        logits = losses.target_logits(logits, inputs["labels"], both)
+        everyone = torch.ones(len(inputs["labels"]), dtype=torch.bool, device=device)
+        logits = teacher.answers(inputs, batch["teacher_index"], batch["task_index"], everyone)
         if kept.kind == "top_k":
             tensors = losses.top_k(logits, kept.k, kept.temperature)._asdict()
         else:

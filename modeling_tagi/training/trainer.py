@@ -100,8 +100,22 @@ class Teacher:
             return losses.TopK(**inputs)
         if "states" in inputs:
             return self.head(inputs["states"])
-        logits = self.logits(inputs, index, task_index)
-        return losses.target_logits(logits, of_rows(inputs["labels"], rows), self.is_encoder_decoder)
+        places = losses.predicting(of_rows(inputs["labels"], rows), self.is_encoder_decoder)
+        if any(self.backbone.get_submodule(path) is self.head for path in self.bank.lora_a):
+            return self.logits(inputs, index, task_index)[places]  # which needs each row's own update of the head
+        with reading_at(self.head, places):
+            return self.logits(inputs, index, task_index)
+
+
+@contextmanager
+def reading_at(head: nn.Module, places: Tensor):
+    """Makes an output head read its states `[batch, seq, d_model]` at some `places [batch, seq]` alone, `[tokens, …]`:
+    a causal model's logits for a whole prompt would be by far the largest tensor of a step."""
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0][places], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def of_rows(labels: Tensor, rows: Tensor) -> Tensor:

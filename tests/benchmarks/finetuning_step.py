@@ -100,8 +100,9 @@ class Steps:
     def tagi(self, objective=None, cache=None):
         """TagiTrainer's loss on a batch of all records."""
         collator = self.collator(objective is not None, cache)
+        teacher = self.teacher if objective is not None else None
         trainer = TagiTrainer(model=self.model, args=self.arguments, data_collator=collator, batch_sampler=[],
-                              objective=objective, teacher=self.teacher if objective is not None else None)  # fmt: skip
+                              objective=objective, teacher=teacher)  # fmt: skip
         return lambda: trainer.compute_loss(self.model, to(self.device, collator(self.records)))
 
     def prompted(self):
