@@ -112,13 +112,12 @@ class MlpStack(nn.Module):
         for (shape, kinds), weight in zip(self.kinds_by_shape.items(), self.output_weights):
             d_in, d_out = shape
             flat = torch.einsum("tlkh,lho->tlko", hidden[:, :, kinds], weight)
-            a, b = flat.flatten(1, 2).split([self.rank * d_in, self.rank * d_out], dim=-1)
-            modules = (paths[kind] for paths in self.paths for kind in kinds)
-            # all at once: the gradient of one part by its number is as large as all parts together, mostly zeros
-            for path, a_of_one, b_of_one in zip(modules, a.unbind(1), b.unbind(1), strict=True):
-                factors[path] = (
-                    a_of_one.unflatten(-1, (self.rank, d_in)), b_of_one.unflatten(-1, (d_out, self.rank))
-                )  # fmt: skip
+            a, b = flat.split([self.rank * d_in, self.rank * d_out], dim=-1)
+            # apart in one go: the gradient of each index would be a tensor as large as all of them
+            a, b = a.unflatten(-1, (self.rank, d_in)), b.unflatten(-1, (d_out, self.rank))
+            for paths, *of_layer in zip(self.paths, a.unbind(1), b.unbind(1)):
+                for kind, one_a, one_b in zip(kinds, *(x.unbind(1) for x in of_layer)):
+                    factors[paths[kind]] = (one_a, one_b)
         return factors
 
 

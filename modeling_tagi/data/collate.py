@@ -1,7 +1,7 @@
 """Records and passages to tensors: each instruction of a batch once, with an index from the rows to it."""
 
 import random
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class RecordCollator:
             `adapter_index [batch]`.
         bank_by: Whether `bank_index` is by `"task"` or by `"group"`.
         teacher_reads: `"prompt"` or `"input"`.
+
+    Attributes:
+        answers: What gives the `teacher_*` tensors of records instead, such as a `TeacherCache`; `None` if the teacher
+            is to read them.
     """
 
     def __init__(
@@ -58,22 +62,29 @@ class RecordCollator:
     ):
         self.tokens, self.reads, self.bank_index, self.bank_by = tokens, reads, bank_index, bank_by
         self.teacher_reads = teacher_reads
+        self.answers: Optional[Callable[[Sequence[Record]], dict[str, Tensor]]] = None
+
+    def number(self, record: Record) -> int:
+        """Of the record's task adapter; -1 if there is none."""
+        return self.bank_index.get(getattr(record, self.bank_by), -1)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
         tokens = self.tokens
         targets = [tokens.target(record.targets[0]) for record in records]
         inputs = [tokens.input(record.input) for record in records]
         prompts = None
-        if self.reads == "prompt" or self.bank_index is not None:
+        if self.reads == "prompt" or self.bank_index is not None and self.answers is None:
             prompts = [tokens.prompt(instruction_text(r.instruction, r.demonstrations), r.input) for r in records]
         batch = training_tensors(tokens, prompts if self.reads == "prompt" else inputs, targets)
         numbers = None
         if self.bank_index is not None:
-            numbers = [self.bank_index.get(getattr(record, self.bank_by), -1) for record in records]
+            numbers = [self.number(record) for record in records]
         if self.reads == "adapter":
             instructions = [instruction_text(r.instruction, r.demonstrations) for r in records]
             batch.update(instruction_tensors(tokens, instructions, numbers))
-            if numbers is not None:
+            if self.answers is not None:
+                batch.update(self.answers(records))
+            elif numbers is not None:
                 read = prompts if self.teacher_reads == "prompt" else inputs
                 teacher = training_tensors(tokens, read, targets)
                 batch.update({f"teacher_{name}": tensor for name, tensor in teacher.items()})

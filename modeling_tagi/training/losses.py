@@ -4,7 +4,7 @@ Factors are the adapters' own: A `[tasks, rank, d_in]` and B `[tasks, d_out, ran
 of a module is `scaling * B A`.
 """
 
-from typing import Mapping, Optional, Union
+from typing import Mapping, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -13,10 +13,36 @@ from torch.nn import functional as F
 from ..adapter_algebra import inner_products
 from ..modeling_tagi import prediction_loss
 
-__all__ = ["alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss", "prediction_loss",
-           "target_logits"]  # fmt: skip
+__all__ = ["TopK", "alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss",
+           "predicting", "prediction_loss", "target_logits", "top_k"]  # fmt: skip
 
 Factors = Mapping[str, Tensor]
+
+
+class TopK(NamedTuple):
+    """What is kept of a distribution over a vocabulary: the likeliest tokens, and the probability of all others.
+
+    Args:
+        values: `[tokens, k]`, log-probabilities.
+        tokens: `[tokens, k]`, whose they are.
+        rest: `[tokens]`, the log of what the others sum to.
+    """
+
+    values: Tensor
+    tokens: Tensor
+    rest: Tensor
+
+
+def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
+    """Of `logits [tokens, vocab]` at a temperature; another one's cannot be had from it, since that needs the rest."""
+    log_p = F.log_softmax(logits.float() / temperature, -1)
+    values, tokens = log_p.topk(min(k, log_p.shape[-1]))
+    return TopK(values, tokens.int(), _rest(log_p, tokens))
+
+
+def _rest(log_p: Tensor, tokens: Tensor) -> Tensor:
+    """Log-sum over the vocabulary without `tokens`; 1 less their sum would be a difference of near numbers."""
+    return log_p.scatter(-1, tokens, -torch.inf).logsumexp(-1)
 
 
 def target_logits(logits: Tensor, labels: Tensor, is_encoder_decoder: bool) -> Tensor:
@@ -29,18 +55,27 @@ def target_logits(logits: Tensor, labels: Tensor, is_encoder_decoder: bool) -> T
     Returns:
         `[tokens, vocab]`.
     """
-    if not is_encoder_decoder:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    return logits[labels != -100]
+    return logits[predicting(labels, is_encoder_decoder)]
+
+
+def predicting(labels: Tensor, is_encoder_decoder: bool) -> Tensor:
+    """Where in `[batch, seq]` a target is predicted: at its own place, or by a causal model at the place before."""
+    targets = labels != -100
+    return targets if is_encoder_decoder else F.pad(targets[:, 1:], (0, 1))
 
 
 def distillation_loss(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, num_items: Optional[Union[int, Tensor]] = None
+    student: Tensor,
+    teacher: Union[Tensor, TopK],
+    temperature: float = 1.0,
+    num_items: Optional[Union[int, Tensor]] = None,
 ) -> Tensor:
     """L_kl (eq. 5): `T² KL(teacher ‖ student)` at temperature T, so that its gradient's scale does not depend on T.
 
     Args:
-        student, teacher: `[tokens, vocab]`, logits of the same target tokens; see `target_logits`.
+        student: `[tokens, vocab]`, logits of target tokens; see `target_logits`.
+        teacher: Logits of the same tokens, or their `top_k` at the same temperature. Then the divergence is that of
+            k + 1 outcomes, the last being any other token: never above the exact one, and equal to it for k = vocab.
         temperature: T, above 0. The authors' is 3.
         num_items: What the sum over tokens is divided by; `None` takes the number of tokens.
 
@@ -48,15 +83,23 @@ def distillation_loss(
         Scalar, fp32. The teacher gets no gradient.
 
     Raises:
-        ValueError: if the two do not have the same shape.
+        ValueError: if the two are not of as many tokens or, with logits, not of one vocabulary.
     """
-    if student.shape != teacher.shape:
+    theirs = teacher.values if isinstance(teacher, TopK) else teacher
+    if len(student) != len(theirs) or theirs is teacher and student.shape != teacher.shape:
         raise ValueError(
-            f"the student has logits {tuple(student.shape)} for target tokens, the teacher {tuple(teacher.shape)}; "
+            f"the student has logits {tuple(student.shape)} for target tokens, the teacher {tuple(theirs.shape)}; "
             "both must be of the same targets and vocabulary"
         )
-    log_p = F.log_softmax(teacher.detach().float() / temperature, -1)
     log_q = F.log_softmax(student.float() / temperature, -1)
+    if theirs is teacher:
+        log_p = F.log_softmax(teacher.detach().float() / temperature, -1)
+    else:
+        log_p, all_q, tokens = teacher.values, log_q, teacher.tokens.long()
+        log_q = all_q.gather(-1, tokens)
+        if log_p.shape[-1] < all_q.shape[-1]:  # else there are no others, and a gradient of log 0
+            log_p = torch.cat([log_p, teacher.rest[:, None]], -1)
+            log_q = torch.cat([log_q, _rest(all_q, tokens)[:, None]], -1)
     total = F.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2
     return total / (max(len(student), 1) if num_items is None else num_items)
 

@@ -14,13 +14,13 @@ from ..configuration_tagi import TagiConfig
 from ..data.collate import READS
 from ..modeling_tagi import TRAINABLE
 from .methods import METHODS
-from .trainer import Objective
+from .trainer import KEPT, Objective
 from .yaml_files import parse_fields, read_recipe, read_yaml
 
 # The smallest whole number that makes sense for a field.
 _LEAST = {"steps": 0, "push_every": 0, **dict.fromkeys(
     ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "tasks_per_batch",
-     "train_tasks", "wordings_per_task"), 1
+     "teacher_top_k", "train_tasks", "wordings_per_task"), 1
 )}  # fmt: skip
 
 MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
@@ -28,6 +28,7 @@ REFERENCES = ("prompted", "no_instruction", "wrong_instruction", "random_words",
 _NAMED_VALUES = {
     "finetuning.train": TRAINABLE,
     "finetuning.reads": READS,
+    "finetuning.teacher_cache": (None, *KEPT),
     "task_adapters.by": ("group", "task"),
     "task_adapters.reads": ("prompt", "input"),
 }
@@ -186,6 +187,10 @@ class FinetuningSettings(TaskSettings):
         instruction_dropout: Share of the instruction's tokens that are hidden from the hypernetwork in each step.
         prediction_weight, distillation_weight, temperature, alignment, alignment_weight, distillation_steps,
             alignment_steps: See `Objective`.
+        teacher_cache: What is kept on disk of the teacher, which then reads each record once, before the training:
+            `states`, of which L_kl is exact (4 × d_model bytes a target token), or `top_k`, a lower bound (8 bytes for
+            each of `teacher_top_k` tokens). `null`: the teacher reads every batch.
+        teacher_top_k: Tokens that are kept of the vocabulary.
     """
 
     reads: str = "adapter"
@@ -200,6 +205,8 @@ class FinetuningSettings(TaskSettings):
     alignment_weight: Union[str, float] = "sigmoid"
     distillation_steps: Optional[int] = None
     alignment_steps: Optional[int] = None
+    teacher_cache: Optional[str] = None
+    teacher_top_k: int = 64
 
     def objective(self) -> Objective:
         names = [f.name for f in dataclasses.fields(Objective)]

@@ -35,9 +35,11 @@ from .adapter_bank import AdapterBank
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
 from .task_adapters import AdapterTuner
+from .teacher_cache import Kept, TeacherCache
 from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
 
 COMPLETE_FILE = "complete"
+TEACHER_FOLDER = "teacher"
 
 
 def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequence[str]):
@@ -298,6 +300,19 @@ def finetuned_model(
         reads = bank.reads if teacher is not None else "prompt"
         collator = RecordCollator(tokens, settings.reads, numbers, by, reads)
         sampler = _task_sampler(settings, train, run.settings.seed)
+        if settings.teacher_cache is not None and objective.distillation_weight:
+            drawn = sorted({index for batch in sampler for index in batch})
+            collator.answers = TeacherCache.filled(
+                stage.folder / TEACHER_FOLDER,
+                teacher,
+                collator,
+                [train[index] for index in drawn],
+                Kept(settings.teacher_cache, settings.teacher_top_k, settings.temperature),
+                batch_size=settings.tasks_per_batch * settings.examples_per_task,
+                bf16=run.settings.bf16,
+                label=f"{stage.label}: the teacher reads",
+            )
+            teacher.backbone = None  # but for its head, which `states` need, a copy can go
         callbacks = [_Scores(stage, run.settings.evaluation.every, scores)] if scores is not None else []
         callbacks += [_Pushes(run.settings.push_every, push)] if push is not None else []
         facts = train_stage(
@@ -314,6 +329,7 @@ def finetuned_model(
             instruction_dropout=settings.instruction_dropout,
         )
         _save_trained(run, stage, model)
+        shutil.rmtree(stage.folder / TEACHER_FOLDER, ignore_errors=True)
         stage.finish(**facts)
     return TagiModel.from_pretrained(stage.folder / "model", dtype=torch.float32)
 

@@ -19,6 +19,7 @@ from ..modeling_tagi import TagiModel, evaluating
 from . import losses
 
 ALIGNMENTS = ("factors", "delta", "none")
+KEPT = ("states", "top_k")  # of a teacher's answers, by a `TeacherCache`
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ class Teacher:
     """The backbone with each task's own adapter and the instruction in its input (section 3.2.4).
 
     Args:
-        backbone: The language model that the task adapters were tuned on; never trained.
+        backbone: The language model that the task adapters were tuned on; never trained. With all answers in a
+            `TeacherCache` its head is enough.
         bank: The task adapters, one after the other.
     """
 
     def __init__(self, backbone: nn.Module, bank: TagiAdapter):
         self.backbone, self.bank = backbone, bank.detach()
+        self.head, self.is_encoder_decoder = backbone.get_output_embeddings(), backbone.config.is_encoder_decoder
 
     def adapters(self, index: Tensor) -> TagiAdapter:
         """Those of `index [tasks]`."""
@@ -86,6 +89,38 @@ class Teacher:
         application = Application.of(self.adapters(index), self.backbone, task_index)
         with applied(application), evaluating(self.backbone):
             return self.backbone(**inputs).logits
+
+    @torch.no_grad()
+    def answers(
+        self, inputs: dict[str, Tensor], index: Tensor, task_index: Tensor, rows: Tensor
+    ) -> Union[Tensor, losses.TopK]:
+        """What `distillation_loss` compares with: of the prompts in `inputs`, those of `rows [batch]`; or, where
+        `inputs` are a `TeacherCache`'s, what it kept of them."""
+        if "values" in inputs:
+            return losses.TopK(**inputs)
+        if "states" in inputs:
+            return self.head(inputs["states"])
+        places = losses.predicting(of_rows(inputs["labels"], rows), self.is_encoder_decoder)
+        if any(self.backbone.get_submodule(path) is self.head for path in self.bank.lora_a):
+            return self.logits(inputs, index, task_index)[places]  # which needs each row's own update of the head
+        with reading_at(self.head, places):
+            return self.logits(inputs, index, task_index)
+
+
+@contextmanager
+def reading_at(head: nn.Module, places: Tensor):
+    """Makes an output head read its states `[batch, seq, d_model]` at some `places [batch, seq]` alone, `[tokens, …]`:
+    a causal model's logits for a whole prompt would be by far the largest tensor of a step."""
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0][places], *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def of_rows(labels: Tensor, rows: Tensor) -> Tensor:
+    """`labels [batch, seq]` without those of other rows than `rows [batch]`."""
+    return labels.masked_fill(~rows[:, None], -100)
 
 
 class Drawn(Dataset):
@@ -187,14 +222,13 @@ class TagiTrainer(Seq2SeqTrainer):
         distillation_left, alignment_left = map(self._left, (objective.distillation_steps, objective.alignment_steps))
         if objective.distillation_weight and distillation_left:
             teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
-            labels, teacher_labels = inputs["labels"], teacher_inputs["labels"]
-            with self.accelerator.autocast():  # accelerate wraps what is trained, not the teacher
-                logits = self.teacher.logits(teacher_inputs, teacher_index.clamp_min(0), task_index)
-            both = self.teacher.backbone.config.is_encoder_decoder
             rows = known[task_index]
+            with self.accelerator.autocast():  # accelerate wraps what is trained, not the teacher
+                answers = self.teacher.answers(teacher_inputs, teacher_index.clamp_min(0), task_index, rows)
+            labels = of_rows(inputs["labels"], rows)
             terms["distillation"] = losses.distillation_loss(
-                losses.target_logits(outputs.logits[rows], labels[rows], both),
-                losses.target_logits(logits[rows], teacher_labels[rows], both),
+                losses.target_logits(outputs.logits, labels, self.teacher.is_encoder_decoder),
+                answers,
                 objective.temperature,
                 num_items,
             )

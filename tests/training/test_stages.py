@@ -132,6 +132,23 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, ki
     assert not list(run.folder.rglob("checkpoints"))
 
 
+def test_a_run_with_a_teacher_cache_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, kill, monkeypatch):
+    sections = {
+        "prompted": {"steps": 0}, "pretraining": {"steps": 0}, "task_adapters": {"steps": 2},
+        "finetuning": {"teacher_cache": "top_k", "teacher_top_k": 4},
+    }  # fmt: skip
+    expected = go(make_run("whole cached", **sections), records)[0].state_dict()
+    run = make_run("cut cached", **sections)
+    kill("finetuning", 5)
+    with pytest.raises(Killed):
+        go(run, records)
+    folder = run.folder / "stages" / "finetuning"
+    next((folder / "teacher").iterdir()).unlink()
+    monkeypatch.undo()
+    assert same(go(run, records)[0].state_dict(), expected)
+    assert not (folder / "teacher").exists() and run.stage("finetuning").facts is not None
+
+
 def test_dropout_is_at_work_while_runs_are_compared(make_run, records, uninterrupted):
     model, _ = go(make_run("seeded", seed=1), records)
     assert not same(model.state_dict(), uninterrupted[1])

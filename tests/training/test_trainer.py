@@ -128,6 +128,24 @@ def test_a_teacher_reads_prompt_and_task_adapter(make_model, make_trainer, make_
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", [False, True], ids=["", "an adapter changes the head"])
+def test_a_teachers_answers_are_its_logits_for_the_targets_of_some_rows(
+    make_model, make_bank, make_tokens, records, family, head
+):
+    targets = {"target_modules": ["lm_head", {"t5": "q", "llama": "q_proj"}[family]]} if head else {}
+    model = make_model(family, fusion="none", **targets)
+    teacher = Teacher(model.backbone, make_bank(model))
+    batch = RecordCollator(make_tokens(family), bank_index=GROUPS)(records[:6])
+    inputs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask", "labels")}
+    rows = torch.tensor([True, False, True, True, False, True])
+    where = inputs, batch["teacher_index"], batch["task_index"]
+    answers = teacher.answers(*where, rows)
+    expected = losses.target_logits(teacher.logits(*where)[rows], inputs["labels"][rows], family == "t5")
+    assert len(answers) == (inputs["labels"][rows] != -100).sum() and torch.allclose(answers, expected, atol=1e-6)
+    assert not teacher.head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_teacher_on_the_students_frozen_backbone_gives_it_no_gradient(
     make_model, make_trainer, make_bank, records, family
 ):

@@ -1,0 +1,210 @@
+"""What the teacher says of each record's target, computed once and kept on disk."""
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Iterator, Optional, Sequence
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..data.collate import RecordCollator
+from ..data.records import Record
+from . import losses
+from .run import progress_bar
+from .trainer import KEPT, Teacher
+
+_SHARD = 256  # records; what a run that is killed computes again at most
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept for each target token.
+
+    Args:
+        kind: `"states"`: what the output head makes the logits of, d_model numbers. L_kl is exact at any temperature,
+            for one product with the head. `"top_k"`: see `losses.top_k`; L_kl is a lower bound, the looser the more
+            probability lies beyond the k tokens, as it does at high temperatures.
+        k: Of `"top_k"`.
+        temperature: Of `"top_k"`.
+    """
+
+    kind: str = "states"
+    k: int = 64
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in KEPT:
+            raise ValueError(f"kind is {self.kind!r}, but must be one of {', '.join(map(repr, KEPT))}")
+
+
+class TeacherCache:
+    """The `teacher_*` tensors of records, for `RecordCollator.answers`; a file holds those of some hundred records.
+
+    A file is written beside and moved into place, and names the weights and tokens that it was made of: what is there
+    is whole, what is stale is made again.
+    """
+
+    def __init__(self):
+        self._places: dict[Record, tuple[str, int, int]] = {}  # file, and from which to which token in it
+
+    @classmethod
+    def filled(
+        cls,
+        folder: Path,
+        teacher: Teacher,
+        collator: RecordCollator,
+        records: Sequence[Record],
+        kept: Kept,
+        batch_size: int = 16,
+        bf16: bool = False,
+        label: str = "teacher",
+    ) -> "TeacherCache":
+        """Computes for `records` what `folder` does not hold yet; those without an adapter are left out.
+
+        Args:
+            folder: Of this cache alone.
+            teacher: Whose answers; run where its bank is.
+            collator: Gives the teacher's inputs.
+            batch_size: Records the teacher reads at once.
+            bf16: Whether it computes as training in bfloat16 does.
+            label: What the progress bar is called.
+
+        Raises:
+            ValueError: for `"states"` of a backbone whose logits are not what its output head makes of them.
+        """
+        cache, folder = cls(), Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = {record: collator.number(record) for record in records}
+        # alike ones side by side: little padding, and few adapters in a batch
+        order = sorted((r for r, number in numbers.items() if number >= 0),
+                       key=lambda r: (numbers[r], r.instruction, len(r.input), r.input))  # fmt: skip
+        shards = [order[start: start + _SHARD] for start in range(0, len(order), _SHARD)]
+        files = {folder / f"{number:06}.safetensors": shard for number, shard in enumerate(shards)}
+        made_of = _Digests(teacher, {**asdict(kept), "batch_size": batch_size, "bf16": bf16})
+        bar = progress_bar(total=len(order), desc=label, unit="record")
+        with FileLock(f"{folder}.lock"):  # of several processes one computes, the others read
+            for leftover in set(folder.iterdir()) - set(files):  # of a run that was killed, or of more records
+                leftover.unlink()
+            for file, shard in files.items():
+                batches = [collator(shard[start: start + batch_size]) for start in range(0, len(shard), batch_size)]
+                key = made_of(batches)
+                lengths = _lengths(file, key)
+                if lengths is None:
+                    lengths = [length for batch in batches for length in (batch["labels"] != -100).sum(1).tolist()]
+                    answers = [_answers(teacher, batch, kept, bf16) for batch in batches]
+                    _write(file, answers, {"made_of": key, "lengths": json.dumps(lengths)})
+                start = 0
+                for record, length in zip(shard, lengths, strict=True):
+                    cache._places[record] = (str(file), start, start + length)
+                    start += length
+                bar.update(len(shard))
+        bar.close()
+        return cache
+
+    def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
+        """Of the target tokens of `records`, one record's after the other's; nothing of those that were left out."""
+        parts = defaultdict(list)
+        for record in records:
+            if record not in self._places:
+                continue
+            path, start, end = self._places[record]
+            with safe_open(path, "pt") as file:
+                for name in file.keys():
+                    parts[f"teacher_{name}"].append(file.get_slice(name)[start:end])
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+
+@torch.no_grad()
+def _answers(teacher: Teacher, batch: dict[str, Tensor], kept: Kept, bf16: bool) -> dict[str, Tensor]:
+    """What is kept of the teacher's answers to a batch, by name, `[tokens, …]`."""
+    device, both = teacher.bank.device, teacher.is_encoder_decoder
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    inputs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask", "labels")}
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16), _inputs_of(teacher.head) as seen:
+        everyone = torch.ones(len(inputs["labels"]), dtype=torch.bool, device=device)
+        logits = teacher.answers(inputs, batch["teacher_index"], batch["task_index"], everyone)
+        if kept.kind == "top_k":
+            tensors = losses.top_k(logits, kept.k, kept.temperature)._asdict()
+        else:
+            states = losses.target_logits(seen[-1], inputs["labels"], both)
+            again = teacher.head(states)
+            if again.shape != logits.shape or not torch.allclose(again, logits, rtol=1e-2, atol=1e-2):
+                raise ValueError(
+                    "this backbone's logits are not what its output head makes of its states (it caps or scales them, "
+                    "or adapters change the head); keep 'top_k' of them"
+                )
+            tensors = {"states": states}
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What `module` is called with inside the block."""
+    seen = []
+    handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _write(file: Path, answers: Sequence[dict[str, Tensor]], metadata: dict[str, str]):
+    tensors = {name: torch.cat([one[name] for one in answers]).contiguous() for name in answers[0]}
+    beside = file.with_name(f".{file.name}")
+    save_file(tensors, beside, metadata)
+    os.replace(beside, file)
+
+
+def _lengths(file: Path, key: str) -> Optional[list[int]]:
+    """The target tokens of each record in `file`; `None` if it is not there or not made of what `key` stands for."""
+    try:
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata() or {}
+    except (FileNotFoundError, SafetensorError):  # the latter where a disk lost what it had said was written
+        return None
+    return json.loads(metadata["lengths"]) if metadata.get("made_of") == key else None
+
+
+class _Digests:
+    """Of all that a file's tensors depend on: weights, adapters, tokens, and how they are computed."""
+
+    def __init__(self, teacher: Teacher, how: dict):
+        self.teacher, self._adapters = teacher, {}
+        digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
+        for name, tensor in teacher.backbone.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            flat = tensor.detach().flatten()
+            # some numbers of each: training that reaches a matrix changes them all
+            digest.update(_bytes(flat[:: max(1, flat.numel() // 1000)]))
+        self._base = digest.digest()
+
+    def __call__(self, batches: Sequence[dict[str, Tensor]]) -> str:
+        digest = hashlib.sha256(self._base)
+        for batch in batches:
+            for name in ("teacher_input_ids", "teacher_attention_mask", "teacher_labels", "task_index"):
+                digest.update(f"{tuple(batch[name].shape)}".encode() + _bytes(batch[name]))
+            for number in batch["teacher_index"].tolist():
+                digest.update(self._adapter(number))
+        return digest.hexdigest()
+
+    def _adapter(self, number: int) -> bytes:
+        if number not in self._adapters:
+            index = torch.tensor([number], device=self.teacher.bank.device)
+            one, digest = self.teacher.adapters(index), hashlib.sha256()
+            digest.update(str(one.scaling).encode())
+            for path in sorted(one.lora_a):
+                digest.update(path.encode() + _bytes(one.lora_a[path]) + _bytes(one.lora_b[path]))
+            self._adapters[number] = digest.digest()
+        return self._adapters[number]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
