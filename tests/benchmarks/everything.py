@@ -43,9 +43,8 @@ def main():
             if done.returncode:
                 failed.append(name)
                 continue
-            result = {"benchmark": name, **json.loads(done.stdout.splitlines()[-1]),
-                      "command": "python " + " ".join(arguments), "seconds": round(time.monotonic() - start)}  # fmt: skip
-            record(options.output, result)
+            facts = {"command": "python " + " ".join(arguments), "seconds": round(time.monotonic() - start)}
+            record(options.output, {"benchmark": name, **json.loads(done.stdout.splitlines()[-1]), **facts})
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

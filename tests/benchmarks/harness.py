@@ -1,7 +1,7 @@
 """What the benchmarks share: alternatives that take turns, ratios with their spread, peak memory, one line of JSON.
 
 A benchmark is a script. It makes its cases with the package, hands them to `measured`, compares them with `Ratio.of`,
-and ends with `finish`. `python tests/benchmarks/everything.py` runs all of them and writes docs/results/benchmarks.json.
+and ends with `finish`. `python tests/benchmarks/everything.py` runs all and writes docs/results/benchmarks.json.
 """
 
 import argparse

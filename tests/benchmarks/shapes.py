@@ -44,7 +44,7 @@ def random_adapters(model: TagiModel, number: int, std: float = 0.02) -> TagiAda
 
 
 def with_peft(model: TagiModel, backbone, number: int):
-    """`backbone` (not the model's own: PEFT changes it) with `number` PEFT adapters "0", "1", … of the model's kind."""
+    """`backbone` (not the model's own: PEFT changes it) with `number` PEFT adapters "0", "1", … like the model's."""
     config = LoraConfig(r=model.config.r, lora_alpha=model.config.lora_alpha, lora_dropout=0.0,
                         target_modules=list(model.hypernetwork.shared_factors()), init_lora_weights=False)  # fmt: skip
     peft = get_peft_model(backbone, config, adapter_name="0")
