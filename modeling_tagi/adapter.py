@@ -90,6 +90,15 @@ class TagiAdapter:
     def __getstate__(self):
         return {**vars(self), "origin": None}
 
+    def __repr__(self) -> str:
+        instructions = [source.get("instruction") for source in self.provenance[:3]]
+        parts = [
+            f"{len(self)} task{'s' if len(self) > 1 else ''}", f"rank {self.rank}", f"{len(self.lora_a)} modules",
+            *([f"an instruction memory of {self.memory.mask.shape[1]} tokens"] if self.memory is not None else []),
+            *(repr(text if len(text) <= 60 else text[:59] + "…") for text in instructions if text),
+        ]  # fmt: skip
+        return f"TagiAdapter({', '.join(parts)}{', …' if len(self.provenance) > 3 else ''})"
+
     def __len__(self) -> int:
         return next(iter(self.lora_a.values())).shape[0]
 

@@ -355,3 +355,11 @@ def test_the_adapter_of_a_saved_other_backbone_is_refused(make_model, random_ids
     make_model("llama", "none").to(torch.bfloat16)(ids, adapter=loaded)
     with pytest.raises(ValueError, match="whose weights are not this model's"):
         make_model("llama", "none", seed=5).generate(ids, adapter=loaded)
+
+
+def test_its_repr_is_one_line(make_model):
+    model = make_model("t5", fusion="concat")
+    assert repr(model.generate_adapter([[4, 5, 6], [7, 8]])) == (
+        f"TagiAdapter(2 tasks, rank 4, {len(model.hypernetwork.shared_factors())} modules, "
+        "an instruction memory of 3 tokens)"
+    )
