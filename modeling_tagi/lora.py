@@ -60,7 +60,7 @@ class Application:
         return replace(self, lora=lora, task_index=None)
 
     def cast(self, dtype: torch.dtype) -> "Application":
-        """The same, with updates in the dtype that modules work in: cast now instead of in every layer of every step."""
+        """The same, with updates in the modules' own dtype: cast now instead of in every layer of every step."""
         return replace(self, lora={module: (a.to(dtype), b.to(dtype)) for module, (a, b) in self.lora.items()})
 
     def share(self, memory: Tensor, modules: Sequence[nn.Module]):

@@ -25,13 +25,14 @@ def main():
     made = parser(__doc__)
     made.add_argument("--backbones", nargs="+", default=["t5-base", "llama"])
     made.add_argument("--tasks", type=int, default=4, help="of a training step, with as many rows each")
-    made.add_argument("--lengths", type=int, nargs=3, default=[64, 128, 16], metavar=("INSTRUCTION", "INPUT", "TARGET"))
+    made.add_argument("--lengths", type=int, nargs=3, default=[64, 128, 16],
+                      metavar=("INSTRUCTION", "INPUT", "TARGET"))  # fmt: skip
     made.add_argument("--rows", type=int, default=8, help="that are read, and decoded")
     made.add_argument("--new_tokens", type=int, default=16)
     made.add_argument("--layers", type=int, help="of each stack; by default the shape's own")
     made.add_argument("--no_compile", action="store_true")
-    options = started(made, quick={"backbones": ["t5-small"], "layers": 1, "tasks": 2, "repeats": 3, "no_compile": True,
-                                   "new_tokens": 4})  # fmt: skip
+    options = started(made, quick={"backbones": ["t5-small"], "layers": 1, "tasks": 2, "repeats": 3,
+                                   "no_compile": True, "new_tokens": 4})  # fmt: skip
     ratios, compiling = [], {}
     for name in options.backbones:
         for work, cases in WORK.items():
@@ -66,8 +67,10 @@ def training_step(model: TagiModel, options):
     model.train().set_trainable("generator")
     instruction, given, target = options.lengths
     rows = options.tasks**2
-    batch = {"instruction_input_ids": drawn(options.tasks, instruction, options),
-             "task_index": torch.arange(options.tasks, device=options.device).repeat_interleave(options.tasks)}  # fmt: skip
+    batch = {
+        "instruction_input_ids": drawn(options.tasks, instruction, options),
+        "task_index": torch.arange(options.tasks, device=options.device).repeat_interleave(options.tasks),
+    }
     if model.config.is_encoder_decoder:
         batch.update(input_ids=drawn(rows, given, options), labels=drawn(rows, target, options))
     else:
