@@ -59,6 +59,10 @@ class Application:
         }
         return replace(self, lora=lora, task_index=None)
 
+    def cast(self, dtype: torch.dtype) -> "Application":
+        """The same, with updates in the modules' own dtype: cast now instead of in every layer of every step."""
+        return replace(self, lora={module: (a.to(dtype), b.to(dtype)) for module, (a, b) in self.lora.items()})
+
     def share(self, memory: Tensor, modules: Sequence[nn.Module]):
         """Makes `modules`, whose input is to begin with each row's `memory [tasks, memory, d_in]`, work on that once a
         task instead of once a row."""

@@ -459,13 +459,14 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if adapter is None:
             return self.backbone.generate(input_ids, **kwargs)
         require_rows(adapter, task_index, len(input_ids))
+        task_index = needed_index(task_index, len(adapter))
         if task_index is not None and not self.config.is_encoder_decoder:  # one gather now, not in every step
             adapter, task_index = adapter[task_index], None
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
             mask = _mask_of(input_ids, config)
         require_positions(self, input_ids, mask, adapter)
-        with applied(self._application(adapter, task_index).by_row()):
+        with applied(self._application(adapter, task_index).cast(self.dtype).by_row()):
             if self.config.is_encoder_decoder:
                 states, mask = self._encode_input(input_ids, mask, adapter, task_index)
                 return self.backbone.generate(encoder_outputs=states, attention_mask=mask, **kwargs)

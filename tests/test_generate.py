@@ -1,9 +1,12 @@
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
 from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
+
+from modeling_tagi.lora import _IN_FORCE, Application
 
 FUSIONS = ["none", "concat", "cross_attention"]
 every_family = pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "llama", "qwen2", "qwen3", "gpt2"])
@@ -141,6 +144,51 @@ def test_an_instruction_is_read_once_a_call(make_model, random_ids, family, fusi
     calls.update(dict.fromkeys(calls, 0))
     assert torch.equal(model.generate(ids, adapter=adapter, **BEAMS), from_ids)
     assert calls == {"hypernetwork": 0, "encoder": 1 if family == "t5" else 0, "project": 0}
+
+
+@both_kinds
+@every_fusion
+@pytest.mark.parametrize("settings", [GREEDY, BEAMS], ids=["greedy", "beams"])
+def test_rows_that_lie_by_task_share_its_updates_and_equal_each_row_alone(mixed, random_ids, family, fusion, settings):
+    model, adapters, _ = mixed(family, fusion)
+    ids, tasks = random_ids(4, 5, 40), []
+    target = model.backbone.get_submodule(next(iter(adapters.lora_a)))
+    watch = target.register_forward_hook(lambda *_: tasks.append(len(_IN_FORCE.application.lora[target][0])))
+    together = model.generate(ids, adapter=adapters, task_index=torch.tensor([0, 0, 1, 1]), **settings)
+    watch.remove()
+    assert set(tasks) == {2}  # and not a copy for each of four rows
+    for row in range(4):
+        alone = model.generate(ids[row: row + 1], adapter=adapters[row // 2], **settings)
+        assert torch.equal(together[row: row + 1], alone)
+
+
+@both_kinds
+@every_fusion
+@pytest.mark.parametrize("index", [None, torch.tensor([1, 0])], ids=["in order", "indexed"])
+def test_updates_are_gathered_and_cast_once_a_call(mixed, family, fusion, index):
+    model, adapters, ids = mixed(family, fusion)
+    model = model.to(torch.bfloat16)
+    written = [path for path in adapters.lora_a if not path.startswith("encoder")][0]  # called for every token
+    target, seen = model.backbone.get_submodule(written), []
+    watch = target.register_forward_hook(lambda *_: seen.append(_IN_FORCE.application.lora[target]))
+    fast = model.generate(ids, adapter=adapters, task_index=index, output_scores=True, return_dict_in_generate=True,
+                          **GREEDY)  # fmt: skip
+    watch.remove()
+    assert len(seen) == NEW and {x.dtype for pair in seen for x in pair} == {torch.bfloat16}
+    assert len({id(x) for pair in seen for x in pair}) == 2 and len(seen[0][0]) == 2
+    with applied_slowly():
+        slow = model.generate(ids, adapter=adapters, task_index=index, output_scores=True,
+                              return_dict_in_generate=True, **GREEDY)  # fmt: skip
+    assert all(map(torch.equal, fast.scores, slow.scores))  # bit for bit what a cast in every call gives
+
+
+@contextmanager
+def applied_slowly():
+    """Updates in force as the adapter has them, float32, to be gathered and cast by every call of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Application, "cast", lambda self, dtype: self)
+        patch.setattr(Application, "by_row", lambda self: self)
+        yield
 
 
 @every_family

@@ -58,7 +58,8 @@ def synchronize(device: str):
 def measured(cases: dict[str, Callable[[], object]], options, warmups: int = 1) -> dict[str, list[float]]:
     """Seconds of each case, `options.repeats` times after `warmups`; the cases take turns."""
     seconds = {name: [] for name in cases}
-    bar = progress_bar(total=options.repeats, desc=", ".join(cases), unit="repeat")
+    names = ", ".join(cases) if len(cases) < 5 else f"{len(cases)} cases"
+    bar = progress_bar(total=options.repeats, desc=names, unit="repeat")
     for repeat in range(-warmups, options.repeats):
         for name, case in cases.items():
             gc.collect()
