@@ -43,6 +43,7 @@ class TaskBatchSampler(Sampler[list[int]]):
             by_unit[getattr(record, by)][wording].append(index)
         if not by_unit:
             raise ValueError("there are no records to draw batches from")
+        self._records, self._by = records, by
         self._units = [list(wordings.values()) for wordings in by_unit.values()]
         self._tasks = len(self._units) if every else tasks_per_batch
         self._every, self._wordings = every, wordings
@@ -64,6 +65,15 @@ class TaskBatchSampler(Sampler[list[int]]):
             for wording in rng.sample(wordings, min(self._wordings, len(wordings)))
             for index in _draw(rng, wording, self._examples)
         ]
+
+
+    def units(self, batch: Sequence[int]) -> list[list[int]]:
+        """What of a batch must stay together: the rows of one instruction, or of one group."""
+        units = defaultdict(list)
+        for index in batch:
+            record = self._records[index]
+            units[(record.instruction, record.demonstrations) if self._by == "task" else record.group].append(index)
+        return list(units.values())
 
 
 class TextBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -89,6 +99,29 @@ class TextBatchSampler(Sampler[list[tuple[int, int]]]):
             rng = random.Random(f"{self._seed} {step}")
             chosen = _draw(rng, range(self._passages), self._batch_size)
             yield [(passage, rng.getrandbits(32)) for passage in chosen]
+
+
+class Shares(Sampler[list]):
+    """Each batch of a sampler as `number` shares one after the other, which accelerate deals out to as many processes:
+    together they have what one process would.
+
+    Args:
+        sampler: Of the batches. Its `units(batch)`, where it has that, says which draws stay together.
+        number: Shares of each batch. Where it has fewer units, each share is the whole batch, since none may be empty.
+    """
+
+    def __init__(self, sampler, number: int):
+        self._sampler, self._number = sampler, number
+
+    def __len__(self) -> int:
+        return len(self._sampler) * self._number
+
+    def __iter__(self) -> Iterator[list]:
+        for batch in self._sampler:
+            units = self._sampler.units(batch) if hasattr(self._sampler, "units") else [[draw] for draw in batch]
+            bounds = [len(units) * place // self._number for place in range(self._number + 1)]
+            for start, end in zip(bounds, bounds[1:]):
+                yield list(batch) if len(units) < self._number else sum(units[start:end], [])
 
 
 def fewer_tasks(records: Sequence[Record], number: int, seed: int = 0) -> list[Record]:
