@@ -66,7 +66,6 @@ class TaskBatchSampler(Sampler[list[int]]):
             for index in _draw(rng, wording, self._examples)
         ]
 
-
     def units(self, batch: Sequence[int]) -> list[list[int]]:
         """What of a batch must stay together: the rows of one instruction, or of one group."""
         units = defaultdict(list)

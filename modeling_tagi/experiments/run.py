@@ -44,7 +44,8 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     """
     began = time.monotonic()
     quiet_libraries()
-    repo_id = from_main(lambda: repository_of(settings))  # first of all: a wrong token is found in a second, data is read in minutes
+    # first of all: a wrong token is found in a second, data is read in minutes
+    repo_id = from_main(lambda: repository_of(settings))
 
     # data
     splits, text, leaks = read_source(
