@@ -2,11 +2,13 @@
 
 import random
 from collections import defaultdict
+from itertools import islice
 from typing import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
 from .records import Record
+from .streams import RecordStream, wording_of
 
 
 class TaskBatchSampler(Sampler[list[int]]):
@@ -70,9 +72,51 @@ class TaskBatchSampler(Sampler[list[int]]):
         """What of a batch must stay together: the rows of one instruction, or of one group."""
         units = defaultdict(list)
         for index in batch:
-            record = self._records[index]
+            record = self._record(index)
             units[(record.instruction, record.demonstrations) if self._by == "task" else record.group].append(index)
         return list(units.values())
+
+    def _record(self, index: int) -> Record:
+        return self._records[index]
+
+
+class StreamBatchSampler(TaskBatchSampler):
+    """Batches of records, drawn as `TaskBatchSampler` does from what a stream keeps. After each batch as many records
+    are read on, and take random places among those that are kept of their wording.
+
+    A wording whose records are all kept stays as it is: a stream that fits has the batches that its list would have.
+    A step's batch depends on the seed and the stream alone; to go on from one, what was read before it is read again.
+
+    Args:
+        stream: What to draw from.
+        args, kwargs: As for `TaskBatchSampler`.
+    """
+
+    def __init__(self, stream: RecordStream, *args, **kwargs):
+        super().__init__(stream, *args, **kwargs)
+        self._places = defaultdict(list)
+        for place, record in enumerate(stream):
+            self._places[wording_of(record)].append(place)
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        stream, kept = self._records, list(self._records)
+        fresh = stream.fresh()
+        for step in range(self._steps):
+            batch = self.batch(step)
+            yield [kept[place] for place in batch]
+            rng = random.Random(f"{self._seed} {step} read")
+            for record in islice(fresh, len(batch)):
+                wording = wording_of(record)
+                if wording not in stream.counts:
+                    raise ValueError(
+                        f"the train split was changed while it was read: task {record.task!r} has the new instruction "
+                        f"{record.instruction[:80]!r}; start anew"
+                    )
+                if stream.counts[wording] > stream.keep:
+                    kept[rng.choice(self._places[wording])] = record
+
+    def _record(self, index: Record) -> Record:
+        return index
 
 
 class TextBatchSampler(Sampler[list[tuple[int, int]]]):

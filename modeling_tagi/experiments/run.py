@@ -10,6 +10,7 @@ from ..cards import CARD_FILE, is_edited
 from ..data.collate import Tokens
 from ..data.records import Record
 from ..data.sources import read_source
+from ..data.streams import number_of
 from ..evaluation.adapter_map import adapter_map
 from ..evaluation.costs import cost_of_methods, lengths_of
 from ..evaluation.evaluate import evaluate_model, spread, table
@@ -58,7 +59,7 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
         raise ValueError(f"evaluation.splits names {unknown[0]!r}, but the data has {', '.join(splits)}")
     evaluated = {name: spread(splits[name], settings.evaluation.max_records) for name in wanted}
     tasks = len({record.task for record in train})
-    say(f"data: {tasks} tasks with {len(train)} records to train on, {len(text)} passages of text; no leak into "
+    say(f"data: {tasks} tasks with {number_of(train)} records to train on, {len(text)} passages of text; no leak into "
         f"{', '.join(wanted)}")  # fmt: skip
 
     # model and training

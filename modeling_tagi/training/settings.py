@@ -19,8 +19,8 @@ from .yaml_files import parse_fields, read_recipe, read_yaml
 
 # The smallest whole number that makes sense for a field.
 _LEAST = {"steps": 0, "push_every": 0, **dict.fromkeys(
-    ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "tasks_per_batch",
-     "train_tasks", "wordings_per_task"), 1
+    ("accumulation", "at_once", "batch_size", "buffer", "examples_per_task", "max_records", "save_every",
+     "tasks_per_batch", "train_tasks", "wordings_per_task"), 1
 )}  # fmt: skip
 
 MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
@@ -44,6 +44,10 @@ class DataSettings:
         text: A file or folder of plain text for the stages that read text. `null`: the built-in suite's own, or none.
         t0_eval: A folder of T0 evaluation sets for rank classification.
         options: Further arguments of the reader, by name.
+        streaming: Whether the train split of `tables` or `p3` is read as a stream, for what is too large for memory.
+            Evaluation splits are held in memory all the same.
+        buffer: Records of each instruction that a stream keeps to draw batches from. What is done with the train split
+            as a whole (a vocabulary, task adapters) is done with these.
     """
 
     source: str = "builtin"
@@ -51,6 +55,8 @@ class DataSettings:
     text: Optional[str] = None
     t0_eval: Optional[str] = None
     options: dict = field(default_factory=dict)
+    streaming: bool = False
+    buffer: int = 64
 
 
 @dataclass

@@ -25,7 +25,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator, TextCollator
 from ..data.records import Record
-from ..data.sampling import TaskBatchSampler, TextBatchSampler
+from ..data.sampling import StreamBatchSampler, TaskBatchSampler, TextBatchSampler
+from ..data.streams import RecordStream
 from ..data.tokenizer import train_tokenizer
 from ..fit import fingerprint
 from ..instructions import OUTPUT_HEAD, instruction_text, prompt_text
@@ -139,7 +140,7 @@ def taught_backbone(
                     collator, sampler = RecordCollator(tokens, reads="prompt"), _task_sampler(
                         stage_settings, train, settings.seed
                     )
-                    dataset = Drawn(train)
+                    dataset = _drawn(train)
                 facts = train_stage(run, stage, stage_settings, model, collator, sampler, dataset)
             if is_main():
                 with replacing(stage.folder / "backbone") as beside:
@@ -316,7 +317,7 @@ def finetuned_model(
             model,
             collator,
             sampler,
-            Drawn(train),
+            _drawn(train),
             objective=objective,
             teacher=teacher,
             callbacks=callbacks,
@@ -517,9 +518,13 @@ def _text_sampler(settings, collator: TextCollator, seed: int) -> TextBatchSampl
 def _task_sampler(settings, train: Sequence[Record], seed: int) -> TaskBatchSampler:
     steps = settings.steps * settings.accumulation
     wordings = getattr(settings, "wordings_per_task", 1)
-    return TaskBatchSampler(
-        train, settings.tasks_per_batch, settings.examples_per_task, steps, seed, wordings=wordings
-    )
+    kind = StreamBatchSampler if isinstance(train, RecordStream) else TaskBatchSampler
+    return kind(train, settings.tasks_per_batch, settings.examples_per_task, steps, seed, wordings=wordings)
+
+
+def _drawn(train: Sequence[Record]) -> Drawn:
+    """What the draws of `_task_sampler` are taken from: a stream's are the records themselves."""
+    return Drawn() if isinstance(train, RecordStream) else Drawn(train)
 
 
 def _set_trainable(model: TagiModel, settings: RunSettings):
