@@ -65,8 +65,8 @@ def require_equal(one, two):
         assert len(ours) == len(theirs) == STEPS
         for a, b in zip(ours, theirs):
             assert a.keys() == b.keys()
-            for name in ("loss", "grad_norm"):
-                assert abs(a[name] - b[name]) <= 1e-5 * max(1, abs(a[name])), (log, a, b)
+            assert abs(a["loss"] - b["loss"]) <= 1e-5, (log, a, b)
+            assert abs(a["grad_norm"] - b["grad_norm"]) <= 1e-4 * max(1, a["grad_norm"]), (log, a, b)
             rounded = [name for name in a if name.startswith("loss_")]  # to five places
             assert all(abs(a[name] - b[name]) < 2.1e-5 for name in rounded), (log, a, b)
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, two))
