@@ -70,6 +70,12 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
             f"there are {torch.cuda.device_count()} GPUs, but one process: start train.py by accelerate launch or "
             "torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
         )
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate was told to use {kind}, but train.py keeps the whole model in each process, as its "
+                "teacher and the task adapters need it: use hub_configs/accelerate/ddp.yaml or torchrun"
+            )
     for name in ("text", "pretraining"):
         if getattr(settings, name).steps and not text:
             raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
