@@ -5,7 +5,8 @@
 The configuration is one of hub_configs/ (default: quickstart.yaml); any of its fields can be given on the command
 line, nested ones with dots: --seed 1 --finetuning.steps 2000. --method hint (or another baseline or ablation; see
 modeling_tagi/training/methods.py) takes that method's settings. --push_to_hub user/name puts the checkpoint on the
-Hub, with a card. The same command takes up a run that was cut off.
+Hub, with a card. The same command takes up a run that was cut off. On several devices it is started by
+`accelerate launch train.py …` or `torchrun --nproc-per-node N train.py …`; they share each batch.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from modeling_tagi.evaluation.evaluate import table
 from modeling_tagi.experiments.run import run_experiment
 from modeling_tagi.hub_errors import HubError
 from modeling_tagi.training.methods import METHODS
+from modeling_tagi.training.processes import end, is_main
 from modeling_tagi.training.run import flat
 from modeling_tagi.training.settings import RunSettings, load_settings
 
@@ -28,6 +30,9 @@ QUICKSTART = str(Path(__file__).parent / "hub_configs" / "quickstart.yaml")
 def main(arguments=None) -> int:
     settings = parse(arguments)
     results = run_experiment(settings, " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    end()
+    if not is_main():
+        return 0
     folder = Path(settings.output_dir)
     print(f"\n{table(results)}\n\nscores in per cent, means over tasks with 95 % intervals; {folder / 'model'} is the "
           f"checkpoint, {folder / 'report' / 'index.html'} shows it all")  # fmt: skip

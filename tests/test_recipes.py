@@ -21,7 +21,8 @@ from modeling_tagi.training.yaml_files import joined, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "hub_configs"
 STUDIES = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("studies/*.yaml"))
-RECIPES = sorted({file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml")} - set(STUDIES))
+LAUNCHES = {file.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("accelerate/*.yaml")}  # see test_launches.py
+RECIPES = sorted({file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.yaml")} - set(STUDIES) - LAUNCHES)
 # One of each kind; the others differ from these, or from quickstart.yaml (test_train.py stands for it), in numbers.
 TELLING = {"t5-base-sni-def-2pos.yaml", "gemma-2-2b-sni-def.yaml", "mistral-7b-sni-def.yaml"}
 NAMED = {

@@ -4,11 +4,14 @@ import json
 import logging
 import random
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
 from .records import Record, Splits
-from .splits import cap_tasks, drop_duplicates, drop_instances, instance_texts, normalise_text
+from .splits import cap_tasks, drop_duplicates, drop_instances, normalise_text, shared_instances
+from .streams import RecordStream
 from .tables import field, read_json_rows
 
 logger = logging.getLogger(__name__)
@@ -20,6 +23,7 @@ def read_p3(
     max_per_template: Optional[int] = None,
     seed: int = 0,
     max_eval_per_task: Optional[int] = None,
+    stream: Optional[Callable[..., RecordStream]] = None,
 ) -> Splits:
     """Splits by how far they are from training: "train" and four evaluation splits.
 
@@ -36,6 +40,7 @@ def read_p3(
         max_per_template: Most training records of a template; None for all.
         seed: Of the choice of templates and records.
         max_eval_per_task: Most records of a task in each evaluation split; None for all.
+        stream: Makes a stream of the train split, whose records are then not read at once; repeated ones stay in it.
 
     Raises:
         FileNotFoundError: if `splits.json` or a file that it calls for is missing.
@@ -44,19 +49,26 @@ def read_p3(
     folder = Path(folder)
     if held_out_templates < 0:
         raise ValueError(f"held_out_templates is {held_out_templates}, but must be 0 or more")
+    if stream is not None and max_per_template is not None:
+        raise ValueError(
+            "max_per_template draws from all records, and data.streaming reads them one by one: leave one of them out"
+        )
     datasets = _datasets(folder / "splits.json")
-    folds = defaultdict(list)
-    for part, names in datasets.items():
-        for name in names:
-            for fold, record in _read(folder / part / f"{name}.jsonl.gz", "fold"):
-                if fold not in (("train", "dev") if part == "train" else (part,)):
-                    raise ValueError(
-                        f"{folder / part / name}.jsonl.gz: a record has the fold {fold!r}, but must have "
-                        f"{'train or dev' if part == 'train' else part}; correct the file"
-                    )
-                folds[fold].append(record)
-    kept_out = _choose_templates(folds["train"] + folds["dev"], held_out_templates, seed)
-    train = drop_duplicates(record for record in folds["train"] if record.task not in kept_out)
+    files = {part: [folder / part / f"{name}.jsonl.gz" for name in names] for part, names in datasets.items()}
+    folds = {}
+    for part in ("valid", "test"):
+        folds[part] = [record for file in files[part] for _, record in _folds(file, (part,))]
+    read = (pair for file in files["train"] for pair in _folds(file, ("train", "dev")))
+    folds["dev"] = []
+    if stream is None:
+        folds["train"] = []
+        for fold, record in read:
+            folds[fold].append(record)
+        kept_out = _choose_templates(folds["train"] + folds["dev"], held_out_templates, seed)
+        train = drop_duplicates(record for record in folds["train"] if record.task not in kept_out)
+    else:
+        kept_out = _choose_templates(_passing(read, "dev", folds["dev"]), held_out_templates, seed)
+        train = stream([partial(_training_records, file, kept_out) for file in files["train"]])
     splits = {
         "seen_templates": [record for record in folds["dev"] if record.task not in kept_out],
         "unseen_templates": [record for record in folds["dev"] if record.task in kept_out],
@@ -64,7 +76,8 @@ def read_p3(
         "unseen_datasets": folds["test"],
     }
     # All that may be trained on counts as seen, so that max_per_template does not change what is evaluated.
-    seen, wordings = instance_texts(train), {normalise_text(record.instruction) for record in train}
+    evaluated = [record for records in splits.values() for record in records]
+    seen, wordings = shared_instances(train, evaluated), {normalise_text(record.instruction) for record in train}
     for name, records in splits.items():
         unique = drop_duplicates(records)
         new = drop_instances(unique, seen)
@@ -73,7 +86,7 @@ def read_p3(
         if name != "seen_templates":  # a new data set may come with a wording that another one has in training
             new = [record for record in new if normalise_text(record.instruction) not in wordings]
         splits[name] = cap_tasks(new, max_eval_per_task, seed)
-    return {"train": cap_tasks(train, max_per_template, seed), **splits}
+    return {"train": train if stream is not None else cap_tasks(train, max_per_template, seed), **splits}
 
 
 def read_t0_eval(folder: Union[str, Path], max_eval_per_task: Optional[int] = None, seed: int = 0) -> Splits:
@@ -120,9 +133,33 @@ def _datasets(path: Path) -> dict[str, list[str]]:
     return datasets
 
 
-def _read(path: Path, split_field: str) -> list[tuple[str, Record]]:
+def _folds(path: Path, allowed: tuple[str, ...]) -> Iterator[tuple[str, Record]]:
+    """Each record of a file with its fold, which must be one of `allowed`."""
+    for fold, record in _read(path, "fold"):
+        if fold not in allowed:
+            raise ValueError(
+                f"{path}: a record has the fold {fold!r}, but must have {' or '.join(allowed)}; correct the file"
+            )
+        yield fold, record
+
+
+def _training_records(path: Path, kept_out: set[str]) -> Iterator[Record]:
+    for fold, record in _folds(path, ("train", "dev")):
+        if fold == "train" and record.task not in kept_out:
+            yield record
+
+
+def _passing(read: Iterable[tuple[str, Record]], fold: str, kept: list[Record]) -> Iterator[Record]:
+    """Every record; those of one fold are kept on the way."""
+    for own, record in read:
+        if own == fold:
+            kept.append(record)
+        yield record
+
+
+def _read(path: Path, split_field: str) -> Iterator[tuple[str, Record]]:
     """Each record whose template and instance could be told apart, with its `split_field`."""
-    records, unaligned = [], 0
+    unaligned = 0
     for where, row in read_json_rows(path):
         if not field(row, "aligned", where):
             unaligned += 1
@@ -135,13 +172,12 @@ def _read(path: Path, split_field: str) -> list[tuple[str, Record]]:
             record = Record(task, instruction, text, (target,), dataset, options=row.get("options"))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        records.append((field(row, split_field, where), record))
+        yield field(row, split_field, where), record
     if unaligned:
         logger.info("P3: left out %d records of %s that have no instruction of their own", unaligned, path.name)
-    return records
 
 
-def _choose_templates(records: list[Record], count: int, seed: int) -> set[str]:
+def _choose_templates(records: Iterable[Record], count: int, seed: int) -> set[str]:
     """Names of the templates to keep out of training; see `read_p3`."""
     templates, wordings = defaultdict(dict), defaultdict(set)
     for record in records:

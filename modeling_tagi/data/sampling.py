@@ -2,11 +2,13 @@
 
 import random
 from collections import defaultdict
+from itertools import islice
 from typing import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
 from .records import Record
+from .streams import RecordStream, wording_of
 
 
 class TaskBatchSampler(Sampler[list[int]]):
@@ -43,6 +45,7 @@ class TaskBatchSampler(Sampler[list[int]]):
             by_unit[getattr(record, by)][wording].append(index)
         if not by_unit:
             raise ValueError("there are no records to draw batches from")
+        self._records, self._by = records, by
         self._units = [list(wordings.values()) for wordings in by_unit.values()]
         self._tasks = len(self._units) if every else tasks_per_batch
         self._every, self._wordings = every, wordings
@@ -64,6 +67,56 @@ class TaskBatchSampler(Sampler[list[int]]):
             for wording in rng.sample(wordings, min(self._wordings, len(wordings)))
             for index in _draw(rng, wording, self._examples)
         ]
+
+    def units(self, batch: Sequence[int]) -> list[list[int]]:
+        """What of a batch must stay together: the rows of one instruction, or of one group."""
+        units = defaultdict(list)
+        for index in batch:
+            record = self._record(index)
+            units[(record.instruction, record.demonstrations) if self._by == "task" else record.group].append(index)
+        return list(units.values())
+
+    def _record(self, index: int) -> Record:
+        return self._records[index]
+
+
+class StreamBatchSampler(TaskBatchSampler):
+    """Batches of records, drawn as `TaskBatchSampler` does from what a stream keeps. After each batch as many records
+    are read on, and take random places among those that are kept of their wording.
+
+    A wording whose records are all kept stays as it is: a stream that fits has the batches that its list would have.
+    A step's batch depends on the seed and the stream alone; to go on from one, what was read before it is read again.
+
+    Args:
+        stream: What to draw from.
+        args, kwargs: As for `TaskBatchSampler`.
+    """
+
+    def __init__(self, stream: RecordStream, *args, **kwargs):
+        super().__init__(stream, *args, **kwargs)
+        self._places = defaultdict(list)
+        for place, record in enumerate(stream):
+            self._places[wording_of(record)].append(place)
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        stream, kept = self._records, list(self._records)
+        fresh = stream.fresh()
+        for step in range(self._steps):
+            batch = self.batch(step)
+            yield [kept[place] for place in batch]
+            rng = random.Random(f"{self._seed} {step} read")
+            for record in islice(fresh, len(batch)):
+                wording = wording_of(record)
+                if wording not in stream.counts:
+                    raise ValueError(
+                        f"the train split was changed while it was read: task {record.task!r} has the new instruction "
+                        f"{record.instruction[:80]!r}; start anew"
+                    )
+                if stream.counts[wording] > stream.keep:
+                    kept[rng.choice(self._places[wording])] = record
+
+    def _record(self, index: Record) -> Record:
+        return index
 
 
 class TextBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -89,6 +142,29 @@ class TextBatchSampler(Sampler[list[tuple[int, int]]]):
             rng = random.Random(f"{self._seed} {step}")
             chosen = _draw(rng, range(self._passages), self._batch_size)
             yield [(passage, rng.getrandbits(32)) for passage in chosen]
+
+
+class Shares(Sampler[list]):
+    """Each batch of a sampler as `number` shares one after the other, which accelerate deals out to as many processes:
+    together they have what one process would.
+
+    Args:
+        sampler: Of the batches. Its `units(batch)`, where it has that, says which draws stay together.
+        number: Shares of each batch. Where it has fewer units, each share is the whole batch, since none may be empty.
+    """
+
+    def __init__(self, sampler, number: int):
+        self._sampler, self._number = sampler, number
+
+    def __len__(self) -> int:
+        return len(self._sampler) * self._number
+
+    def __iter__(self) -> Iterator[list]:
+        for batch in self._sampler:
+            units = self._sampler.units(batch) if hasattr(self._sampler, "units") else [[draw] for draw in batch]
+            bounds = [len(units) * place // self._number for place in range(self._number + 1)]
+            for start, end in zip(bounds, bounds[1:]):
+                yield list(batch) if len(units) < self._number else sum(units[start:end], [])
 
 
 def fewer_tasks(records: Sequence[Record], number: int, seed: int = 0) -> list[Record]:

@@ -2,17 +2,19 @@
 
 import inspect
 import os
+from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 from .builtin import builtin_suite
 from .builtin_text import builtin_text
 from .p3 import read_p3, read_t0_eval
-from .records import Record, Splits
+from .records import Splits
 from .sampling import fewer_tasks
 from .sni import read_sni
 from .splits import check_splits, require_no_leaks
-from .tables import JSON_SUFFIXES, read_tables
+from .streams import RecordStream
+from .tables import JSON_SUFFIXES, iter_table, read_tables
 from .text import read_text
 
 # New instances of tasks that are trained on, and new wordings or templates for them.
@@ -30,6 +32,8 @@ def read_source(
     text: Optional[str] = None,
     t0_eval: Optional[str] = None,
     options: Optional[dict] = None,
+    streaming: bool = False,
+    buffer: int = 64,
     train_tasks: Optional[int] = None,
     seed: int = 0,
 ) -> tuple[Splits, list[str], dict]:
@@ -41,6 +45,8 @@ def read_source(
         text: A file or folder of plain text.
         t0_eval: A folder of T0 evaluation sets, added as splits.
         options: Further arguments of the reader.
+        streaming: Whether the train split is read as a `RecordStream`; of `p3` and `tables` it can be.
+        buffer: Records of each instruction that a stream keeps.
         train_tasks: How many tasks of the train split are kept, see `fewer_tasks`; splits of trained tasks (new
             instances, new wordings) keep those of them. `None` is all.
         seed: Of that choice.
@@ -57,10 +63,16 @@ def read_source(
     if source not in readers:
         raise ValueError(f"data.source is {source!r}, but must be one of {', '.join(map(repr, readers))}")
     reader, options = readers[source], dict(options or {})
-    known = [name for name in inspect.signature(reader).parameters if name != "folder"]
+    known = [name for name in inspect.signature(reader).parameters if name not in ("folder", "stream")]
     for name in options:
         if name not in known:
             raise ValueError(f"data.options has {name!r}, but {source} takes {', '.join(known)}")
+    if streaming:
+        if source not in ("p3", "tables"):
+            raise ValueError(
+                f"data.streaming is on, but source {source!r} is read whole: set it to false, or use 'tables' or 'p3'"
+            )
+        reader = partial(reader, stream=partial(RecordStream, keep=buffer, seed=seed))
     if source == "builtin":
         splits = reader(**options)
         passages = builtin_text(options.get("seed", 0)) if text is None else read_text(_folder(text, "text"))
@@ -70,8 +82,9 @@ def read_source(
     if t0_eval is not None:
         splits.update(read_t0_eval(_folder(t0_eval, "t0_eval")))
     if train_tasks is not None:
-        splits["train"] = fewer_tasks(splits["train"], train_tasks, seed)
-        kept = {record.task for record in splits["train"]}
+        fewer = fewer_tasks(splits["train"], train_tasks, seed)
+        kept = {record.task for record in fewer}
+        splits["train"] = splits["train"].of_tasks(kept) if streaming else fewer
         for name in splits.keys() & _OF_TRAINED_TASKS:
             splits[name] = [record for record in splits[name] if record.task in kept]
     report = check_splits(splits, same_tasks={name: kinds for name, kinds in _MAY_SHARE.items() if name in splits})
@@ -93,7 +106,9 @@ def _folder(path: Optional[str], field: str) -> Path:
     return expanded
 
 
-def _read_folder(folder: Path, columns: Optional[dict] = None) -> dict[str, list[Record]]:
+def _read_folder(
+    folder: Path, columns: Optional[dict] = None, stream: Optional[Callable[..., RecordStream]] = None
+) -> Splits:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the folder that holds train.jsonl (or .parquet) and other splits")
     files: dict[str, Path] = {}
@@ -105,4 +120,9 @@ def _read_folder(folder: Path, columns: Optional[dict] = None) -> dict[str, list
             files[split] = file
     if "train" not in files:
         raise FileNotFoundError(f"{folder} has no train.jsonl or train.parquet; a file for each split belongs there")
-    return read_tables(files, columns)
+    if stream is None:
+        return read_tables(files, columns)
+    train = files.pop("train")
+    if train.name.endswith((".json", ".json.gz")):
+        raise ValueError(f"data.streaming is on, but {train} may be a list, which is read whole: write it as .jsonl")
+    return {"train": stream([partial(iter_table, train, columns, streaming=True)]), **read_tables(files, columns)}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Optional, Union
 
 from .records import Record, Splits
+from .streams import everything, number_of
 
 EXAMPLES = 3
 # A split of seen tasks shares these with training by design; its instances must still be new.
@@ -33,6 +34,14 @@ def instance_texts(records: Iterable[Record]) -> set[str]:
 def drop_instances(records: Iterable[Record], texts: set[str]) -> list[Record]:
     """The records whose normalised input is not among `texts`, in their order."""
     return [record for record in records if normalise_text(record.input) not in texts]
+
+
+def shared_instances(records: Iterable[Record], others: Iterable[Record]) -> set[str]:
+    """Which normalised inputs of `others` are among `instance_texts` of all `records`."""
+    asked, found = {normalise_text(record.input) for record in others}, set()
+    for record in everything(records):
+        found |= asked & instance_texts([record])
+    return found
 
 
 def drop_duplicates(records: Iterable[Record]) -> list[Record]:
@@ -91,7 +100,8 @@ def check_splits(
             )
         if isinstance(kinds, str) or not set(kinds) <= set(SEEN_TASKS):
             raise ValueError(f"same_tasks[{name!r}] is {kinds!r}, but must be a list that holds none but {SEEN_TASKS}")
-    seen = {**_texts(splits[train]), "instance": instance_texts(splits[train])}
+    evaluated = [record for name, records in splits.items() if name != train for record in records]
+    seen = {**_texts(splits[train]), "instance": shared_instances(splits[train], evaluated)}
     report = {"train": {"name": train, **_sizes(splits[train])}, "splits": {}, "leaks": 0}
     for name, records in splits.items():
         if name == train:
@@ -141,4 +151,4 @@ def _texts(records: list[Record]) -> dict[str, dict[str, str]]:
 
 def _sizes(records: list[Record]) -> dict[str, int]:
     texts = _texts(records)
-    return {"records": len(records), "tasks": len(texts["task"]), "instructions": len(texts["instruction"])}
+    return {"records": number_of(records), "tasks": len(texts["task"]), "instructions": len(texts["instruction"])}

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -18,7 +19,7 @@ JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 def read_json_rows(path: Union[str, Path]) -> Iterator[tuple[str, dict]]:
     """Objects of a file of JSON lines, or of one JSON list, each with where it stands (`"<path>, line 3"`).
 
-    A name that ends in `.gz` is decompressed; blank lines are passed over.
+    A name that ends in `.gz` is decompressed; blank lines are passed over. Lines are read one by one, a list whole.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -27,18 +28,7 @@ def read_json_rows(path: Union[str, Path]) -> Iterator[tuple[str, dict]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the path of a file that ends in one of {JSON_SUFFIXES}")
-    try:
-        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); it must be UTF-8, gzipped if it ends in .gz") from None
-    if text.lstrip().startswith("["):
-        try:
-            rows = [(f"{path}, row {number}", row) for number, row in enumerate(json.loads(text), 1)]
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {error.lineno}: the list is no JSON ({error.msg}); mend it") from None
-    else:
-        rows = _json_lines(path, text)
-    for where, row in rows:
+    for where, row in _json_rows(path):
         if not isinstance(row, dict):
             raise ValueError(f"{where} is a {type(row).__name__}, but must be a JSON object with named fields")
         yield where, row
@@ -57,16 +47,31 @@ def field(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def read_table(path: Union[str, Path], columns: Optional[Mapping[str, str]] = None) -> list[Record]:
+    """Records of one file, see `iter_table`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `iter_table`, and for a file without rows.
+    """
+    records = list(iter_table(path, columns))
+    if not records:
+        raise ValueError(f"{path} has no rows; give a file with at least one record")
+    return records
+
+
+def iter_table(
+    path: Union[str, Path], columns: Optional[Mapping[str, str]] = None, streaming: bool = False
+) -> Iterator[Record]:
     """Records of one .jsonl, .json (both also with .gz) or .parquet file, a record a row.
 
     Args:
         path: The file. Its columns are the fields of `Record`: task, instruction, input and targets (a text or a list
             of texts), and if present group, demonstrations (a list of [input, output]) and options.
         columns: The file's name for a column of ours where it has another, as `{"targets": "answer"}`.
+        streaming: Whether parquet is read piece by piece; JSON lines are in any case.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read, has no rows, or a row lacks a field or holds something else in it.
+        ValueError: if the file cannot be read, or a row lacks a field or holds something else in it.
     """
     path, columns = Path(path), dict(columns or {})
     unknown = sorted(set(columns) - {*REQUIRED, *OPTIONAL})
@@ -75,13 +80,10 @@ def read_table(path: Union[str, Path], columns: Optional[Mapping[str, str]] = No
     if path.name.endswith(JSON_SUFFIXES):
         rows = read_json_rows(path)
     elif path.suffix == ".parquet":
-        rows = _parquet_rows(path)
+        rows = _parquet_rows(path, streaming)
     else:
         raise ValueError(f"{path} is of an unknown kind; its name must end in {', '.join(JSON_SUFFIXES)} or .parquet")
-    records = [_record(row, columns, where) for where, row in rows]
-    if not records:
-        raise ValueError(f"{path} has no rows; give a file with at least one record")
-    return records
+    return (_record(row, columns, where) for where, row in rows)
 
 
 def read_tables(paths: Mapping[str, Union[str, Path]], columns: Optional[Mapping[str, str]] = None) -> Splits:
@@ -114,9 +116,32 @@ def write_table(records: Iterable[Record], path: Union[str, Path]) -> None:
         raise
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(), which would also cut at U+2028 and the like within a text.
-    for number, line in enumerate(text.split("\n"), 1):
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        # newline: a line ends in a line feed alone, not at what else stands for one within a text
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            if _is_list(file):
+                rows = json.load(file)
+                yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+            else:
+                yield from _json_lines(path, file)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: the list is no JSON ({error.msg}); mend it") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); it must be UTF-8, gzipped if it ends in .gz") from None
+
+
+def _is_list(file) -> bool:
+    """Whether the first thing in it opens a list; the file stands at its beginning afterwards."""
+    first = " "
+    while first and first.isspace():
+        first = file.read(1)
+    file.seek(0)
+    return first == "["
+
+
+def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
@@ -124,20 +149,25 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
                 raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); write one object a line") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict]]:
+def _parquet_rows(path: Path, streaming: bool) -> Iterator[tuple[str, dict]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the path of a .parquet file")
     # JSON does not go this way: `datasets` turns texts that look like dates into timestamps, and loses line numbers.
-    from datasets import Dataset
+    from datasets import Dataset, load_dataset
 
     with tempfile.TemporaryDirectory() as cache:
         try:
-            rows = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True).to_list()
+            if streaming:
+                rows = load_dataset(
+                    "parquet", data_files=str(path), split="train", streaming=True, cache_dir=cache, batch_size=1000
+                )
+            else:
+                rows = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True).to_list()
+            for number, row in enumerate(rows, 1):
+                yield f"{path}, row {number}", row
         except Exception as error:  # pyarrow's own errors come wrapped in several kinds
             reason = error.__cause__ or error
             raise ValueError(f"{path} cannot be read as parquet ({reason}); write it anew") from error
-    for number, row in enumerate(rows, 1):
-        yield f"{path}, row {number}", row
 
 
 def _record(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Record:

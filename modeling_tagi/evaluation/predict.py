@@ -13,6 +13,7 @@ from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import evaluating
 from ..tokens import Tokens, generation_tensors, pad, training_tensors
+from ..training.processes import gathered, own_share
 from ..training.run import progress_bar
 from .ranking import option_log_likelihood
 
@@ -55,8 +56,8 @@ class Answering:
 
     @torch.no_grad()
     def generate(self, records: Sequence[Record], progress: str = "") -> list[str]:
-        """A greedy answer to each record."""
-        answers: list[str] = [""] * len(records)
+        """A greedy answer to each record; several processes share the records, and all have all answers."""
+        answers: list[tuple[int, str]] = []
         with evaluating(self.model):
             adapters, row_of = self._adapters(records)
             for rows in self._batches(records, progress):
@@ -71,15 +72,14 @@ class Answering:
                 if not self.tokens.is_encoder_decoder:
                     output = output[:, batch["input_ids"].shape[1]:]
                 texts = self.tokens.tokenizer.batch_decode(output, skip_special_tokens=True)
-                for row, text in zip(rows, texts):
-                    answers[row] = text.strip()
-        return answers
+                answers += [(row, text.strip()) for row, text in zip(rows, texts)]
+        return [text for _, text in sorted(gathered(answers))]
 
     @torch.no_grad()
     def rank(self, records: Sequence[Record], progress: str = "") -> list[tuple[str, list[tuple[float, int]], int]]:
         """For each record its task, the (log-likelihood, tokens) of each option, and the index of the right one."""
         pairs = [(row, option) for row, record in enumerate(records) for option in record.options]
-        scores: dict[tuple[int, str], tuple[float, int]] = {}
+        found: list[tuple[tuple[int, str], tuple[float, int]]] = []
         flat = [records[row] for row, _ in pairs]
         with evaluating(self.model):
             adapters, row_of = self._adapters(records)
@@ -95,8 +95,8 @@ class Answering:
                 if not self.tokens.is_encoder_decoder:
                     logits, labels = logits[:, :-1], labels[:, 1:]
                 totals, lengths = option_log_likelihood(logits, labels)
-                for pair, total, length in zip(chosen, totals.tolist(), lengths.tolist()):
-                    scores[pair] = total, length
+                found += zip(chosen, zip(totals.tolist(), lengths.tolist()))
+        scores = dict(gathered(found))
         return [
             (record.task, [scores[row, option] for option in record.options], record.options.index(record.targets[0]))
             for row, record in enumerate(records)
@@ -128,7 +128,7 @@ class Answering:
     def _batches(self, records, progress: str):
         order = sorted(range(len(records)), key=lambda row: len(self._input(records[row])))
         batches = [order[start: start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        return progress_bar(batches, desc=progress, disable=not progress)
+        return progress_bar(own_share(batches), desc=progress, disable=not progress)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}

@@ -6,6 +6,7 @@ from typing import Callable, Optional
 
 from ..modeling_tagi import TagiModel
 from ..publishing import push_folder
+from ..training.processes import say
 from ..training.settings import RunSettings
 from ..uploads import require_right_to_push
 
@@ -19,7 +20,7 @@ def repository_of(settings: RunSettings) -> Optional[str]:
     if settings.push_to_hub is None:
         return None
     repo_id = require_right_to_push(settings.push_to_hub, settings.push_private)
-    print(f"push: to {repo_id}, which may be written to", flush=True)
+    say(f"push: to {repo_id}, which may be written to")
     return repo_id
 
 

@@ -10,6 +10,7 @@ from ..cards import CARD_FILE, is_edited
 from ..data.collate import Tokens
 from ..data.records import Record
 from ..data.sources import read_source
+from ..data.streams import number_of
 from ..evaluation.adapter_map import adapter_map
 from ..evaluation.costs import cost_of_methods, lengths_of
 from ..evaluation.evaluate import evaluate_model, spread, table
@@ -18,6 +19,7 @@ from ..evaluation.predict import Answering
 from ..evaluation.report import read_report, write_report
 from ..modeling_tagi import TagiModel
 from ..training import stages
+from ..training.processes import from_main, is_main, processes, say
 from ..training.run import Run, circumstances, quiet_libraries, replacing, write_text
 from ..training.settings import RunSettings
 from .card import example_of, write_run_card
@@ -35,7 +37,7 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
         command: What was called, for the report.
 
     Returns:
-        What `results.json` has.
+        What `results.json` has; the scores alone in all but the main one of several processes.
 
     Raises:
         ValueError, FileNotFoundError: for settings or data that cannot be used, before any long work.
@@ -43,7 +45,8 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     """
     began = time.monotonic()
     quiet_libraries()
-    repo_id = repository_of(settings)  # first of all: a wrong token is found in a second, data is read in minutes
+    # first of all: a wrong token is found in a second, data is read in minutes
+    repo_id = from_main(lambda: repository_of(settings))
 
     # data
     splits, text, leaks = read_source(
@@ -56,8 +59,8 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
         raise ValueError(f"evaluation.splits names {unknown[0]!r}, but the data has {', '.join(splits)}")
     evaluated = {name: spread(splits[name], settings.evaluation.max_records) for name in wanted}
     tasks = len({record.task for record in train})
-    print(f"data: {tasks} tasks with {len(train)} records to train on, {len(text)} passages of text; no leak into "
-          f"{', '.join(wanted)}")  # fmt: skip
+    say(f"data: {tasks} tasks with {number_of(train)} records to train on, {len(text)} passages of text; no leak into "
+        f"{', '.join(wanted)}")  # fmt: skip
 
     # model and training
     tokenizer = stages.read_tokenizer(settings, train, text)
@@ -80,28 +83,32 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     model.tokenizer = tokens.tokenizer
     if settings.finetuning.reads == "adapter" and settings.finetuning.steps:
         model.instruction_index = index_instructions(model, tokens, train)
-    card = run.folder / "model" / CARD_FILE
-    edited = card.read_text(encoding="utf-8") if card.is_file() else None
-    with replacing(run.folder / "model") as beside:
-        model.save_pretrained(beside)
-        if is_edited(edited):
-            (beside / CARD_FILE).write_text(edited, encoding="utf-8")
+    if is_main():
+        card = run.folder / "model" / CARD_FILE
+        edited = card.read_text(encoding="utf-8") if card.is_file() else None
+        with replacing(run.folder / "model") as beside:
+            model.save_pretrained(beside)
+            if is_edited(edited):
+                (beside / CARD_FILE).write_text(edited, encoding="utf-8")
 
     # evaluation
     stage = run.stage("evaluation")
     stage.start(anew=True)
     results = evaluate_model(settings, model, tokens, (backbone, revision), evaluated, train, bank)
-    if settings.finetuning.reads == "adapter" and settings.finetuning.steps:
+    if is_main() and settings.finetuning.reads == "adapter" and settings.finetuning.steps:
         shown = {"train": train, **evaluated}
         write_text(run.folder / "adapters.json", json.dumps(adapter_map(model, tokens, shown, bank)) + "\n")
         first = next(iter(evaluated.values()))
         costs = cost_of_methods(model.config, lengths_of(first, tokens))
         write_text(run.folder / "costs.json", json.dumps(costs) + "\n")
     stage.finish()
+    if not is_main():
+        return results
 
     results["seconds"] = {name: (run.stage(name).facts or {}).get("seconds") for name in run.stages}
     results["run"] = {
         **circumstances(command, settings.seed),
+        "processes": processes().num_processes,
         "label": settings.label,
         "train_tasks": tasks,
         "seconds_of_this_call": round(time.monotonic() - began, 1),

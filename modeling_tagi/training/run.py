@@ -19,6 +19,7 @@ import yaml
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .processes import is_main, say, wait
 from .settings import RunSettings
 
 SETTINGS_FILE = "settings.yaml"
@@ -53,8 +54,10 @@ class Run:
                     f"{self.folder} holds a run with other settings ({'; '.join(named + more)}); choose another "
                     "--output_dir, or delete that folder"
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, yaml.safe_dump(values, sort_keys=False))
+        wait()  # until all have read what was there
+        if is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, yaml.safe_dump(values, sort_keys=False))
 
     def stage(self, name: str) -> "Stage":
         return Stage(name, self.folder / "stages" / name, self.stages.index(name) + 1, len(self.stages))
@@ -82,7 +85,8 @@ class Stage:
 
     def start(self, anew: bool = False):
         """Says what begins, and starts the clock; `anew` for what is never taken up half-way."""
-        print(f"{self.label}: {'goes on' if self.folder.exists() else 'starts'}", flush=True)
+        say(f"{self.label}: {'goes on' if self.folder.exists() else 'starts'}")
+        wait()  # until all know that it is not done
         self.folder.mkdir(parents=True, exist_ok=True)
         clock = self.folder / "seconds.json"
         self._before = json.loads(clock.read_text()) if clock.is_file() and not anew else 0.0
@@ -91,18 +95,21 @@ class Stage:
     def tick(self) -> float:
         """Seconds worked on the stage, over all attempts; remembered."""
         seconds = self._before + time.monotonic() - self._started
-        write_text(self.folder / "seconds.json", json.dumps(seconds))
+        if is_main():
+            write_text(self.folder / "seconds.json", json.dumps(seconds))
         return seconds
 
     def finish(self, **facts):
         """Records that the stage is done."""
         facts = {"seconds": round(self.tick(), 1), **facts}
-        write_text(self.folder / DONE_FILE, json.dumps(facts, indent=2) + "\n")
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        print(f"{self.label}: done in {facts['seconds']:.0f} s", flush=True)
+        if is_main():
+            write_text(self.folder / DONE_FILE, json.dumps(facts, indent=2) + "\n")
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        say(f"{self.label}: done in {facts['seconds']:.0f} s")
+        wait()  # the next stage reads what this one left
 
     def skip(self):
-        print(f"{self.label}: was done before", flush=True)
+        say(f"{self.label}: was done before")
 
 
 def quiet_libraries():
@@ -113,6 +120,7 @@ def quiet_libraries():
 
 def progress_bar(*args, **kwargs) -> tqdm:
     """A bar that seldom changes where every change is a line, as in a file."""
+    kwargs["disable"] = kwargs.get("disable", False) or not is_main()
     return tqdm(*args, **{"dynamic_ncols": True, "leave": False, "mininterval": 0.2 if sys.stderr.isatty() else 30,
                           **kwargs})  # fmt: skip
 

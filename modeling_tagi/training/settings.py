@@ -19,8 +19,8 @@ from .yaml_files import parse_fields, read_recipe, read_yaml
 
 # The smallest whole number that makes sense for a field.
 _LEAST = {"steps": 0, "push_every": 0, **dict.fromkeys(
-    ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "tasks_per_batch",
-     "teacher_top_k", "train_tasks", "wordings_per_task"), 1
+    ("accumulation", "at_once", "batch_size", "buffer", "examples_per_task", "max_records", "save_every",
+     "tasks_per_batch", "teacher_top_k", "train_tasks", "wordings_per_task"), 1
 )}  # fmt: skip
 
 MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
@@ -45,6 +45,10 @@ class DataSettings:
         text: A file or folder of plain text for the stages that read text. `null`: the built-in suite's own, or none.
         t0_eval: A folder of T0 evaluation sets for rank classification.
         options: Further arguments of the reader, by name.
+        streaming: Whether the train split of `tables` or `p3` is read as a stream, for what is too large for memory.
+            Evaluation splits are held in memory all the same.
+        buffer: Records of each instruction that a stream keeps to draw batches from. What is done with the train split
+            as a whole (a vocabulary, task adapters) is done with these.
     """
 
     source: str = "builtin"
@@ -52,6 +56,8 @@ class DataSettings:
     text: Optional[str] = None
     t0_eval: Optional[str] = None
     options: dict = field(default_factory=dict)
+    streaming: bool = False
+    buffer: int = 64
 
 
 @dataclass
@@ -328,6 +334,11 @@ class RunSettings:
             raise ValueError(
                 f"finetuning.instruction_dropout is {self.finetuning.instruction_dropout}, but must be a share from 0 "
                 "to less than 1"
+            )
+        if self.data.streaming and self.finetuning.teacher_cache is not None:
+            raise ValueError(
+                "finetuning.teacher_cache reads every record before training, and data.streaming keeps only some: set "
+                "one of them to null or false"
             )
         objective = self.finetuning.objective()
         if self.finetuning.steps and not objective.lasts(self.finetuning.steps):

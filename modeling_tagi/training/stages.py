@@ -25,13 +25,15 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator, TextCollator
 from ..data.records import Record
-from ..data.sampling import TaskBatchSampler, TextBatchSampler
+from ..data.sampling import StreamBatchSampler, TaskBatchSampler, TextBatchSampler
+from ..data.streams import RecordStream
 from ..data.tokenizer import train_tokenizer
 from ..fit import fingerprint
 from ..instructions import OUTPUT_HEAD, instruction_text, prompt_text
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens
 from .adapter_bank import AdapterBank
+from .processes import from_main, is_main, say, wait
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
 from .task_adapters import AdapterTuner
@@ -48,12 +50,13 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
     if backbone.name is not None:
         return AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
     made = Path(settings.output_dir) / "tokenizer"
-    if made.is_dir():
-        return AutoTokenizer.from_pretrained(made)
     # as often as training will read them, so that the words of instructions become pieces
     between = " " if backbone_config(settings, backbone.vocab_size).is_encoder_decoder else OUTPUT_HEAD
     texts = [f"{prompt_text(r.instruction, r.input, r.demonstrations)}{between}{r.targets[0]}" for r in train]
-    return train_tokenizer([*texts, *text], backbone.vocab_size)
+    return from_main(
+        lambda: AutoTokenizer.from_pretrained(made) if made.is_dir()
+        else train_tokenizer([*texts, *text], backbone.vocab_size)
+    )
 
 
 def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]], text: Sequence[str] = ()):
@@ -64,8 +67,17 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
         ValueError: naming the field, or the longest instruction.
         FileNotFoundError: for a missing bank.
     """
-    if torch.cuda.device_count() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("train.py works on one device: set CUDA_VISIBLE_DEVICES to one, and leave out torchrun")
+    if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"there are {torch.cuda.device_count()} GPUs, but one process: start train.py by accelerate launch or "
+            "torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
+    for kind in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate was told to use {kind}, but train.py keeps the whole model in each process, as its "
+                "teacher and the task adapters need it: use hub_configs/accelerate/ddp.yaml or torchrun"
+            )
     for name in ("text", "pretraining"):
         if getattr(settings, name).steps and not text:
             raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
@@ -111,7 +123,7 @@ def taught_backbone(
     source, revision = backbone.name, backbone.revision
     if scratch:
         source, revision = str(run.folder / "tokenizer"), None
-        if not Path(source).is_dir():
+        if is_main() and not Path(source).is_dir():
             with replacing(Path(source)) as beside:
                 tokenizer.save_pretrained(beside)
     for name in ("text", "prompted"):
@@ -136,11 +148,12 @@ def taught_backbone(
                     collator, sampler = RecordCollator(tokens, reads="prompt"), _task_sampler(
                         stage_settings, train, settings.seed
                     )
-                    dataset = Drawn(train)
+                    dataset = _drawn(train)
                 facts = train_stage(run, stage, stage_settings, model, collator, sampler, dataset)
-            with replacing(stage.folder / "backbone") as beside:
-                model.save_pretrained(beside)
-                tokenizer.save_pretrained(beside)
+            if is_main():
+                with replacing(stage.folder / "backbone") as beside:
+                    model.save_pretrained(beside)
+                    tokenizer.save_pretrained(beside)
             stage.finish(**facts)
         source, revision = str(stage.folder / "backbone"), None
     return source, revision
@@ -236,9 +249,12 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
             "backbone_revision": model.config.backbone_revision,
             "backbone_fingerprint": fingerprint(adapters, model.backbone),
         }
-        bank.add(names, adapters.described(source, model.peft_config()), details)
+        if is_main():
+            bank.add(names, adapters.described(source, model.peft_config()), details)
+        wait()
+        bank = AdapterBank(bank.folder)
         losses.append(facts["loss"] / len(names))  # the tuner's is a sum over its tasks
-        print(f"{stage.label}: {len(bank.names)} of {len(records_of)} adapters, loss {losses[-1]:.3f}", flush=True)
+        say(f"{stage.label}: {len(bank.names)} of {len(records_of)} adapters, loss {losses[-1]:.3f}")
     stage.finish(adapters=len(bank.names), loss=sum(losses) / len(losses) if losses else None)
     return bank
 
@@ -322,7 +338,7 @@ def finetuned_model(
             model,
             collator,
             sampler,
-            Drawn(train),
+            _drawn(train),
             objective=objective,
             teacher=teacher,
             callbacks=callbacks,
@@ -374,6 +390,8 @@ def train_stage(
         disable_tqdm=False,
         remove_unused_columns=False,
         label_names=["labels"],
+        # a generator that reads no instruction stands by; else all that is trained is used in every step
+        ddp_find_unused_parameters=isinstance(model, TagiModel) and run.settings.finetuning.reads != "adapter",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = TagiTrainer(
@@ -387,12 +405,13 @@ def train_stage(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress(stage))
-    trainer.train(resume_from_checkpoint=_last_complete(checkpoints))
+    trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    name = f"log-{part}.jsonl" if part else "log.jsonl"
-    lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history]
-    write_text(stage.folder / name.replace("/", "-"), "".join(lines))
-    plot_losses(history, stage.folder / name.replace("/", "-").replace(".jsonl", ".png"), stage.label)
+    if is_main():
+        name = f"log-{part}.jsonl" if part else "log.jsonl"
+        lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history]
+        write_text(stage.folder / name.replace("/", "-"), "".join(lines))
+        plot_losses(history, stage.folder / name.replace("/", "-").replace(".jsonl", ".png"), stage.label)
     last = history[-max(1, len(history) // 10):]
     return {"steps": settings.steps, "loss": sum(entry["loss"] for entry in last) / len(last)}
 
@@ -422,7 +441,9 @@ class _Checkpoints(TrainerCallback):
             control.should_log = True
 
     def on_save(self, args, state, control, **kwargs):
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
+        wait()  # each process writes its own random state
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
         self.stage.tick()
 
 
@@ -437,6 +458,8 @@ class _Scores(TrainerCallback):
             return
         with unchanged_randomness(), evaluating(model):
             line = {"step": state.global_step, **self.scores(model)}
+        if not state.is_world_process_zero:
+            return
         before = [json.loads(text) for text in self.file.read_text().splitlines()] if self.file.is_file() else []
         lines = [entry for entry in before if entry["step"] < state.global_step] + [line]
         write_text(self.file, "".join(json.dumps(entry) + "\n" for entry in lines))
@@ -449,7 +472,8 @@ class _Pushes(TrainerCallback):
         self.every, self.push = every, push
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.every == 0 and state.global_step < state.max_steps:
+        at_end = state.global_step >= state.max_steps
+        if state.is_world_process_zero and state.global_step % self.every == 0 and not at_end:
             with unchanged_randomness():
                 self.push(model, state.global_step)
 
@@ -484,8 +508,9 @@ def _last_complete(folder: Path) -> Optional[str]:
 
 def _save_trained(run: Run, stage: Stage, model: TagiModel):
     model.config.backbone_trained = run.settings.finetuning.train != "generator"
-    with replacing(stage.folder / "model") as beside:
-        model.save_pretrained(beside)
+    if is_main():
+        with replacing(stage.folder / "model") as beside:
+            model.save_pretrained(beside)
 
 
 def _given_bank(settings: RunSettings) -> Optional[AdapterBank]:
@@ -515,9 +540,13 @@ def _text_sampler(settings, collator: TextCollator, seed: int) -> TextBatchSampl
 def _task_sampler(settings, train: Sequence[Record], seed: int) -> TaskBatchSampler:
     steps = settings.steps * settings.accumulation
     wordings = getattr(settings, "wordings_per_task", 1)
-    return TaskBatchSampler(
-        train, settings.tasks_per_batch, settings.examples_per_task, steps, seed, wordings=wordings
-    )
+    kind = StreamBatchSampler if isinstance(train, RecordStream) else TaskBatchSampler
+    return kind(train, settings.tasks_per_batch, settings.examples_per_task, steps, seed, wordings=wordings)
+
+
+def _drawn(train: Sequence[Record]) -> Drawn:
+    """What the draws of `_task_sampler` are taken from: a stream's are the records themselves."""
+    return Drawn() if isinstance(train, RecordStream) else Drawn(train)
 
 
 def _set_trainable(model: TagiModel, settings: RunSettings):

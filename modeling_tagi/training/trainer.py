@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Seq2SeqTrainer
 
 from ..adapter import TagiAdapter
+from ..data.sampling import Shares
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
 from . import losses
+from .task_adapters import AdapterTuner
 
 ALIGNMENTS = ("factors", "delta", "none")
 KEPT = ("states", "top_k")  # of a teacher's answers, by a `TeacherCache`
@@ -140,7 +142,8 @@ class TagiTrainer(Seq2SeqTrainer):
     """Trains a [`TagiModel`] on batches that `batch_sampler` draws.
 
     Args:
-        batch_sampler: Gives the draws of each batch; one pass over it is the whole training.
+        batch_sampler: Gives the draws of each batch; one pass over it is the whole training. Several processes share
+            each batch (see `Shares`), and together take the step that one would.
         objective: What is minimised; `None` is L_pred alone.
         teacher: Needed if the objective distils or aligns.
         instruction_dropout: Share of each instruction's tokens that are hidden in a step, never all of them.
@@ -169,9 +172,10 @@ class TagiTrainer(Seq2SeqTrainer):
         self._terms = defaultdict(lambda: [0.0, 0])
 
     def get_train_dataloader(self) -> DataLoader:
+        alone = self.accelerator.num_processes == 1
         loader = DataLoader(
             self.train_dataset,
-            batch_sampler=self.batch_sampler,
+            batch_sampler=self.batch_sampler if alone else Shares(self.batch_sampler, self.accelerator.num_processes),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -196,8 +200,8 @@ class TagiTrainer(Seq2SeqTrainer):
         outputs = model(**inputs)
         if not model.training:  # evaluation reports L_pred
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-        terms = {"prediction": outputs["loss"]}
-        loss = self.objective.prediction_weight * outputs["loss"]
+        terms = {"prediction": self._part_of_whole(outputs["loss"], inputs)}
+        loss = self.objective.prediction_weight * terms["prediction"]
         if self.objective.needs_teacher:
             if teacher_index is None:
                 raise ValueError(
@@ -205,7 +209,7 @@ class TagiTrainer(Seq2SeqTrainer):
                     "bank_index, such as AdapterBank.numbers()"
                 )
             known = teacher_index >= 0
-            if known.any():
+            if self._mean_over_processes(known.sum().float()) > 0:  # all take part in what is summed over processes
                 loss = loss + self._distil(
                     outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items_in_batch
                 )
@@ -214,6 +218,23 @@ class TagiTrainer(Seq2SeqTrainer):
             total[0], total[1] = total[0] + term.detach().float(), total[1] + 1
         return (loss, outputs) if return_outputs else loss
 
+    def _mean_over_processes(self, x: Tensor) -> Tensor:
+        """The mean, whose gradient is that of this process's `x`: DDP takes the mean of gradients."""
+        if self.accelerator.num_processes == 1:
+            return x
+        return x + (self.accelerator.reduce(x.detach(), "mean") - x.detach())
+
+    def _part_of_whole(self, loss: Tensor, inputs: dict) -> Tensor:
+        """This process's `loss` such that the mean over processes is the loss of their batches as one."""
+        if self.accelerator.num_processes == 1 or self.model_accepts_loss_kwargs:  # num_items is of all processes
+            return loss
+        if isinstance(self.model, AdapterTuner):  # a sum over tasks
+            tasks = inputs["adapter_index"].unique().numel()
+            return loss * len(self.model.names) / self._mean_over_processes(loss.new_tensor(tasks))
+        labels = inputs["labels"] if self.model.config.is_encoder_decoder else inputs["labels"][:, 1:]
+        tokens = (labels != -100).sum().to(loss)
+        return loss * tokens / self._mean_over_processes(tokens)
+
     def _distil(self, outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items):
         """λ1 L_kl + λ2 L_ins over the tasks that have a teacher."""
         objective, task_index = self.objective, inputs["task_index"]
@@ -221,23 +242,30 @@ class TagiTrainer(Seq2SeqTrainer):
         loss = 0.0
         distillation_left, alignment_left = map(self._left, (objective.distillation_steps, objective.alignment_steps))
         if objective.distillation_weight and distillation_left:
-            teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
-            rows = known[task_index]
-            with self.accelerator.autocast():  # accelerate wraps what is trained, not the teacher
-                answers = self.teacher.answers(teacher_inputs, teacher_index.clamp_min(0), task_index, rows)
-            labels = of_rows(inputs["labels"], rows)
-            terms["distillation"] = losses.distillation_loss(
-                losses.target_logits(outputs.logits, labels, self.teacher.is_encoder_decoder),
-                answers,
-                objective.temperature,
-                num_items,
-            )
+            terms["distillation"] = outputs["loss"].new_zeros(())
+            if known.any():  # among this process's tasks
+                teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
+                rows = known[task_index]
+                with self.accelerator.autocast():  # accelerate wraps what is trained, not the teacher
+                    answers = self.teacher.answers(teacher_inputs, teacher_index.clamp_min(0), task_index, rows)
+                labels = of_rows(inputs["labels"], rows)
+                terms["distillation"] = losses.distillation_loss(
+                    losses.target_logits(outputs.logits, labels, self.teacher.is_encoder_decoder),
+                    answers,
+                    objective.temperature,
+                    num_items,
+                )
             loss = loss + distillation_left * objective.distillation_weight * terms["distillation"]
         if objective.alignment != "none" and alignment_left:
-            function = {"factors": losses.alignment_factors, "delta": losses.alignment_delta}[objective.alignment]
-            ours, theirs = outputs.adapter, self.teacher.adapters(teacher_index[known])
-            a, b = ({path: x[known] for path, x in factors.items()} for factors in (ours.lora_a, ours.lora_b))
-            aligned = function(a, b, ours.scaling, theirs.lora_a, theirs.lora_b, theirs.scaling)
+            aligned = outputs["loss"].new_zeros(())
+            if known.any():
+                function = {"factors": losses.alignment_factors, "delta": losses.alignment_delta}[objective.alignment]
+                ours, theirs = outputs.adapter, self.teacher.adapters(teacher_index[known])
+                a, b = ({path: x[known] for path, x in factors.items()} for factors in (ours.lora_a, ours.lora_b))
+                aligned = function(a, b, ours.scaling, theirs.lora_a, theirs.lora_b, theirs.scaling)
+            if self.accelerator.num_processes > 1:  # its weight is of the mean over all processes' tasks
+                tasks = known.sum().to(aligned)
+                aligned = self._mean_over_processes(aligned * tasks / self._mean_over_processes(tasks))
             terms["alignment"] = aligned
             # a mean over tasks, not a sum over tokens: the accumulated batches share it
             weight = alignment_left * losses.alignment_weight(aligned, objective.alignment_weight)
@@ -253,7 +281,7 @@ class TagiTrainer(Seq2SeqTrainer):
             for name, (total, count) in self._terms.items():
                 summed = self.model_accepts_loss_kwargs and name != "alignment"
                 scale = self.args.gradient_accumulation_steps if summed else 1
-                logs[f"loss_{name}"] = round(float(total) / count * scale, 5)
+                logs[f"loss_{name}"] = round(float(self._mean_over_processes(total)) / count * scale, 5)
             self._terms.clear()
         super().log(logs, *args, **kwargs)
 

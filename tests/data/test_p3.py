@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from modeling_tagi.data.p3 import read_p3, read_t0_eval
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.splits import check_splits, require_no_leaks
+from modeling_tagi.data.streams import RecordStream
 
 DATA = Path(os.environ.get("TAGI_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 real = pytest.mark.skipif(not (DATA / "p3").is_dir(),
@@ -200,3 +202,18 @@ def test_real_t0_evaluation_is_whole_and_unseen():
     # 56 instances through 15 templates, 277 through 10.
     assert {name: len(records) for name, records in splits.items()} == {"t0_cb": 840, "t0_rte": 2770}
     require_no_leaks(check_splits({"train": read_p3(DATA / "p3")["train"], **splits}))
+
+
+def test_a_stream_of_p3_has_the_same_splits(p3):
+    seen = [row("b", "p0", "a dev 1"), row("b", "p1", "v valid 1")]  # evaluated elsewhere
+    folder = p3({"a": both_folds("a", 9), "b": both_folds("b", 4) + seen})
+    plain = read_p3(folder, held_out_templates=2)
+    streamed = read_p3(folder, held_out_templates=2, stream=partial(RecordStream, keep=1))
+    assert list(streamed["train"].all()) == plain["train"] != list(streamed["train"])
+    assert {name: streamed[name] for name in plain if name != "train"} == {
+        name: plain[name] for name in plain if name != "train"
+    }
+    assert check_splits(streamed, same_tasks={"seen_templates": SEEN}) == \
+        check_splits(plain, same_tasks={"seen_templates": SEEN})
+    with pytest.raises(ValueError, match="max_per_template draws from all records"):
+        read_p3(folder, max_per_template=2, stream=RecordStream)

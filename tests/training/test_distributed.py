@@ -1,86 +1,109 @@
-"""Two processes train as one does. This file is the test and, run as a script, what the processes do."""
+"""Runs of train.py by several processes, started as people start them, beside runs of one."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import Seq2SeqTrainingArguments, T5Config
+import yaml
+from safetensors.torch import load_file
+from tiny import tiny_settings, write_tiny_data
 
-from modeling_tagi import TagiAdapter, TagiConfig, TagiModel
-from modeling_tagi.training.trainer import Drawn, Objective, TagiTrainer, Teacher, frozen_copy
-
-
-def rows():
-    """12 rows of 2 tasks in turn, with 1 to 3 target tokens."""
-    generator = torch.Generator().manual_seed(1)
-    draw = [torch.randint(2, 30, (5 + 1 + n % 3,), generator=generator) for n in range(12)]
-    return [{"input": ids[:5], "target": ids[5:], "task": n % 2} for n, ids in enumerate(draw)]
-
-
-def collate(chosen):
-    inputs = torch.stack([row["input"] for row in chosen])
-    labels = pad_sequence([row["target"] for row in chosen], batch_first=True, padding_value=-100)
-    instructions = torch.tensor([[3, 4, 5], [6, 7, 8]])
-    read = {"input_ids": inputs, "attention_mask": torch.ones_like(inputs), "labels": labels}
-    return {
-        **read, **{f"teacher_{name}": x for name, x in read.items()}, "teacher_index": torch.tensor([0, 1]),
-        "task_index": torch.tensor([row["task"] for row in chosen]), "instruction_input_ids": instructions,
-        "instruction_attention_mask": torch.ones_like(instructions),
-    }  # fmt: skip
+ROOT = Path(__file__).parents[2]
+STEPS = 50  # the log has a line for each
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+              str(ROOT / "hub_configs" / "accelerate" / "ddp.yaml")]  # fmt: skip
+LLAMA = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+RUNS = {
+    "t5": {},
+    "llama": {"backbone.config": LLAMA, "finetuning.alignment": "delta", "finetuning.accumulation": 2},
+    # a single task for two processes, which therefore both train on all of each batch
+    "one task": {"train_tasks": 1, "evaluation.references": ["prompted"]},
+}
 
 
-def main(folder):
-    torch.manual_seed(0)
-    backbone = T5Config(
-        vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("processes")
+    write_tiny_data(made, unseen=["next"])
+    settings = tiny_settings(made, steps=STEPS, save_every=20, optimizer="adamw_torch")
+    settings["backbone"]["config"]["dropout_rate"] = 0.0  # each process draws its own
+    (made / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return made
+
+
+def start(folder, output_dir, launcher=(), **overrides):
+    fields = [x for name, value in overrides.items() for x in (f"--{name}", json.dumps(value))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(ROOT / "train.py"), "tiny.yaml", "--output_dir", output_dir, *fields],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,  # so that it can be ended together with what it starts
     )  # fmt: skip
-    model = TagiModel(TagiConfig(
-        backbone_config=backbone, r=2, lora_alpha=4, generator_hidden_size=8, generator_index_size=4
-    ))  # fmt: skip
-    for stack in model.hypernetwork.stacks:
-        for weight in stack.output_weights:
-            torch.nn.init.normal_(weight, std=0.3)
-    a = {path: x.detach().expand(2, -1, -1).clone() for path, x in model.hypernetwork.shared_factors().items()}
-    bank = TagiAdapter(a, {path: torch.randn(2, 16, 2) * 0.3 for path in a}, 4)
-    model.set_trainable("all")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    args = Seq2SeqTrainingArguments(
-        output_dir=folder, max_steps=1, optim="sgd", learning_rate=0.01, lr_scheduler_type="constant", max_grad_norm=0,
-        save_strategy="no", report_to=[], remove_unused_columns=False, label_names=["labels"], use_cpu=True,
-        dataloader_pin_memory=False,
-    )  # fmt: skip
-    trainer = TagiTrainer(
-        model=model,
-        args=args,
-        train_dataset=Drawn(rows()),
-        data_collator=collate,
-        batch_sampler=[list(range(4)), list(range(4, 12))] if processes == 2 else [list(range(12))],
-        objective=Objective(2.0, 2.0, 3.0, "delta", 0.5),
-        teacher=Teacher(frozen_copy(model.backbone), bank),
-    )
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    trainer.train()
-    if trainer.is_world_process_zero():
-        torch.save({"before": before, "after": model.state_dict()}, Path(folder) / f"{processes}.pt")
+
+
+def end(process):
+    out, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    return out
+
+
+def require_equal(one, two):
+    logs = sorted(one.glob("stages/*/log*.jsonl"))
+    assert [log.parent.name for log in logs] == ["finetuning", "pretraining", "prompted", "task_adapters", "text"]
+    for log in logs:
+        ours, theirs = ([json.loads(line) for line in (run / log.relative_to(one)).read_text().splitlines()]
+                        for run in (one, two))  # fmt: skip
+        assert len(ours) == len(theirs) == STEPS
+        for a, b in zip(ours, theirs):
+            assert a.keys() == b.keys()
+            assert abs(a["loss"] - b["loss"]) <= 1e-5, (log, a, b)
+            assert abs(a["grad_norm"] - b["grad_norm"]) <= 1e-4 * max(1, a["grad_norm"]), (log, a, b)
+            rounded = [name for name in a if name.startswith("loss_")]  # to five places
+            assert all(abs(a[name] - b[name]) < 2.1e-5 for name in rounded), (log, a, b)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, two))
+    assert all((x - theirs[name]).abs().max() < 1e-5 for name, x in ours.items())
+    ours, theirs = (json.loads((run / "results.json").read_text()) for run in (one, two))
+    assert ours["splits"] == theirs["splits"] and ours["splits"]["unseen"]["methods"]["tagi"]["n"] == 6
+    assert (ours["run"]["processes"], theirs["run"]["processes"]) == (1, 2)
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_step_of_one_with_both_batches(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command in ([], launch):
-        subprocess.run(
-            [sys.executable, *command, __file__, str(tmp_path)], env=environment, check=True, timeout=300
-        )
-    one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
-    assert max((x - one["before"][name]).abs().max() for name, x in one["after"].items()) > 1e-3
-    assert all(torch.allclose(two["after"][name], x, atol=1e-6) for name, x in one["after"].items())
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_end_as_one_with_the_same_batches(folder, name):
+    one, two = f"one-{name}", f"two-{name}"
+    end(start(folder, one, **RUNS[name]))
+    out = end(start(folder, two, ACCELERATE if name == "llama" else TORCHRUN, **RUNS[name]))
+    require_equal(folder / one, folder / two)
+    assert out.count("finetuning: starts") == 1 and out.count("scores in per cent") == 1
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["one", "two"])
+def test_a_run_of_two_that_was_killed_is_taken_up_by_one_or_two(folder, launcher):
+    whole, cut = folder / "whole", folder / f"cut-{len(launcher)}"
+    if not whole.is_dir():
+        end(start(folder, "whole"))
+    process = start(folder, cut.name, TORCHRUN)
+    checkpoint = cut / "stages" / "finetuning" / "checkpoints" / "all" / "checkpoint-20" / "complete"
+    while not checkpoint.is_file():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (cut / "stages" / "finetuning" / "done.json").exists()
+    out = end(start(folder, cut.name, launcher))
+    assert "finetuning: goes on" in out and out.count("was done before") == 4
+    results = json.loads((cut / "results.json").read_text())
+    if not launcher:
+        results["run"]["processes"] = 2
+        (cut / "results.json").write_text(json.dumps(results))
+    require_equal(whole, cut)

@@ -427,3 +427,10 @@ def test_task_adapters_are_refused_by_another_backbone_than_they_were_tuned_on(m
     require_fit(bank.load(), stages.start_model(run, str(run.folder / "stages" / "prompted" / "backbone"), None))
     with pytest.raises(ValueError, match="whose weights are not this model's"):
         require_fit(bank.load(), model)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_in_shares_are_refused_before_any_work(make_run, records, tokenizer, monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(ValueError, match=f"accelerate was told to use {kind}.*ddp.yaml or torchrun"):
+        stages.check_model(make_run("shares").settings, tokenizer, {"train": records}, TEXT)

@@ -3,7 +3,8 @@ import torch
 from transformers.trainer_callback import PrinterCallback
 
 from modeling_tagi.data.collate import RecordCollator
-from modeling_tagi.data.sampling import TaskBatchSampler
+from modeling_tagi.data.sampling import StreamBatchSampler, TaskBatchSampler
+from modeling_tagi.data.streams import RecordStream
 from modeling_tagi.training import losses
 from modeling_tagi.training.trainer import (
     Drawn,
@@ -395,3 +396,27 @@ def test_instruction_dropout_changes_training_and_not_evaluation(make_model, mak
     assert dropping.compute_loss(model, batch).item() != plain.compute_loss(model, batch).item()
     model.eval()
     assert dropping.compute_loss(model, batch).item() == plain.compute_loss(model, batch).item()
+
+
+def test_training_on_a_stream_that_was_cut_off_ends_as_if_it_had_not_been(
+    make_model, make_tokens, records, training_arguments, tmp_path
+):
+    def trained(folder, resume=None):
+        model = make_model(trained=True)
+        model.set_trainable("generator")
+        args = training_arguments(
+            output_dir=str(tmp_path / folder), max_steps=12, save_strategy="steps", save_steps=5
+        )
+        trainer = TagiTrainer(
+            model=model, args=args, train_dataset=Drawn(), data_collator=RecordCollator(make_tokens()),
+            batch_sampler=StreamBatchSampler(RecordStream([lambda: iter(records)], keep=2), 2, 2, steps=12),
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=resume)
+        return weights(model)
+
+    whole = trained("whole")
+    cut_off = trained("cut", str(tmp_path / "whole" / "checkpoint-5"))
+    assert not changed(whole, cut_off)
+    drawn = list(StreamBatchSampler(RecordStream([lambda: iter(records)], keep=2), 2, 2, steps=12))
+    assert len({record for batch in drawn[5:] for record in batch}) > 8  # more than are kept

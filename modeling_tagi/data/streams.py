@@ -1,0 +1,94 @@
+"""A training split too large for memory: read as a stream, with a few records of each instruction kept."""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, cycle, islice
+from typing import Union
+
+from .records import Record
+
+MOST_INSTRUCTIONS = 100_000
+Wording = tuple[str, str, tuple]
+
+
+class RecordStream(list):
+    """What is kept of a split that is read as a stream: at most `keep` records of each wording of each task, drawn
+    evenly from the whole split. The list holds all of its tasks and instructions, but not all of its records.
+
+    It is read once from beginning to end when it is made; memory grows with the number of wordings alone.
+
+    Args:
+        sources: Each opens a part of the split from its beginning.
+        keep: Records of each wording that are kept.
+        seed: Of their choice.
+
+    Raises:
+        ValueError: if there are no records, or too many wordings to keep records of each.
+    """
+
+    def __init__(self, sources: Sequence[Callable[[], Iterable[Record]]], keep: int = 64, seed: int = 0):
+        self.sources, self.keep, self.seed = list(sources), keep, seed
+        rng, kept = random.Random(seed), {}
+        self.counts: dict[Wording, int] = {}
+        for record in self.all():
+            name = wording_of(record)
+            number = self.counts.get(name, 0)
+            self.counts[name] = number + 1
+            if number < keep:
+                kept.setdefault(name, []).append(record)
+            elif (place := rng.randrange(number + 1)) < keep:
+                kept[name][place] = record
+            if len(kept) > MOST_INSTRUCTIONS:
+                raise ValueError(
+                    f"the train split has more than {MOST_INSTRUCTIONS} instructions (with their demonstrations), and "
+                    "streaming keeps records of each: what changes from record to record belongs into the input; or "
+                    "set data.streaming to false"
+                )
+        if not kept:
+            raise ValueError("the train split has no records to stream; give at least one")
+        super().__init__(chain.from_iterable(kept.values()))
+
+    @property
+    def size(self) -> int:
+        """Records of the whole split."""
+        return sum(self.counts.values())
+
+    def all(self) -> Iterator[Record]:
+        """Every record of the split, once."""
+        return chain.from_iterable(open_part() for open_part in self.sources)
+
+    def fresh(self) -> Iterator[Record]:
+        """Records without end: the parts take turns, and each begins anew when it ends."""
+        heads = [self._again(open_part) for open_part in self.sources]
+        return (record for head in cycle(heads) for record in islice(head, 1))
+
+    def of_tasks(self, tasks: set[str]) -> "RecordStream":
+        """The same of some of its tasks."""
+        def only(open_part):
+            return lambda: (record for record in open_part() if record.task in tasks)
+
+        return RecordStream([only(open_part) for open_part in self.sources], self.keep, self.seed)
+
+    @staticmethod
+    def _again(open_part: Callable[[], Iterable[Record]]) -> Iterator[Record]:
+        found = True
+        while found:  # a part without any is left out
+            found = False
+            for record in open_part():
+                found = True
+                yield record
+
+
+def wording_of(record: Record) -> Wording:
+    """What records must share to stand side by side in a batch."""
+    return record.task, record.instruction, record.demonstrations
+
+
+def everything(records: Iterable[Record]) -> Iterable[Record]:
+    """All records, of a stream those that are not kept as well."""
+    return records.all() if isinstance(records, RecordStream) else records
+
+
+def number_of(records: Union[RecordStream, Sequence[Record]]) -> int:
+    """How many they are, of a stream those that are not kept as well."""
+    return records.size if isinstance(records, RecordStream) else len(records)
