@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil  # accelerate needs it too
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -46,7 +47,6 @@ def start(folder, output_dir, launcher=(), **overrides):
     return subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "train.py"), "tiny.yaml", "--output_dir", output_dir, *fields],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,  # so that it can be ended together with what it starts
     )  # fmt: skip
 
 
@@ -97,7 +97,9 @@ def test_a_run_of_two_that_was_killed_is_taken_up_by_one_or_two(folder, launcher
     while not checkpoint.is_file():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun's workers are in sessions of their own, and would end the run without it
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (cut / "stages" / "finetuning" / "done.json").exists()
     out = end(start(folder, cut.name, launcher))
