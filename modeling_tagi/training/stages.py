@@ -34,6 +34,7 @@ from ..tokens import Tokens
 from .adapter_bank import AdapterBank
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
+from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
 
@@ -208,7 +209,7 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
     records_of: dict[str, list[Record]] = {}
     for record in train:
         records_of.setdefault(getattr(record, settings.by), []).append(record)
-    missing = [name for name in records_of if name not in bank.names]
+    missing = [name for name in records_of if name not in bank]
     model.requires_grad_(False)
     shared_a, losses = model.hypernetwork.shared_factors(), []
     for start in range(0, len(missing), settings.at_once):
@@ -292,7 +293,8 @@ def finetuned_model(
                 start = start_model(run, source, revision)
             backbone = start.backbone if settings.train == "generator" else frozen_copy(start.backbone)
             bank.require_like(start, ranks=objective.alignment == "factors")
-            teacher, numbers = Teacher(backbone.to(_device(run)), bank.load().to(_device(run))), bank.numbers()
+            teacher = Teacher(backbone.to(_device(run)), StoredAdapters(bank, _device(run)))
+            numbers = bank.numbers()
             by = _kind_of(numbers, train)
         _set_trainable(model, run.settings)
         reads = bank.reads if teacher is not None else "prompt"

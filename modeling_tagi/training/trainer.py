@@ -17,6 +17,7 @@ from ..adapter import TagiAdapter
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
 from . import losses
+from .stored_adapters import StoredAdapters
 
 ALIGNMENTS = ("factors", "delta", "none")
 
@@ -66,15 +67,15 @@ class Teacher:
 
     Args:
         backbone: The language model that the task adapters were tuned on; never trained.
-        bank: The task adapters, one after the other.
+        bank: The task adapters, one after the other; a [`StoredAdapters`] where they are many.
     """
 
-    def __init__(self, backbone: nn.Module, bank: TagiAdapter):
-        self.backbone, self.bank = backbone, bank.detach()
+    def __init__(self, backbone: nn.Module, bank: Union[TagiAdapter, StoredAdapters]):
+        self.backbone, self.bank = backbone, bank
 
     def adapters(self, index: Tensor) -> TagiAdapter:
         """Those of `index [tasks]`."""
-        return self.bank.to(index.device)[index]
+        return self.bank[index].to(index.device).detach()
 
     @torch.no_grad()
     def logits(self, inputs: dict[str, Tensor], index: Tensor, task_index: Tensor) -> Tensor:
