@@ -60,6 +60,7 @@ def nearest_adapters(
         FileNotFoundError: if the bank has no adapters.
         ValueError: if none of them is of a task or group of `train`, or they do not fit the backbone.
     """
+    bank.require_any()
     numbers, known = bank.numbers(), {}
     for record in train:
         number = numbers.get(record.task, numbers.get(record.group))
