@@ -151,7 +151,7 @@ def test_the_line_before_an_output_mirrors_the_one_before_an_input():
 def test_rows_of_like_length_are_read_together_and_little_is_padding(lengths):
     groups = alike_in_length(lengths)
     assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
-    assert 1 < len(groups) <= 8
+    assert 1 < len(groups) <= 9
     for group in groups:
         tokens = sum(lengths[number] for number in group)
         assert max(lengths[number] for number in group) * len(group) - tokens <= max(64, tokens // 8)

@@ -29,7 +29,7 @@ def main():
     made.add_argument("--tasks", type=int, default=64, help="instructions at once")
     made.add_argument("--many_tokens", type=int, nargs="*", default=[16, 64], help="lengths of those, and then mixed")
     options = started(made, quick={
-        "backbone": "t5-small", "lengths": [16], "tasks": 8, "many_tokens": [16], "repeats": 3
+        "backbone": "t5-small", "tokens": 64, "lengths": [16], "tasks": 4, "many_tokens": [16], "repeats": 2
     })  # fmt: skip
     with torch.inference_mode():
         compare(options)

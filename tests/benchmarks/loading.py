@@ -1,4 +1,4 @@
-"""A checkpoint's `from_pretrained` against the bare backbone's; the import against that of what it needs; `tagi --help`.
+"""A checkpoint's `from_pretrained` against the bare backbone's; the import against what it needs; `tagi --help`.
 
     python tests/benchmarks/loading.py [--quick] [--backbone t5-base] [--threads 2]
 
@@ -36,7 +36,7 @@ OURS = (
 def main():
     made = parser(__doc__)
     made.add_argument("--backbone", default="t5-base", help="a T5 shape of shapes.py")
-    options = started(made, quick={"backbone": "t5-small", "repeats": 2})
+    options = started(made, quick={"backbone": "t5-small", "repeats": 1})
     with tempfile.TemporaryDirectory() as folder:
         compare(Path(folder), options)
 
