@@ -134,6 +134,12 @@ class TagiAdapter:
         return self.lora_alpha / self.rank
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        memory = self.memory.tensors().values() if self.memory is not None else ()
+        return sum(x.nbytes for x in (*self.lora_a.values(), *self.lora_b.values(), *memory))
+
+    @property
     def device(self) -> torch.device:
         return next(iter(self.lora_a.values())).device
 

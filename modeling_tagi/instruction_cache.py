@@ -59,18 +59,11 @@ class InstructionCache:
             found.update((ids, computed[number]) for number, ids in enumerate(new))
         with self._lock:
             for ids in dict.fromkeys(instructions):
-                entries[ids] = entries.pop(ids, None) or (found[ids], _size(found[ids]))
+                entries[ids] = entries.pop(ids, None) or (found[ids], found[ids].nbytes)
             size = sum(size for _, size in entries.values())
             while size > self.max_bytes:
                 size -= entries.popitem(last=False)[1][1]
         return TagiAdapter.stack([found[ids] for ids in instructions])  # copies: who changes one changes no other
-
-
-def _size(adapter: TagiAdapter) -> int:
-    tensors = [*adapter.lora_a.values(), *adapter.lora_b.values()]
-    if adapter.memory is not None:
-        tensors += adapter.memory.tensors().values()
-    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _state_of(model: nn.Module) -> Optional[tuple]:

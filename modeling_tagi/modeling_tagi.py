@@ -54,7 +54,7 @@ from .lora import (
     pre_hook_once,
     take_rows,
 )
-from .tokens import Tokens, generation_tensors, pad
+from .tokens import Tokens, alike_in_length, generation_tensors, pad
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
 
@@ -226,9 +226,15 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         names = {key: text if text is not None else f"of tokens {key}" for key, text in zip(keys, texts)}
 
         def compute(new: list[tuple[int, ...]]) -> TagiAdapter:
-            padded, mask = (x.to(self.device) for x in pad([list(key) for key in new], 0))
+            groups, made = alike_in_length([len(key) for key in new]), []
             with torch.no_grad(), evaluating(self):
-                adapter = self.adapter_from_ids(padded, mask)
+                for group in groups:
+                    padded, mask = pad([list(new[number]) for number in group], 0)
+                    made.append(self.adapter_from_ids(padded.to(self.device), mask.to(self.device)))
+            adapter = made[0]
+            if len(groups) > 1:
+                order = [number for group in groups for number in group]
+                adapter = TagiAdapter.stack(made)[[order.index(number) for number in range(len(new))]]
             if self.instruction_index is not None:
                 vectors = mean_embeddings(self.get_input_embeddings(), new)
                 self.instruction_index.warn_of_far(vectors, [names[key] for key in new])

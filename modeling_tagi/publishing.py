@@ -23,7 +23,7 @@ from .cards import (
 )
 from .checkpoints import require_backbone_for_others
 from .configuration_tagi import TagiConfig
-from .training.adapter_bank import INDEX_FILE
+from .training.bank_index import ADDED_FILE, INDEX_FILE, BankIndex
 from .uploads import STALE_ADAPTER, STALE_CHECKPOINT, upload
 
 KINDS = ("run", "checkpoint", "adapter", "bank")
@@ -64,7 +64,8 @@ def push_folder(
     if kind == "run":
         folder, kind = folder / "model", "checkpoint"
     card, stale = {
-        "checkpoint": (_checkpoint, STALE_CHECKPOINT), "adapter": (_adapter, STALE_ADAPTER), "bank": (_bank, ()),
+        "checkpoint": (_checkpoint, STALE_CHECKPOINT), "adapter": (_adapter, STALE_ADAPTER),
+        "bank": (_bank, (ADDED_FILE,)),
     }[kind]  # fmt: skip
     commit = upload(
         folder,
@@ -140,7 +141,7 @@ def _adapter(folder: Path) -> Callable[[str], str]:
 
 
 def _bank(folder: Path) -> Callable[[str], str]:
-    entries = _json(folder / INDEX_FILE)["adapters"]
+    entries = BankIndex(folder)
     for entry in entries.values():
         _require_files(folder, [f"{entry['folder']}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE)])
     return lambda name: _bank_card(folder, entries, name)

@@ -13,6 +13,7 @@ _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times 
 # Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).
 _TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _REPLY = "reply"
+_PASS = 64  # tokens that take a CPU as long as reading T5-base's encoder and generator once; GPUs mind neither
 
 
 class Tokens:
@@ -152,6 +153,30 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tens
     ids = [f + r if left else r + f for r, f in zip(rows, fill)]
     mask = [g + o if left else o + g for g, o in zip(gaps, ones)]
     return torch.tensor(ids), torch.tensor(mask)
+
+
+def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Numbers of rows that are best padded and read together, the shortest first; all in one group, in their order,
+    if little of that is padding.
+
+    Padding costs as much as tokens do, a further group a pass over the weights: so a group's padding is at most that
+    pass's worth, or an eighth of its tokens.
+    """
+
+    def few(padding: int, tokens: int) -> bool:
+        return padding <= max(_PASS, tokens // 8)
+
+    if few(max(lengths) * len(lengths) - sum(lengths), sum(lengths)):
+        return [list(range(len(lengths)))]
+    groups, tokens = [[]], 0
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        grown = tokens + lengths[number]
+        if not few(lengths[number] * (len(groups[-1]) + 1) - grown, grown):
+            groups.append([])
+            grown = lengths[number]
+        groups[-1].append(number)
+        tokens = grown
+    return groups
 
 
 def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.instructions import OUTPUT_HEAD, prompt_text
-from modeling_tagi.tokens import Tokens
+from modeling_tagi.tokens import Tokens, alike_in_length
 
 WORDS = "say yes no to it a b c d e Input : Output user model Today".split()
 SPECIAL = ["<pad>", "</s>", "<unk>", "<s>", "<turn>", "<end>"]
@@ -180,3 +180,18 @@ def test_chat_is_for_causal_backbones(make_config):
 
 def test_the_line_before_an_output_mirrors_the_one_before_an_input():
     assert prompt_text("say it", "a").endswith("\n\nInput:\na") and OUTPUT_HEAD == "\n\nOutput:\n"
+
+
+@pytest.mark.parametrize("lengths", [[512, 16] * 32, list(range(16, 513, 8)), [300, 20, 25, 310], [1] * 5 + [200]])
+def test_rows_of_like_length_are_read_together_and_little_is_padding(lengths):
+    groups = alike_in_length(lengths)
+    assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
+    assert 1 < len(groups) <= 9
+    for group in groups:
+        tokens = sum(lengths[number] for number in group)
+        assert max(lengths[number] for number in group) * len(group) - tokens <= max(64, tokens // 8)
+
+
+def test_rows_without_much_padding_stay_together_and_in_order():
+    for lengths in ([7], [40, 3, 20], [288] * 64, [300, 290, 310, 295]):
+        assert alike_in_length(lengths) == [list(range(len(lengths)))]

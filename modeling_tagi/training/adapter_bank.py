@@ -1,12 +1,12 @@
 """A bank of task adapters: folders of our own with an index, or any PEFT LoRAs from folders and the Hub by name."""
 
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
 from typing import Iterator, Mapping, Optional, Sequence, Union
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
@@ -14,8 +14,7 @@ from torch import nn
 from ..adapter import TagiAdapter
 from ..adapter_algebra import with_rank
 from ..fit import require_fit
-
-INDEX_FILE = "index.json"
+from .bank_index import ADDED_FILE, INDEX_FILE, BankIndex
 
 
 class AdapterBank:
@@ -30,9 +29,8 @@ class AdapterBank:
     """
 
     def __init__(self, folder, index: Optional[dict[str, dict]] = None):
-        self.folder, self._index = Path(folder), dict(index or {})
-        if index is None and (self.folder / INDEX_FILE).is_file():
-            self._index = _read_index(self.folder / INDEX_FILE)
+        self.folder = Path(folder)
+        self._index = BankIndex(self.folder) if index is None else dict(index)
 
     @classmethod
     def open(cls, name: Union[str, os.PathLike]) -> "AdapterBank":
@@ -44,7 +42,7 @@ class AdapterBank:
         bank = cls(name)
         if not bank.folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[^@]+)?", str(name)):
             repository, _, revision = str(name).partition("@")
-            files = [INDEX_FILE, "*/adapter_*", "*/tagi_*"]
+            files = [INDEX_FILE, ADDED_FILE, "*/adapter_*", "*/tagi_*"]
             try:
                 bank = cls(snapshot_download(repository, revision=revision or None, allow_patterns=files))
             except (HfHubHTTPError, OSError) as error:
@@ -69,6 +67,12 @@ class AdapterBank:
         index = {name: {"source": str(source), "reads": reads} for name, source in sources.items()}
         return cls("task_adapters.collection", index)  # named as people know it; there is no such folder
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
     @property
     def names(self) -> list[str]:
         return list(self._index)
@@ -82,20 +86,17 @@ class AdapterBank:
         return kinds.pop() if kinds else "prompt"
 
     def numbers(self) -> dict[str, int]:
-        """Position of each name in `load()`."""
+        """Position of each name in `load()`, and in a [`StoredAdapters`]."""
         return {name: number for number, name in enumerate(self._index)}
 
     def add(self, names: Sequence[str], adapters: TagiAdapter, details: Optional[Sequence[dict]] = None):
         """Writes adapters to folders of their own, then names them all in the index."""
+        entries = {}
         for number, name in enumerate(names):
             folder = _folder_name(name)
             adapters[number].save_pretrained(self.folder / folder)
-            self._index[name] = {"folder": folder, **(details[number] if details else {})}
-        beside = self.folder / f".{INDEX_FILE}"
-        beside.write_text(
-            json.dumps({"adapters": self._index}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(beside, self.folder / INDEX_FILE)
+            entries[name] = {"folder": folder, **(details[number] if details else {})}
+        self._index.add(entries)
 
     def load(self, names: Optional[Sequence[str]] = None) -> TagiAdapter:
         """Some of them, or all, as one; those of lower rank filled up with zeros.
@@ -104,23 +105,25 @@ class AdapterBank:
             FileNotFoundError: if there is none, or an adapter is missing.
             ValueError: if an adapter is not plain LoRA, or they differ in their modules.
         """
+        self.require_any()
+        return joined([self.read(name) for name in (self.names if names is None else names)])
+
+    def require_any(self):
+        """Refuses an empty bank.
+
+        Raises:
+            FileNotFoundError: if there is no adapter.
+        """
         if not self._index:
             raise FileNotFoundError(
                 f"{self.folder} has no {INDEX_FILE} with task adapters; run the stage task_adapters first"
             )
-        loaded = [self._read(name) for name in (self.names if names is None else names)]
-        rank = max(adapter.rank for adapter in loaded)
-        alpha = next(adapter.lora_alpha for adapter in loaded if adapter.rank == rank)
-        return TagiAdapter.stack([
-            adapter if (adapter.rank, adapter.lora_alpha) == (rank, alpha) else with_rank(adapter, rank, alpha)
-            for adapter in loaded
-        ])  # fmt: skip
 
     def one_by_one(self) -> Iterator[tuple[str, TagiAdapter]]:
         """For people what each adapter is, and the adapter; one at a time in memory."""
         for name, entry in self._index.items():
             where = f"the task adapter of {name!r} ({entry.get('source') or self.folder / entry['folder']})"
-            yield where, self._read(name)
+            yield where, self.read(name)
 
     def require_like(self, model: nn.Module, ranks: bool):
         """Refuses adapters that are not of the generator's modules and shapes and, if `ranks`, of its rank; or that
@@ -180,32 +183,39 @@ class AdapterBank:
                     "of both"
                 )
 
-    def _read(self, name: str) -> TagiAdapter:
+    def read(self, name: str, device: Union[str, torch.device] = "cpu") -> TagiAdapter:
+        """One of them, as it was saved; on a CPU its file is mapped.
+
+        Raises:
+            FileNotFoundError: if it is missing.
+            ValueError: if it is not plain LoRA.
+        """
         entry = self._index[name]
         if "folder" in entry:
-            return TagiAdapter.from_pretrained(self.folder / entry["folder"])
+            return TagiAdapter.from_pretrained(self.folder / entry["folder"], device=device)
         source, revision = entry["source"], None
         if not Path(source).is_dir():
             source, _, revision = source.partition("@")
         try:
-            return TagiAdapter.from_pretrained(source, revision=revision or None)
+            return TagiAdapter.from_pretrained(source, revision=revision or None, device=device)
         except (HfHubHTTPError, OSError) as error:
             raise FileNotFoundError(f"the task adapter of {name!r} ({entry['source']}): {error}") from error
         except ValueError as error:
             raise ValueError(f"the task adapter of {name!r} ({entry['source']}): {error}") from error
 
 
-def _read_index(file: Path) -> dict[str, dict]:
-    """An index may come from the Hub: it names folders beside itself, and nothing else is read for it."""
-    try:
-        index = json.loads(file.read_text(encoding="utf-8"))["adapters"]
-        folders = {name: entry["folder"] for name, entry in index.items()}
-        ours = all(re.fullmatch(r"[A-Za-z0-9_.-]+", folder) and folder.strip(".") for folder in folders.values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file} is no index of task adapters, which has a folder for each name") from None
-    if not ours:
-        raise ValueError(f"{file} names folders that are not beside it; an index of task adapters names its own alone")
-    return index
+def joined(adapters: Sequence[TagiAdapter]) -> TagiAdapter:
+    """Several adapters as one; those of lower rank filled up with zeros.
+
+    Raises:
+        ValueError: if they differ in their modules.
+    """
+    rank = max(adapter.rank for adapter in adapters)
+    alpha = next(adapter.lora_alpha for adapter in adapters if adapter.rank == rank)
+    return TagiAdapter.stack([
+        adapter if (adapter.rank, adapter.lora_alpha) == (rank, alpha) else with_rank(adapter, rank, alpha)
+        for adapter in adapters
+    ])  # fmt: skip
 
 
 def _same_backbone(one: str, other: str) -> bool:

@@ -36,6 +36,7 @@ from .adapter_bank import AdapterBank
 from .processes import from_main, is_main, say, wait
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
+from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 from .teacher_cache import Kept, TeacherCache
 from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
@@ -223,7 +224,7 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
     records_of: dict[str, list[Record]] = {}
     for record in train:
         records_of.setdefault(getattr(record, settings.by), []).append(record)
-    missing = [name for name in records_of if name not in bank.names]
+    missing = [name for name in records_of if name not in bank]
     model.requires_grad_(False)
     shared_a, losses = model.hypernetwork.shared_factors(), []
     for start in range(0, len(missing), settings.at_once):
@@ -310,7 +311,8 @@ def finetuned_model(
                 start = start_model(run, source, revision)
             backbone = start.backbone if settings.train == "generator" else frozen_copy(start.backbone)
             bank.require_like(start, ranks=objective.alignment == "factors")
-            teacher, numbers = Teacher(backbone.to(_device(run)), bank.load().to(_device(run))), bank.numbers()
+            teacher = Teacher(backbone.to(_device(run)), StoredAdapters(bank, _device(run)))
+            numbers = bank.numbers()
             by = _kind_of(numbers, train)
         _set_trainable(model, run.settings)
         reads = bank.reads if teacher is not None else "prompt"

@@ -18,6 +18,7 @@ from ..data.sampling import Shares
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
 from . import losses
+from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 
 ALIGNMENTS = ("factors", "delta", "none")
@@ -70,25 +71,25 @@ class Teacher:
     Args:
         backbone: The language model that the task adapters were tuned on; never trained. With all answers in a
             `TeacherCache` its head is enough.
-        bank: The task adapters, one after the other.
+        bank: The task adapters, one after the other; a [`StoredAdapters`] where they are many.
     """
 
-    def __init__(self, backbone: nn.Module, bank: TagiAdapter):
-        self.backbone, self.bank = backbone, bank.detach()
+    def __init__(self, backbone: nn.Module, bank: Union[TagiAdapter, StoredAdapters]):
+        self.backbone, self.bank = backbone, bank
         self.head, self.is_encoder_decoder = backbone.get_output_embeddings(), backbone.config.is_encoder_decoder
 
     def adapters(self, index: Tensor) -> TagiAdapter:
         """Those of `index [tasks]`."""
-        return self.bank.to(index.device)[index]
+        return self.bank[index].to(index.device).detach()
 
     @torch.no_grad()
-    def logits(self, inputs: dict[str, Tensor], index: Tensor, task_index: Tensor) -> Tensor:
-        """`[batch, seq, vocab]` for the prompts in `inputs`, row i with adapter `index[task_index[i]]`."""
+    def logits(self, inputs: dict[str, Tensor], adapters: TagiAdapter, task_index: Tensor) -> Tensor:
+        """`[batch, seq, vocab]` for the prompts in `inputs`, row i with the adapter `task_index[i]` of `adapters`."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         if self.backbone.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
-        application = Application.of(self.adapters(index), self.backbone, task_index)
+        application = Application.of(adapters, self.backbone, task_index)
         with applied(application), evaluating(self.backbone):
             return self.backbone(**inputs).logits
 
@@ -103,10 +104,11 @@ class Teacher:
         if "states" in inputs:
             return self.head(inputs["states"])
         places = losses.predicting(of_rows(inputs["labels"], rows), self.is_encoder_decoder)
-        if any(self.backbone.get_submodule(path) is self.head for path in self.bank.lora_a):
-            return self.logits(inputs, index, task_index)[places]  # which needs each row's own update of the head
+        adapters = self.adapters(index)
+        if any(self.backbone.get_submodule(path) is self.head for path in adapters.lora_a):
+            return self.logits(inputs, adapters, task_index)[places]  # which needs each row's own update of the head
         with reading_at(self.head, places):
-            return self.logits(inputs, index, task_index)
+            return self.logits(inputs, adapters, task_index)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def test_a_teacher_reads_prompt_and_task_adapter(make_model, make_trainer, make_
     teacher = Teacher(model.backbone, bank)
     batch = RecordCollator(tokens, bank_index=GROUPS)(records[:4])
     inputs = {n.removeprefix("teacher_"): x for n, x in batch.items() if n.startswith("teacher_") and n[8:] != "index"}
-    logits = teacher.logits(inputs, batch["teacher_index"], batch["task_index"])
+    logits = teacher.logits(inputs, teacher.adapters(batch["teacher_index"]), batch["task_index"])
     model.eval()
     for row, record in enumerate(records[:4]):
         alone = RecordCollator(tokens, "prompt")([record])
@@ -125,7 +125,8 @@ def test_a_teacher_reads_prompt_and_task_adapter(make_model, make_trainer, make_
         assert torch.allclose(logits[row, : len(expected)], expected, atol=1e-5)
     without = {path: torch.zeros_like(b) for path, b in bank.lora_b.items()}
     bare = Teacher(model.backbone, type(bank)(bank.lora_a, without, bank.lora_alpha))
-    assert not torch.allclose(logits, bare.logits(inputs, batch["teacher_index"], batch["task_index"]), atol=1e-2)
+    other = bare.logits(inputs, bare.adapters(batch["teacher_index"]), batch["task_index"])
+    assert not torch.allclose(logits, other, atol=1e-2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,9 +140,9 @@ def test_a_teachers_answers_are_its_logits_for_the_targets_of_some_rows(
     batch = RecordCollator(make_tokens(family), bank_index=GROUPS)(records[:6])
     inputs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask", "labels")}
     rows = torch.tensor([True, False, True, True, False, True])
-    where = inputs, batch["teacher_index"], batch["task_index"]
-    answers = teacher.answers(*where, rows)
-    expected = losses.target_logits(teacher.logits(*where)[rows], inputs["labels"][rows], family == "t5")
+    answers = teacher.answers(inputs, batch["teacher_index"], batch["task_index"], rows)
+    logits = teacher.logits(inputs, teacher.adapters(batch["teacher_index"]), batch["task_index"])
+    expected = losses.target_logits(logits[rows], inputs["labels"][rows], family == "t5")
     assert len(answers) == (inputs["labels"][rows] != -100).sum() and torch.allclose(answers, expected, atol=1e-6)
     assert not teacher.head._forward_pre_hooks
 
@@ -341,7 +342,7 @@ def test_the_losses_of_the_trainer_are_those_of_the_functions(make_model, make_t
     loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
     logits = teacher.logits(
         {n: batch[f"teacher_{n}"] for n in ("input_ids", "attention_mask", "labels")},
-        batch["teacher_index"], batch["task_index"],
+        teacher.adapters(batch["teacher_index"]), batch["task_index"],
     )  # fmt: skip
     target = batch["labels"] != -100
     kl = losses.distillation_loss(outputs.logits[target], logits[target], 2.0)

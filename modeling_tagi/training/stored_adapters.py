@@ -1,0 +1,55 @@
+"""The adapters of a bank by number, read when a batch asks for them: of thousands, a few are in memory."""
+
+from collections import OrderedDict
+from typing import Sequence, Union
+
+import torch
+from torch import Tensor
+
+from ..adapter import TagiAdapter
+from .adapter_bank import AdapterBank, joined
+
+
+class StoredAdapters:
+    """What a [`TagiAdapter`] of all of a bank's adapters gives for `[index]`, without that.
+
+    On a CPU the files are mapped, not read: what is kept are pages that the system takes back when it needs them.
+
+    Args:
+        bank: Where they are.
+        device: Where they are wanted.
+        max_bytes: Size of the adapters that are kept, those used last; a batch's own are there in any case.
+    """
+
+    def __init__(self, bank: AdapterBank, device: Union[str, torch.device] = "cpu", max_bytes: int = 2 * 2**30):
+        self.bank, self.device, self.max_bytes = bank, device, max_bytes
+        self._names = bank.names
+        self._kept: OrderedDict[int, TagiAdapter] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Union[Sequence[int], Tensor]) -> TagiAdapter:
+        """Those of `index [tasks]`, as one; of different ranks, filled up to the highest among them.
+
+        Raises:
+            IndexError: if there is no such adapter.
+        """
+        numbers = [int(number) for number in index]
+        for number in numbers:
+            if not 0 <= number < len(self):
+                raise IndexError(f"adapter {number} of {len(self)}; give numbers of AdapterBank.numbers()")
+        read = {number: self._read(number) for number in dict.fromkeys(numbers)}
+        return joined([read[number] for number in numbers])
+
+    def _read(self, number: int) -> TagiAdapter:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        adapter = self.bank.read(self._names[number], self.device)
+        self._kept[number] = adapter
+        self._bytes += adapter.nbytes
+        while self._bytes > self.max_bytes:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        return adapter
