@@ -66,7 +66,7 @@ def test_a_teacher_says_the_same_of_stored_adapters_as_of_loaded_ones(bank, make
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, :3]}
     rows = torch.tensor([0, 1, 1, 0])
     loaded, stored, bare = (
-        Teacher(backbone, adapters).logits(dict(batch), which, rows)
+        Teacher(backbone, adapters).logits(dict(batch), adapters[which], rows)
         for adapters, which in ((bank.load(), index), (StoredAdapters(bank), index), (bank.load(), index - 1))
     )
     assert torch.equal(loaded, stored) and not torch.allclose(loaded, bare, atol=1e-4)
