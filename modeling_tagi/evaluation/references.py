@@ -60,12 +60,12 @@ def nearest_adapters(
         FileNotFoundError: if the bank has no adapters.
         ValueError: if none of them is of a task or group of `train`, or they do not fit the backbone.
     """
-    bank.require_any()
     numbers, known = bank.numbers(), {}
     for record in train:
         number = numbers.get(record.task, numbers.get(record.group))
         if number is not None:
             known.setdefault(instruction_text(record.instruction, record.demonstrations), number)
+    adapters = bank.load()
     if not known:
         raise ValueError(
             f"{bank.folder} has adapters of {', '.join(list(numbers)[:3])}, …; none is a task or group of the train "
@@ -74,15 +74,14 @@ def nearest_adapters(
     own = list(dict.fromkeys(instruction_text(r.instruction, r.demonstrations) for r in records))
     encoded = encode_instructions(start.model, start.tokens, [*own, *known], start.batch_size)
     nearest = nearest_rows(encoded[: len(own)], encoded[len(own):])
-    candidates, names = list(known.values()), bank.names
-    chosen = sorted({candidates[place] for place in nearest})  # of a large bank, a few are read
-    row = {text: chosen.index(candidates[place]) for text, place in zip(own, nearest)}
+    candidates = list(known.values())
+    row = {text: candidates[place] for text, place in zip(own, nearest)}
     return Answering(
         adaptable(start.model, config),
         start.tokens,
         reads or bank.reads,
         start.batch_size,
-        adapters=bank.load([names[number] for number in chosen]),
+        adapters=adapters,
         row_of=lambda record: row[instruction_text(record.instruction, record.demonstrations)],
     )
 

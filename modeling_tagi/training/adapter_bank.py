@@ -105,19 +105,11 @@ class AdapterBank:
             FileNotFoundError: if there is none, or an adapter is missing.
             ValueError: if an adapter is not plain LoRA, or they differ in their modules.
         """
-        self.require_any()
-        return joined([self.read(name) for name in (self.names if names is None else names)])
-
-    def require_any(self):
-        """Refuses an empty bank.
-
-        Raises:
-            FileNotFoundError: if there is no adapter.
-        """
         if not self._index:
             raise FileNotFoundError(
                 f"{self.folder} has no {INDEX_FILE} with task adapters; run the stage task_adapters first"
             )
+        return joined([self.read(name) for name in (self.names if names is None else names)])
 
     def one_by_one(self) -> Iterator[tuple[str, TagiAdapter]]:
         """For people what each adapter is, and the adapter; one at a time in memory."""

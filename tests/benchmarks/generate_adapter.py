@@ -52,7 +52,7 @@ def compare(options):
         times = measured(many_cases(model, rows), options, warmups=0)
         ratios += [
             Ratio.of(f"{options.tasks} one by one / at once, {named}", times["one by one"], times["at once"],
-                     **({"at_least": 3} if length == min(options.many_tokens) else {})),
+                     at_least=3),
             Ratio.of(f"floor of that: encoder one by one and {options.tasks} times the weights / encoder at once, "
                      f"{named}", times["floor one by one"], times["encoder at once"]),
         ]  # fmt: skip
