@@ -82,6 +82,7 @@ def small(name, tiny, output_dir):
     own = {
         **stages,
         "output_dir": str(output_dir),
+        "train_tasks": None,  # there are three
         "max_input_length": 32,
         "max_target_length": 8,
         "data": {"source": "tables", "path": str(folder / "data"), "text": str(folder / "text.txt"), "t0_eval": None},
