@@ -247,7 +247,7 @@ def add_low_rank(
     b, flat = b.to(output.dtype).transpose(1, 2), output.reshape(len(a), -1, output.shape[-1])
     if torch.is_grad_enabled() and (flat.requires_grad or inner.requires_grad or b.requires_grad):
         return torch.baddbmm(flat, inner, b, alpha=scaling).view(output.shape)
-    return flat.baddbmm_(inner, b, alpha=scaling).view(output.shape)
+    return torch.baddbmm(flat, inner, b, alpha=scaling, out=flat).view(output.shape)  # baddbmm_, but torch counts it
 
 
 def needed_index(task_index: Optional[Tensor], tasks: int) -> Optional[Tensor]:
