@@ -133,7 +133,7 @@ def tune(
     ]
     start = adapter.to(model.device).detach()
     parameters = AdapterParameters(start.lora_a, start.lora_b, start.lora_alpha).to(model.device)
-    optimizer = torch.optim.AdamW(parameters.parameters(), lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
     bar = logging.tqdm(total=steps, desc="tuning", disable=not progress, dynamic_ncols=True, leave=False)
     with bar, torch.enable_grad(), _frozen(model):

@@ -176,7 +176,7 @@ def test_the_papers_recipes_have_the_hyper_parameters_of_table_6(name, rate, bat
     assert (stage.steps, stage.learning_rate, stage.warmup, stage.schedule) == (20000, rate, 0.02, "linear")
     assert (stage.tasks_per_batch * stage.examples_per_task, stage.accumulation) == batch
     assert (stage.distillation_weight, stage.temperature) == (5.0, 3.0)
-    assert (stage.alignment, stage.alignment_weight, stage.optimizer) == ("factors", "sigmoid", "adamw_torch")
+    assert (stage.alignment, stage.alignment_weight, stage.optimizer) == ("factors", "sigmoid", "adamw_torch_fused")
     lengths = (512, 64) if "p3" in name else (1024, 128)
     assert (settings.max_input_length, settings.max_target_length) == lengths
     assert settings.tagi["r"] == 32 and settings.bf16

@@ -129,7 +129,7 @@ def tune_adapters(
             tuner = AdapterTuner(model.backbone, chunk, model.hypernetwork.shared_factors(), model.config.lora_alpha)
             collator = RecordCollator(tokens, reads, {name: number for number, name in enumerate(chunk)}, "task")
             sampler = TaskBatchSampler(records, len(chunk), examples_per_task, steps, seed, every=True)
-            optimizer = torch.optim.AdamW(tuner.parameters(), lr=learning_rate, weight_decay=0.0)
+            optimizer = torch.optim.AdamW(tuner.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
             schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
             tuner.train()
             for rows in sampler:

@@ -87,7 +87,7 @@ class StageSettings:
         learning_rate: At its highest.
         warmup: Share of the steps.
         schedule: A transformers scheduler's name.
-        optimizer: A transformers optimizer's name, such as `adamw_torch` or `adafactor`.
+        optimizer: A transformers optimizer's name, such as `adamw_torch_fused` or `adafactor`.
         weight_decay: As AdamW's.
         max_grad_norm: Gradients are cut to this norm; 0 leaves them as they are.
         accumulation: Batches a step.
@@ -98,7 +98,7 @@ class StageSettings:
     learning_rate: float = 1e-4
     warmup: float = 0.02
     schedule: str = "linear"
-    optimizer: str = "adamw_torch"
+    optimizer: str = "adamw_torch_fused"
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     accumulation: int = 1

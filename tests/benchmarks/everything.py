@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from modeling_tagi.evaluation.markdown import markdown_table  # noqa: E402
@@ -20,6 +22,7 @@ from modeling_tagi.training.run import write_text  # noqa: E402
 
 HERE = Path(__file__).parent
 SHARED = {"everything", "harness", "shapes"}
+NEEDS_GPU = {"full_size"}
 NAMES = sorted(name for path in HERE.glob("*.py") if (name := path.stem) not in SHARED and name[:5] != "test_")
 
 
@@ -32,6 +35,9 @@ def main():
     options = parser.parse_args()
     failed = []
     for number, name in enumerate(options.only):
+        if name in NEEDS_GPU and not options.quick and not torch.cuda.is_available():
+            print(f"[{number + 1}/{len(options.only)}] {name} needs a GPU, and there is none", flush=True)
+            continue
         for threads in options.threads:
             arguments = [f"tests/benchmarks/{name}.py", "--threads", str(threads), *["--quick"] * options.quick]
             print(f"[{number + 1}/{len(options.only)}] python {' '.join(arguments)}", flush=True)

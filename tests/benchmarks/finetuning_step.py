@@ -1,6 +1,6 @@
-"""A step of finetuning, 8 tasks × 4 examples at real lengths, at T5-base's shape with random weights.
+"""A step of finetuning, 8 tasks × 4 examples, at T5-base's shape with random weights.
 
-    python tests/benchmarks/finetuning_step.py [--quick] [--threads 2] [--tasks 8] [--lengths 288 166 8] …
+    python tests/benchmarks/finetuning_step.py [--quick] [--threads 2] [--tasks 8] [--lengths 72 42 8] …
 
 A step goes from records to changed weights: collation, forward, backward, AdamW. Cases:
 
@@ -12,11 +12,14 @@ A step goes from records to changed weights: collation, forward, backward, AdamW
                     call of that layer, projects the instruction in each row's attention; no teacher
     release         as naive, and the instruction is in the input too: so do the authors' programs
 
-Of `prediction` and `naive` the losses are compared first: they are one function.
+Of `prediction` and `naive` the losses are compared first: they are one function. FLOPs are counted beside the times:
+where a ratio of times is near that of FLOPs, nothing is left but the arithmetic. The texts have a quarter of real
+lengths (`Def+2Pos` of docs/results/costs.md): at whole ones a step of prompted finetuning needs more than 20 GiB.
 """
 
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +37,7 @@ from modeling_tagi.hypernetwork import masked_mean
 from modeling_tagi.modeling_tagi import evaluating, prediction_loss
 from modeling_tagi.training.settings import FinetuningSettings
 from modeling_tagi.training.teacher_cache import Kept, TeacherCache
-from modeling_tagi.training.trainer import Objective, TagiTrainer, Teacher
+from modeling_tagi.training.trainer import KEPT, TagiTrainer, Teacher, frozen_copy
 
 QUESTION = "time of a finetuning step with distillation, relative to prompted finetuning of the same backbone"
 
@@ -67,9 +70,10 @@ class Texts:
 class Steps:
     """The cases, on one set of weights; each with an optimizer of its own."""
 
-    def __init__(self, options, folder: str):
-        self.device, tasks = options.device, options.tasks
-        self.model = shapes.tagi(options.backbone).to(options.device)
+    def __init__(self, options, folder: str, trained: str = "generator"):
+        self.device, self.folder, self.trained, tasks = options.device, folder, trained, options.tasks
+        with torch.device(options.device):
+            self.model = shapes.tagi(options.backbone)
         for stack in self.model.hypernetwork.stacks:  # a fresh generator's factors are zero
             for weight in stack.output_weights:
                 torch.nn.init.normal_(weight, std=0.02)
@@ -78,19 +82,23 @@ class Steps:
         self.texts = Texts(*options.lengths, self.model.backbone.config.vocab_size)
         bank = shapes.random_adapters(self.model, tasks).to(options.device)
         self.numbers = {str(task): task for task in range(tasks)}
-        self.teacher = Teacher(self.model.backbone, bank)
+        backbone = self.model.backbone  # which the teacher shares while it is not trained
+        self.teacher = Teacher(backbone if trained == "generator" else frozen_copy(backbone), bank)
         self.autocast = partial(torch.autocast, options.device.split(":")[0], getattr(torch, options.dtype),
                                 enabled=options.dtype != "float32")  # fmt: skip
-        self.model.set_trainable("generator")
-        generator = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self.optimizers = {True: torch.optim.AdamW(generator, lr=1e-6),
-                           False: torch.optim.AdamW(self.model.backbone.parameters(), lr=1e-6)}  # fmt: skip
+        self.model.set_trainable(trained)
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.optimizers = {True: torch.optim.AdamW(weights, lr=1e-6, fused=True),
+                           False: torch.optim.AdamW(backbone.parameters(), lr=1e-6, fused=True)}  # fmt: skip
         self.arguments = Seq2SeqTrainingArguments(output_dir=folder, report_to=[], use_cpu=options.device == "cpu")
-        settings = FinetuningSettings()
-        self.kl = Objective(distillation_weight=settings.distillation_weight, temperature=3.0, alignment="none")
-        self.caches = {kind: TeacherCache.filled(Path(folder) / kind, self.teacher, self.collator(True), self.records,
-                                                 Kept(kind, temperature=3.0), bf16=options.dtype == "bfloat16")
-                       for kind in ("states", "top_k")}  # fmt: skip
+        self.bf16 = options.dtype == "bfloat16"
+        self.objective = FinetuningSettings().objective()  # all losses, with the paper's weights
+        self.kl = replace(self.objective, alignment="none")
+
+    def cache(self, kind: str) -> TeacherCache:
+        """The teacher's answers on disk."""
+        return TeacherCache.filled(Path(self.folder) / kind, self.teacher, self.collator(True), self.records,
+                                   Kept(kind, temperature=self.kl.temperature), bf16=self.bf16)  # fmt: skip
 
     def collator(self, taught: bool, cache=None) -> RecordCollator:
         made = RecordCollator(self.texts, "adapter", self.numbers if taught else None, "task")
@@ -115,18 +123,19 @@ class Steps:
             batch |= to(self.device, RecordCollator(self.texts, "prompt")(self.records))
         return naive_loss(self.model, **batch)
 
-    def stepped(self, loss, generator: bool = True):
-        """A step of the optimizer on `loss`, of the generator or of the backbone."""
+    def stepped(self, loss, hypernetwork: bool = True):
+        """A step of the optimizer on `loss`, of what TAGI trains, or of the backbone in any case."""
 
         def step():
-            self.model.set_trainable("generator")
-            self.model.backbone.requires_grad_(not generator)
+            self.model.set_trainable(self.trained)
+            if not hypernetwork:
+                self.model.backbone.requires_grad_(True)
             self.model.train()
             with self.autocast():
                 value = loss()
             value.backward()
-            self.optimizers[generator].step()
-            self.optimizers[generator].zero_grad()
+            self.optimizers[hypernetwork].step()
+            self.optimizers[hypernetwork].zero_grad()
 
         return step
 
@@ -215,10 +224,10 @@ def main():
     parser.add_argument("--backbone", default="t5-base", help="any of shapes.py's T5")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--examples", type=int, default=4, help="of each task")
-    parser.add_argument("--lengths", type=int, nargs=3, default=[288, 166, 8],
+    parser.add_argument("--lengths", type=int, nargs=3, default=[72, 42, 8],
                         metavar=("INSTRUCTION", "INPUT", "TARGET"),
-                        help="tokens; by default Def+2Pos of docs/results/costs.md")  # fmt: skip
-    quick = {"backbone": "t5-small", "tasks": 2, "examples": 2, "lengths": [72, 42, 4], "repeats": 1}
+                        help="tokens")  # fmt: skip
+    quick = {"backbone": "tiny-t5", "tasks": 4, "repeats": 2}
     options = harness.started(parser, quick)
     with tempfile.TemporaryDirectory() as folder:
         steps = Steps(options, folder)
@@ -227,14 +236,14 @@ def main():
             "prompted": steps.prompted,
             "prediction": steps.tagi(),
             "distillation": steps.tagi(steps.kl),
-            **{kind: steps.tagi(steps.kl, cache) for kind, cache in steps.caches.items()},
+            **{kind: steps.tagi(steps.kl, steps.cache(kind)) for kind in KEPT},
             "naive": partial(steps.naive, False),
             "release": partial(steps.naive, True),
         }
         cases = {name: steps.stepped(loss, name != "prompted") for name, loss in losses.items()}
         counted = {name: flops(case) for name, case in cases.items()}  # and warms up
         seconds = harness.measured(cases, options, warmups=0)
-        memory = {name: harness.peak_memory(case, options.device) for name, case in cases.items()}
+        memory = {name: harness.peak_memory(case, options.device, warm=False) for name, case in cases.items()}
 
     def time(name, one, other, **goal):
         return harness.Ratio.of(name, seconds[one], seconds[other], **goal)
@@ -255,6 +264,10 @@ def main():
             time("naive / ours, time", "naive", "prediction"),
             space("ours / naive, memory", "prediction", "naive"),
             space("distillation / prompted, memory", "distillation", "prompted"),
+            *(harness.Ratio(f"{one} / {other}, FLOPs", counted[one] / counted[other]) for one, other in (
+                ("distillation", "prompted"), ("release", "prediction"), ("naive", "prediction"),
+                ("states", "prediction"), ("top_k", "prediction"),
+            )),
         ],
         options,
         examples_per_second={name: round(rows / sorted(times)[len(times) // 2], 3) for name, times in seconds.items()},

@@ -39,7 +39,7 @@ def main():
     made.add_argument("--width", type=int, default=128, help="of the backbone")
     made.add_argument("--output", type=Path, help="folder of the pictures; by default docs/results/growth, and none "
                       "are made with --quick")  # fmt: skip
-    options = started(made, quick={"repeats": 2})
+    options = started(made, quick={"repeats": 2, "width": 64})
     base, curves, ratios = dict(zip(SIZES, options.base)), {}, []
     for name, (label, values) in SIZES.items():
         values = values[1::2] if options.quick else values

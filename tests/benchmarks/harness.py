@@ -74,9 +74,10 @@ def measured(cases: dict[str, Callable[[], object]], options, warmups: int = 1) 
     return seconds
 
 
-def peak_memory(case: Callable[[], object], device: str = "cpu") -> float:
+def peak_memory(case: Callable[[], object], device: str = "cpu", warm: bool = True) -> float:
     """Bytes that `case` needs at most beyond what was there before: on a CPU the growth of a forked process's largest
-    resident size, which is exact to some MiB; on a GPU of what torch has allocated."""
+    resident size, which is exact to some MiB (some 100 without a `warm` call of the case before); on a GPU of what
+    torch has allocated."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -90,7 +91,8 @@ def peak_memory(case: Callable[[], object], device: str = "cpu") -> float:
     def run():
         # OpenMP's threads do not survive a fork; memory does not depend on how many there are
         torch.set_num_threads(1)
-        case()  # the pages of libraries, which a fork shares only once they are touched
+        if warm:
+            case()  # the pages of libraries, which a fork shares only once they are touched
         gc.collect()
         _give_back_free_memory()
         before = _resident()

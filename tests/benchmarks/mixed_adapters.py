@@ -33,8 +33,8 @@ def main():
     made.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 64], help="of the table, at the batch above")
     made.add_argument("--batches", type=int, nargs="*", default=[1, 8, 128], help="of the table, at the rank above")
     made.add_argument("--table_lengths", type=int, nargs="*", default=[1, 64], help="of the table, tokens of input")
-    options = started(made, quick={"backbones": ["t5-small"], "lengths": [16, 4], "repeats": 3, "ranks": [64],
-                                   "batches": [4], "table_lengths": [1]})  # fmt: skip
+    options = started(made, quick={"backbones": ["t5-small"], "lengths": [16, 4], "rows": 8, "repeats": 3, "ranks": [],
+                                   "batches": [], "table_lengths": [1]})  # fmt: skip
     ratios, table, memory, apart = [], [], {}, {}
     for name in options.backbones:
         question = Case(name, options.rank, options.rows, options.lengths, options)

@@ -128,7 +128,7 @@ class Case:
         """The final losses of adapters that are tuned side by side."""
         shared = self.model.hypernetwork.shared_factors()
         tuner = AdapterTuner(self.model.backbone, self.names, shared, self.model.config.lora_alpha).train()
-        optimizer = torch.optim.AdamW(tuner.parameters(), lr=self.learning_rate, weight_decay=0.0)
+        optimizer = self._optimizer(tuner.parameters())
         for batch in self.drawn.together:
             optimizer.zero_grad()
             tuner(**batch)["loss"].backward()
@@ -151,8 +151,7 @@ class Case:
         with torch.no_grad():
             for path, a in shared.items():
                 backbone.get_submodule(path).lora_A["default"].weight.copy_(a)
-        trained = [x for x in peft.parameters() if x.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.learning_rate, weight_decay=0.0)
+        optimizer = self._optimizer(x for x in peft.parameters() if x.requires_grad)
         for batch in self.drawn.alone[task]:
             optimizer.zero_grad()
             peft(**batch).loss.backward()
@@ -161,6 +160,9 @@ class Case:
             loss = peft.eval()(**self.drawn.alone[task][-1]).loss.item()
         peft.unload()
         return loss
+
+    def _optimizer(self, weights):
+        return torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0, fused=True)
 
     def first_losses(self) -> list[float]:
         return [self._final_loss(task, None) for task in range(len(self.names))]
