@@ -36,6 +36,7 @@ from .adapter_bank import AdapterBank
 from .processes import from_main, is_main, say, wait
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
+from .shares import in_shares, shared_copy, whole_state
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 from .teacher_cache import Kept, TeacherCache
@@ -73,12 +74,7 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
             f"there are {torch.cuda.device_count()} GPUs, but one process: start train.py by accelerate launch or "
             "torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
         )
-    for kind in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
-            raise ValueError(
-                f"accelerate was told to use {kind}, but train.py keeps the whole model in each process, as its "
-                "teacher and the task adapters need it: use hub_configs/accelerate/ddp.yaml or torchrun"
-            )
+    _check_shares(settings)
     for name in ("text", "pretraining"):
         if getattr(settings, name).steps and not text:
             raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
@@ -101,6 +97,35 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
             f"the instruction of task {texts[longest].task!r} has {lengths[longest]} tokens, but tagi."
             f"max_instruction_length is {config.max_instruction_length}; raise it, or use fewer demonstrations"
         )
+
+
+def _check_shares(settings: RunSettings):
+    """Refuses ways to share weights among processes that no stage can be trained in."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "accelerate was told to use DeepSpeed, but train.py shares weights by FSDP2: use "
+            "hub_configs/accelerate/fsdp2.yaml (as ZeRO-3), fsdp2-whole-weights.yaml (as ZeRO-2), or ddp.yaml"
+        )
+    if not in_shares():
+        return
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise ValueError(
+            "accelerate was told to use FSDP's first version, but train.py shares weights by the second: set "
+            "fsdp_version: 2, as hub_configs/accelerate/fsdp2.yaml does"
+        )
+    for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
+        stage = getattr(settings, name)
+        if stage.steps and stage.optimizer == "adafactor":
+            raise ValueError(
+                f"{name}.optimizer is 'adafactor', which cannot work on weights in shares (FSDP2): set it to "
+                "'adamw_torch_fused', or use hub_configs/accelerate/ddp.yaml"
+            )
+    for name, value in (("evaluation.every", settings.evaluation.every), ("push_every", settings.push_every)):
+        if value:
+            raise ValueError(
+                f"{name} is {value}, but a model whose weights are in shares (FSDP2) is whole only after training; set "
+                "it to 0, or use hub_configs/accelerate/ddp.yaml"
+            )
 
 
 def read_tokens(run: Run, tokenizer, config: PretrainedConfig) -> Tokens:
@@ -309,7 +334,8 @@ def finetuned_model(
             start = model  # the teacher is the backbone as it was before the hypernetwork was trained
             if run.settings.pretraining.steps and settings.train != "generator":
                 start = start_model(run, source, revision)
-            backbone = start.backbone if settings.train == "generator" else frozen_copy(start.backbone)
+            apart = settings.train != "generator" or in_shares()
+            backbone = frozen_copy(start.backbone) if apart else start.backbone
             bank.require_like(start, ranks=objective.alignment == "factors")
             teacher = Teacher(backbone.to(_device(run)), StoredAdapters(bank, _device(run)))
             numbers = bank.numbers()
@@ -366,6 +392,9 @@ def train_stage(
 ) -> dict:
     """Trains `model` in place with the HF Trainer, from the last checkpoint if there is one.
 
+    With weights in shares a copy is trained, which the main process's `model` is then given the weights of: what is
+    saved, and what a teacher shares with it, is whole.
+
     Returns:
         `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.
     """
@@ -397,7 +426,7 @@ def train_stage(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     trainer = TagiTrainer(
-        model=model,
+        model=shared_copy(model, run.settings.bf16) if in_shares() else model,
         args=args,
         train_dataset=dataset,
         data_collator=collator,
@@ -408,6 +437,10 @@ def train_stage(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(_Progress(stage))
     trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
+    if in_shares():
+        state = whole_state(trainer.model)
+        if is_main():
+            model.load_state_dict(state)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     if is_main():
         name = f"log-{part}.jsonl" if part else "log.jsonl"

@@ -25,8 +25,12 @@ class AdapterTuner(AdapterParameters):
         self.config = backbone.config
         self._backbone = [backbone]  # in a list: its weights are no part of this model's
 
+    @property
+    def backbone(self) -> nn.Module:
+        return self._backbone[0]
+
     def train(self, mode: bool = True):
-        self._backbone[0].train(mode)  # for its dropout
+        self.backbone.train(mode)  # for its dropout
         return super().train(mode)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, adapter_index: Tensor, **unused):
@@ -35,7 +39,7 @@ class AdapterTuner(AdapterParameters):
             input_ids, attention_mask, labels: As for the backbone.
             adapter_index: `[batch]`, the task of each row.
         """
-        backbone = self._backbone[0]
+        backbone = self.backbone
         both = backbone.config.is_encoder_decoder
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if both:

@@ -18,6 +18,7 @@ from ..data.sampling import Shares
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
 from . import losses
+from .shares import in_shares, whole_state
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 
@@ -286,6 +287,14 @@ class TagiTrainer(Seq2SeqTrainer):
                 logs[f"loss_{name}"] = round(float(self._mean_over_processes(total)) / count * scale, 5)
             self._terms.clear()
         super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False):
+        """As `Seq2SeqTrainer`'s; weights in shares are put together, of which its own way leaves some apart."""
+        if not in_shares():
+            return super().save_model(output_dir, _internal_call)
+        state = whole_state(self.model)
+        if self.args.should_save:
+            self._save(output_dir or self.args.output_dir, state_dict=state)
 
     def evaluate(self, *args, **kwargs):
         """As `Seq2SeqTrainer`'s; the training that goes on after it is as if it had not been."""

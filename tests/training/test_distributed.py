@@ -17,8 +17,10 @@ from tiny import tiny_settings, write_tiny_data
 ROOT = Path(__file__).parents[2]
 STEPS = 50  # the log has a line for each
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ACCELERATE = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
-              str(ROOT / "hub_configs" / "accelerate" / "ddp.yaml")]  # fmt: skip
+ACCELERATE, SHARES = (
+    ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
+     str(ROOT / "hub_configs" / "accelerate" / name)] for name in ("ddp.yaml", "fsdp2.yaml")
+)  # fmt: skip
 LLAMA = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
     "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128,
@@ -42,10 +44,11 @@ def folder(tmp_path_factory):
 
 
 def start(folder, output_dir, launcher=(), **overrides):
+    script = ROOT / ("tests/training/on_cpu_in_shares.py" if launcher is SHARES else "train.py")
     fields = [x for name, value in overrides.items() for x in (f"--{name}", json.dumps(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "train.py"), "tiny.yaml", "--output_dir", output_dir, *fields],
+        [sys.executable, *launcher, str(script), "tiny.yaml", "--output_dir", output_dir, *fields],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -87,12 +90,21 @@ def test_two_processes_end_as_one_with_the_same_batches(folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["one", "two"])
-def test_a_run_of_two_that_was_killed_is_taken_up_by_one_or_two(folder, launcher):
-    whole, cut = folder / "whole", folder / f"cut-{len(launcher)}"
+def test_weights_in_shares_end_as_whole_ones(folder):
+    if not (folder / "one-t5").is_dir():
+        end(start(folder, "one-t5"))
+    end(start(folder, "shares", SHARES))
+    require_equal(folder / "one-t5", folder / "shares")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, second", [(TORCHRUN, ()), (TORCHRUN, TORCHRUN), (SHARES, SHARES)],
+                         ids=["by one", "by two", "in shares"])  # fmt: skip
+def test_a_run_of_two_that_was_killed_is_taken_up(folder, first, second):
+    whole, cut = folder / "one-t5", folder / f"cut-{len(first)}-{len(second)}"
     if not whole.is_dir():
-        end(start(folder, "whole"))
-    process = start(folder, cut.name, TORCHRUN)
+        end(start(folder, whole.name))
+    process = start(folder, cut.name, first)
     checkpoint = cut / "stages" / "finetuning" / "checkpoints" / "all" / "checkpoint-20" / "complete"
     while not checkpoint.is_file():
         assert process.poll() is None, process.communicate()[1]
@@ -102,10 +114,10 @@ def test_a_run_of_two_that_was_killed_is_taken_up_by_one_or_two(folder, launcher
         one.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (cut / "stages" / "finetuning" / "done.json").exists()
-    out = end(start(folder, cut.name, launcher))
+    out = end(start(folder, cut.name, second))
     assert "finetuning: goes on" in out and out.count("was done before") == 4
     results = json.loads((cut / "results.json").read_text())
-    if not launcher:
+    if not second:
         results["run"]["processes"] = 2
         (cut / "results.json").write_text(json.dumps(results))
     require_equal(whole, cut)

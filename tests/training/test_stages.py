@@ -429,8 +429,23 @@ def test_task_adapters_are_refused_by_another_backbone_than_they_were_tuned_on(m
         require_fit(bank.load(), model)
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_weights_in_shares_are_refused_before_any_work(make_run, records, tokenizer, monkeypatch, kind):
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
-    with pytest.raises(ValueError, match=f"accelerate was told to use {kind}.*ddp.yaml or torchrun"):
-        stages.check_model(make_run("shares").settings, tokenizer, {"train": records}, TEXT)
+@pytest.mark.parametrize("environment, overrides, wrong", [
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "use DeepSpeed, but train.py shares weights by FSDP2"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"pretraining.optimizer": "adafactor"},
+     "pretraining.optimizer is 'adafactor'"),
+    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"evaluation.every": 5}, "evaluation.every is 5"),
+])  # fmt: skip
+def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
+    make_run, records, tokenizer, monkeypatch, environment, overrides, wrong
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = make_run("shares").settings
+    for stage in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
+        getattr(settings, stage).optimizer = "adamw_torch"
+    for name, value in overrides.items():
+        part, field = name.split(".")
+        setattr(getattr(settings, part), field, value)
+    with pytest.raises(ValueError, match=wrong):
+        stages.check_model(settings, tokenizer, {"train": records}, TEXT)
