@@ -31,7 +31,7 @@ def main():
     made.add_argument("--rows", type=int, default=32, help="and adapters")
     made.add_argument("--rank", type=int, default=8)
     made.add_argument("--lengths", type=int, nargs=2, default=[16, 4], metavar=("INPUT", "TARGET"), help="tokens")
-    made.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 64], help="of the first backbone's table, at its batch")
+    made.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 64], help="of the first's table, at its batch")
     made.add_argument("--batches", type=int, nargs="*", default=[1, 8, 128], help="of the table, at the rank above")
     made.add_argument("--table_lengths", type=int, nargs="*", default=[1, 64], help="of the table, tokens of input")
     options = started(made, quick={"backbones": ["t5-small"], "lengths": [16, 4], "rows": 8, "repeats": 3, "ranks": [],
