@@ -23,7 +23,7 @@ UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of a CPU, the best fir
 
 def main():
     made = parser(__doc__)
-    made.add_argument("--backbones", nargs="+", default=["t5-base", "llama"])
+    made.add_argument("--backbones", nargs="+", default=["t5-base"])
     made.add_argument("--tasks", type=int, default=4, help="of a training step, with as many rows each")
     made.add_argument("--lengths", type=int, nargs=3, default=[64, 128, 16],
                       metavar=("INSTRUCTION", "INPUT", "TARGET"))  # fmt: skip
