@@ -31,7 +31,7 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs" / "results")
+    parser.add_argument("--output", type=Path, help="folder; by default docs/results, but nothing with --quick")
     options = parser.parse_args()
     failed = []
     for number, name in enumerate(options.only):
@@ -49,10 +49,18 @@ def main():
             if done.returncode:
                 failed.append(name)
                 continue
-            facts = {"command": "python " + " ".join(arguments), "seconds": round(time.monotonic() - start)}
-            record(options.output, {"benchmark": name, **json.loads(done.stdout.splitlines()[-1]), **facts})
+            if options.quick and options.output is None:
+                continue
+            facts = {"command": "python " + " ".join(arguments), "seconds": round(time.monotonic() - start),
+                     "commit": commit()}  # fmt: skip
+            record(options.output or HERE.parents[1] / "docs" / "results", {"benchmark": name, **json.loads(done.stdout.splitlines()[-1]), **facts})
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def record(folder: Path, result: dict):

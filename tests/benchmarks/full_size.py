@@ -5,9 +5,9 @@
 
 Random weights at T5's shapes, bfloat16 under autocast, the paper's 1,024 tokens in and 128 out. A step goes from
 records to changed weights, with L_pred, L_kl (the teacher reads every batch) and L_ins. Its matrix products are
-counted as they run, recomputation under gradient checkpointing included; utilisation is their rate by that of the
-largest product here, 8,192 × 8,192 × 8,192, and, where the GPU is known, by its data sheet. A batch is made larger,
-twice and twice again, until the memory is full.
+counted as they run (recomputation included: of the models under gradient checkpointing it is the hardware's
+utilisation); utilisation is their rate by the GPU's data sheet, where it is known, and by that of a product of 8,192 ×
+8,192 matrices. A batch is made larger, twice and twice again, until the memory is full.
 """
 
 import argparse
@@ -56,9 +56,13 @@ def main():
     for name in options.backbones:
         inference[name] = infer(name, options)
         print(name, inference[name], flush=True)
+    goals = {"t5-xl, all": {"at_least": GOAL}}
+    by_sheet = [Ratio(f"{name}: FLOPs of a step / by the data sheet", one["tflops_per_second"] / sheet(),
+                      **goals.get(name, {})) for name, one in training.items() if sheet()]  # fmt: skip
     finish(QUESTION, [
+        *by_sheet,
         *(Ratio(f"{name}: FLOPs of a step / of a large product", one["utilisation"],
-                at_least=GOAL if name == "t5-xl, all" else None) for name, one in training.items()),
+                **({} if by_sheet else goals.get(name, {}))) for name, one in training.items()),
         *(Ratio(f"{name}: tokens per second, an adapter a row / bare", one["an adapter a row / bare"])
           for name, one in inference.items()),
     ], options, training=training, inference=inference, best_tflops=rate / 1e12, sheet_tflops=sheet())  # fmt: skip

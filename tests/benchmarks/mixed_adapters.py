@@ -33,7 +33,7 @@ def main():
     made.add_argument("--lengths", type=int, nargs=2, default=[16, 4], metavar=("INPUT", "TARGET"), help="tokens")
     made.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 64], help="of the first's table, at its batch")
     made.add_argument("--batches", type=int, nargs="*", default=[1, 8, 128], help="of the table, at the rank above")
-    made.add_argument("--table_lengths", type=int, nargs="*", default=[1, 64], help="of the table, tokens of input")
+    made.add_argument("--table_lengths", type=int, nargs="*", default=[1, 64, 166], help="of the table, tokens of input")
     options = started(made, quick={"backbones": ["t5-small"], "lengths": [16, 4], "rows": 8, "repeats": 3, "ranks": [],
                                    "batches": [], "table_lengths": [1]})  # fmt: skip
     ratios, table, memory, apart = [], [], {}, {}
@@ -153,19 +153,20 @@ class Case:
     def ratios(self, seconds: dict, held: bool = False) -> list[Ratio]:
         """How much faster than PEFT's mixed batch, how much slower than its single adapter."""
         above = {which: [x - y for x, y in zip(seconds[which], seconds["bare"])] for which in ("mixed", "peft mixed")}
+        size = f"{self.ids.shape[0]} × {self.ids.shape[1]} tokens forward"
         goal = lambda **goal: goal if held else {}  # noqa: E731
         return [
-            Ratio.of(f"{self.name}, forward: PEFT's adapter_names / mixed", seconds["peft mixed"], seconds["mixed"],
+            Ratio.of(f"{self.name}, {size}: PEFT's adapter_names / mixed", seconds["peft mixed"], seconds["mixed"],
                      **goal(at_least=4)),
-            Ratio.of(f"{self.name}, forward: PEFT's adapter_names / bare backbone (the most there is to win)",
+            Ratio.of(f"{self.name}, {size}: PEFT's adapter_names / bare backbone (the most there is to win)",
                      seconds["peft mixed"], seconds["bare"]),
-            Ratio(f"{self.name}, forward: what adapters add, PEFT's adapter_names / mixed",
+            Ratio(f"{self.name}, {size}: what adapters add, PEFT's adapter_names / mixed",
                   median(above["peft mixed"]) / max(median(above["mixed"]), 0.01 * median(seconds["bare"])),
                   **goal(at_least=4)),
-            Ratio.of(f"{self.name}, forward: mixed / one PEFT adapter", seconds["mixed"], seconds["peft one"],
+            Ratio.of(f"{self.name}, {size}: mixed / one PEFT adapter", seconds["mixed"], seconds["peft one"],
                      **goal(at_most=1.2)),
-            Ratio.of(f"{self.name}, forward: mixed / bare backbone", seconds["mixed"], seconds["bare"]),
-            Ratio.of(f"{self.name}, forward and backward: mixed / one PEFT adapter", seconds["train mixed"],
+            Ratio.of(f"{self.name}, {size}: mixed / bare backbone", seconds["mixed"], seconds["bare"]),
+            Ratio.of(f"{self.name}, {size} and back: mixed / one PEFT adapter", seconds["train mixed"],
                      seconds["train peft one"], **goal(at_most=1.2)),
         ]  # fmt: skip
 

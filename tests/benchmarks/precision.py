@@ -10,6 +10,7 @@ printed beside, and from how many steps on it has been earned back. No compiler,
 import time
 from copy import deepcopy
 from pathlib import Path
+from statistics import median
 
 import torch
 from harness import Ratio, finish, measured, parser, started, synchronize
@@ -33,7 +34,7 @@ def main():
     made.add_argument("--no_compile", action="store_true")
     options = started(made, quick={"backbones": ["t5-small"], "layers": 1, "tasks": 2, "repeats": 3,
                                    "no_compile": True, "new_tokens": 4})  # fmt: skip
-    ratios, compiling = [], {}
+    ratios, compiling, earned = [], {}, {}
     for name in options.backbones:
         for work, cases in WORK.items():
             plain, half, compiled = cases(built(name, options), options)
@@ -43,10 +44,14 @@ def main():
                 torch._dynamo.reset()
                 compiling[f"{name}, {work}"] = took(compiled, options.device)
             seconds = measured(named, options)
+            if "compiled" in seconds:
+                gain = median(seconds["float32"]) - median(seconds["compiled"])
+                earned[f"{name}, {work}"] = round(compiling[f"{name}, {work}"] / gain) if gain > 0 else None
             for way in list(named)[1:]:
                 ratios.append(Ratio.of(f"{name}, {work}: {way} / float32", seconds[way], seconds["float32"]))
     units = cpu_units() if options.device == "cpu" else list(torch.cuda.get_device_capability())
-    finish(QUESTION, ratios, options, units=units, seconds_of_compiling=compiling)
+    finish(QUESTION, ratios, options, units=units, seconds_of_compiling=compiling,
+           calls_that_earn_them_back=earned)  # fmt: skip
 
 
 def built(name: str, options) -> TagiModel:

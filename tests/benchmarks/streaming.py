@@ -40,7 +40,7 @@ def main():
             for streaming in (False, True):
                 if streaming or number <= options.whole:
                     start = time.perf_counter()
-                    peak = peak_memory(lambda: draw(folder, streaming, options)) / MIB
+                    peak = peak_memory(lambda: draw(folder, streaming, options), warm=False) / MIB
                     name = f"{'stream' if streaming else 'whole'} {number}"
                     cases[name] = {"peak_mib": round(peak, 1), "seconds": round(time.perf_counter() - start, 1),
                                    "file_mib": round(megabytes, 1)}  # fmt: skip
