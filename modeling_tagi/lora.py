@@ -44,6 +44,12 @@ class Application:
     @classmethod
     def of(cls, adapter, backbone: nn.Module, task_index: Optional[Tensor] = None) -> "Application":
         """The low-rank updates of a [`TagiAdapter`] on `backbone`, without its instruction memory."""
+        routed = next((path for path in adapter.lora_a if ".experts." in path), None)
+        if routed is not None and len(adapter) > 1:
+            raise ValueError(
+                f"{len(adapter)} adapters were given, but {routed} is an expert, whose tokens are of any row: give "
+                "one adapter for the whole batch, or leave experts out of target_modules"
+            )
         lora = {backbone.get_submodule(path): (a, adapter.lora_b[path]) for path, a in adapter.lora_a.items()}
         for module in lora:  # an adapter from elsewhere may change more than this model's generator does
             hook_once(module, lora_hook)
@@ -246,7 +252,7 @@ def add_low_rank(
     inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.to(x.dtype).transpose(1, 2)).to(output.dtype)
     b, flat = b.to(output.dtype).transpose(1, 2), output.reshape(len(a), -1, output.shape[-1])
     if torch.is_grad_enabled() and (flat.requires_grad or inner.requires_grad or b.requires_grad):
-        return torch.baddbmm(flat, inner, b, alpha=scaling).view(output.shape)
+        return torch.baddbmm(flat, inner, b, alpha=scaling).view(output.shape).to(output.dtype)
     return torch.baddbmm(flat, inner, b, alpha=scaling, out=flat).view(output.shape)  # baddbmm_, but torch counts it
 
 

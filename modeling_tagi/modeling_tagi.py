@@ -234,7 +234,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             adapter = made[0]
             if len(groups) > 1:
                 order = [number for group in groups for number in group]
-                adapter = TagiAdapter.stack(made)[[order.index(number) for number in range(len(new))]]
+                adapter = TagiAdapter.stack(made)[sorted(range(len(new)), key=order.__getitem__)]
             if self.instruction_index is not None:
                 vectors = mean_embeddings(self.get_input_embeddings(), new)
                 self.instruction_index.warn_of_far(vectors, [names[key] for key in new])

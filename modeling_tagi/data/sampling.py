@@ -1,5 +1,6 @@
 """Which records make a batch: drawn anew for every step from (seed, step) alone, so a resumed run draws the same."""
 
+import math
 import random
 from collections import defaultdict
 from itertools import islice
@@ -81,11 +82,13 @@ class TaskBatchSampler(Sampler[list[int]]):
 
 
 class StreamBatchSampler(TaskBatchSampler):
-    """Batches of records, drawn as `TaskBatchSampler` does from what a stream keeps. After each batch as many records
-    are read on, and take random places among those that are kept of their wording.
+    """Batches of records, drawn as `TaskBatchSampler` does from what a stream keeps. After each batch records are read
+    on, as many as it had or as it takes to read the whole split in all steps, and take random places among those that
+    are kept of their wording.
 
     A wording whose records are all kept stays as it is: a stream that fits has the batches that its list would have.
-    A step's batch depends on the seed and the stream alone; to go on from one, what was read before it is read again.
+    A step's batch depends on the seed, the stream and the number of steps; to go on from one, what was read before it
+    is read again.
 
     Args:
         stream: What to draw from.
@@ -100,12 +103,12 @@ class StreamBatchSampler(TaskBatchSampler):
 
     def __iter__(self) -> Iterator[list[Record]]:
         stream, kept = self._records, list(self._records)
-        fresh = stream.fresh()
+        fresh, share = stream.fresh(), math.ceil(stream.size / self._steps)
         for step in range(self._steps):
             batch = self.batch(step)
             yield [kept[place] for place in batch]
             rng = random.Random(f"{self._seed} {step} read")
-            for record in islice(fresh, len(batch)):
+            for record in islice(fresh, max(len(batch), share)):
                 wording = wording_of(record)
                 if wording not in stream.counts:
                     raise ValueError(

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Optional
 
+from filelock import FileLock
+
 INDEX_FILE = "index.json"
 ADDED_FILE = "index-added.jsonl"
 _SHARE = 16  # the file is written anew when what was added is this part of all: n additions cost O(n), not O(n²)
@@ -23,39 +25,56 @@ class BankIndex(dict):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.folder, self._added, self._whole = folder, 0, 0  # adapters and bytes of what was added since
+        self.folder, self._lock = folder, FileLock(f"{folder}.lock")
+        self._read()
+
+    def _read(self):
+        folder = self.folder
+        self._seen, self._added, self._whole = self._on_disk(), 0, 0  # adapters and bytes of what was added since
         if (folder / INDEX_FILE).is_file():
-            self.update(_read(folder / INDEX_FILE, (folder / INDEX_FILE).read_bytes(), "adapters"))
+            self.update(_parsed(folder / INDEX_FILE, (folder / INDEX_FILE).read_bytes(), "adapters"))
         if (folder / ADDED_FILE).is_file():
             for line in (folder / ADDED_FILE).read_bytes().splitlines(keepends=True):
                 if not line.endswith(b"\n"):
                     break  # cut off while it was written: its adapters count as not added
-                entries = _read(folder / ADDED_FILE, line)
+                entries = _parsed(folder / ADDED_FILE, line)
                 self.update(entries)
                 self._added, self._whole = self._added + len(entries), self._whole + len(line)
 
+    def _on_disk(self) -> list:
+        """What tells whether another process has written since."""
+        files = [self.folder / INDEX_FILE, self.folder / ADDED_FILE]
+        return [(file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None for file in files]
+
     def add(self, entries: dict[str, dict]):
-        """Adds `entries`, on disk too. Whoever is cut off in between finds all or none of them."""
-        self.update(entries)
-        line = json.dumps(entries, ensure_ascii=False).encode() + b"\n"
-        with open(self.folder / ADDED_FILE, "rb+" if self._added else "wb") as file:
-            file.truncate(self._whole)
-            file.seek(self._whole)
-            file.write(line)
-        self._added, self._whole = self._added + len(entries), self._whole + len(line)
-        if self._added * _SHARE >= len(self):
-            self.write()
+        """Adds `entries`, on disk too, to what is there now. Whoever is cut off in between finds all or none of
+        them."""
+        with self._lock:
+            if self._on_disk() != self._seen:
+                self._read()
+            self.update(entries)
+            line = json.dumps(entries, ensure_ascii=False).encode() + b"\n"
+            with open(self.folder / ADDED_FILE, "rb+" if self._whole else "wb") as file:
+                file.truncate(self._whole)
+                file.seek(self._whole)
+                file.write(line)
+            self._added, self._whole = self._added + len(entries), self._whole + len(line)
+            if self._added * _SHARE >= len(self):
+                self.write()
+            self._seen = self._on_disk()
 
     def write(self):
         """Writes the file anew, whole; nothing is left beside."""
-        beside = self.folder / f".{INDEX_FILE}"
-        beside.write_text(json.dumps({"adapters": self}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(beside, self.folder / INDEX_FILE)
-        (self.folder / ADDED_FILE).unlink(missing_ok=True)  # a reader between the two finds them twice, and alike
-        self._added = self._whole = 0
+        with self._lock:
+            beside = self.folder / f".{INDEX_FILE}"
+            beside.write_text(json.dumps({"adapters": self}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(beside, self.folder / INDEX_FILE)
+            (self.folder / ADDED_FILE).unlink(missing_ok=True)  # a reader between the two finds them twice, and alike
+            self._added = self._whole = 0
+            self._seen = self._on_disk()
 
 
-def _read(file: Path, text: bytes, field: Optional[str] = None) -> dict[str, dict]:
+def _parsed(file: Path, text: bytes, field: Optional[str] = None) -> dict[str, dict]:
     """An index may come from the Hub: it names folders beside itself, and nothing else is read for it."""
     try:
         entries = json.loads(text)

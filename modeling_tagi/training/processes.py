@@ -1,15 +1,18 @@
 """The processes of one run, as accelerate or torchrun started them: which one writes, what is shared and gathered."""
 
+from datetime import timedelta
 from typing import Any, Callable, Sequence
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+_PATIENCE = timedelta(hours=6)  # that one waits for the others: while a teacher's cache is filled, or a model pushed
+
 
 def processes() -> PartialState:
     """accelerate's own account of them; alone, a process is all there is."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
 def is_main() -> bool:
@@ -46,6 +49,7 @@ def gathered(items: list) -> list:
 
 
 def end():
-    """Leaves the others in good order; they need not be here."""
+    """Leaves the others in good order, when all are done."""
+    wait()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

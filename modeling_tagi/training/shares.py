@@ -1,19 +1,25 @@
 """Weights in shares (FSDP2): each process holds a part of what is trained, and gathers a block while it is at work."""
 
 import copy
+import math
 import os
 from functools import partial
 from typing import Optional
 
+import accelerate
 import torch
+from accelerate.utils import DistributedType
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 from .processes import processes
 from .task_adapters import AdapterTuner
+
+_ACCELERATE = "1.15"  # the first that it was tried with
 
 
 def in_shares() -> bool:
@@ -21,21 +27,64 @@ def in_shares() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
-    """A copy of `model` in shares, to be trained; accelerate takes it as it is.
+def require_possible_shares():
+    """Refuses what accelerate was told and cannot be done.
 
-    Its own way to share weights fails where embeddings are tied, as T5's are. A tuner's backbone is not trained, and
-    stays whole.
+    Raises:
+        ValueError: naming the field of its configuration.
+    """
+    if Version(accelerate.__version__) < Version(_ACCELERATE):
+        raise ValueError(
+            f"weights in shares need accelerate {_ACCELERATE} or later, this is {accelerate.__version__}: "
+            f"pip install 'accelerate>={_ACCELERATE}', or use hub_configs/accelerate/ddp.yaml"
+        )
+    if os.environ.get("FSDP_VERSION") != "2":
+        raise ValueError(
+            "accelerate was told to use FSDP's first version, but train.py shares weights by the second: set "
+            "fsdp_version: 2, as hub_configs/accelerate/fsdp2.yaml does"
+        )
+    if processes().distributed_type == DistributedType.MULTI_CPU:
+        raise ValueError("accelerate shares no weights on CPUs: use hub_configs/accelerate/ddp.yaml or torchrun")
+    for field in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
+        if os.environ.get(f"FSDP_{field}", "false").lower() == "true":
+            raise ValueError(
+                f"fsdp_{field.lower()} is true, but train.py cannot do that: set it to false; "
+                "--gradient_checkpointing true saves memory too"
+            )
+
+
+def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
+    """A copy of `model` in shares, to be trained; accelerate takes it as it is, and `model` is left on the CPU.
+
+    accelerate's own way to share weights fails where embeddings are tied, as T5's are. A tuner's backbone is not
+    trained, and stays whole, where it is.
 
     Args:
         model: Whole, the same in all processes.
-        bf16: Whether the copy computes in bfloat16; its weights stay as they are.
+        bf16: Whether the copy computes in bfloat16; what it is trained in stays as it is.
+
+    Raises:
+        ValueError: if there are more processes than some trained weight has rows for.
     """
-    kept = model.backbone if isinstance(model, AdapterTuner) else None
-    model = copy.deepcopy(model, {id(kept): kept})
+    if isinstance(model, AdapterTuner):
+        model = copy.deepcopy(model, {id(model.backbone): model.backbone})
+    else:
+        model = copy.deepcopy(model.to("cpu"))
     device, number = processes().device.type, processes().num_processes
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and _place(weight, number) is None:
+            raise ValueError(
+                f"{name} is trained and has the shape {tuple(weight.shape)}, which {number} processes cannot share: "
+                "use fewer, or hub_configs/accelerate/ddp.yaml"
+            )
     again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-    share = partial(fully_shard, mesh=init_device_mesh(device, (number,)), shard_placement_fn=_place)
+    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    share = partial(
+        fully_shard,
+        mesh=init_device_mesh(device, (number,)),
+        shard_placement_fn=lambda weight: _place(weight, number),
+        mp_policy=half if bf16 else MixedPrecisionPolicy(),
+    )
     blocks = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
@@ -46,12 +95,14 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
     return model
 
 
-def _place(weight: nn.Parameter) -> Optional[Shard]:
-    """The first dimension that has something for each process; by default it is the first, however small."""
-    number = processes().num_processes
-    if weight.shape and weight.shape[0] < number:
-        return next((Shard(place) for place, size in enumerate(weight.shape) if size % number == 0), None)
-    return None
+def _place(weight: Tensor, number: int) -> Optional[Shard]:
+    """The dimension that is cut: the first in equal parts, or the first of all if none of its parts would be empty;
+    `None` if there is neither. accelerate cannot tell empty parts of two weights apart."""
+    for place, size in enumerate(weight.shape):
+        if size % number == 0:
+            return Shard(place)
+    rows = weight.shape[0] if weight.shape else 0
+    return Shard(0) if rows > (number - 1) * math.ceil(rows / number) else None
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from .adapter_bank import AdapterBank
 from .processes import from_main, is_main, say, wait
 from .run import Run, Stage, progress_bar, replacing, write_text
 from .settings import RunSettings, StageSettings
-from .shares import in_shares, shared_copy, whole_state
+from .shares import in_shares, require_possible_shares, shared_copy, whole_state
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 from .teacher_cache import Kept, TeacherCache
@@ -100,19 +100,15 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
 
 
 def _check_shares(settings: RunSettings):
-    """Refuses ways to share weights among processes that no stage can be trained in."""
+    """Refuses what no stage can be trained with in shares."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ValueError(
             "accelerate was told to use DeepSpeed, but train.py shares weights by FSDP2: use "
-            "hub_configs/accelerate/fsdp2.yaml (as ZeRO-3), fsdp2-whole-weights.yaml (as ZeRO-2), or ddp.yaml"
+            "hub_configs/accelerate/fsdp2.yaml (as ZeRO-3) or fsdp2-whole-weights.yaml (ZeRO-2)"
         )
     if not in_shares():
         return
-    if os.environ.get("FSDP_VERSION") != "2":
-        raise ValueError(
-            "accelerate was told to use FSDP's first version, but train.py shares weights by the second: set "
-            "fsdp_version: 2, as hub_configs/accelerate/fsdp2.yaml does"
-        )
+    require_possible_shares()
     for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
         stage = getattr(settings, name)
         if stage.steps and stage.optimizer == "adafactor":
@@ -123,8 +119,8 @@ def _check_shares(settings: RunSettings):
     for name, value in (("evaluation.every", settings.evaluation.every), ("push_every", settings.push_every)):
         if value:
             raise ValueError(
-                f"{name} is {value}, but a model whose weights are in shares (FSDP2) is whole only after training; set "
-                "it to 0, or use hub_configs/accelerate/ddp.yaml"
+                f"{name} is {value}, but a model whose weights are in shares (FSDP2) is whole only after training; "
+                "set it to 0, or use hub_configs/accelerate/ddp.yaml"
             )
 
 
@@ -356,7 +352,8 @@ def finetuned_model(
                 bf16=run.settings.bf16,
                 label=f"{stage.label}: the teacher reads",
             )
-            teacher.backbone = None  # but for its head, which `states` need, a copy can go
+            teacher.backbone = None
+            del backbone, start  # but for its head, which `states` need, a copy can go
         callbacks = [_Scores(stage, run.settings.evaluation.every, scores)] if scores is not None else []
         callbacks += [_Pushes(run.settings.push_every, push)] if push is not None else []
         facts = train_stage(
@@ -373,8 +370,10 @@ def finetuned_model(
             instruction_dropout=settings.instruction_dropout,
         )
         _save_trained(run, stage, model)
-        shutil.rmtree(stage.folder / TEACHER_FOLDER, ignore_errors=True)
         stage.finish(**facts)
+        if is_main():
+            shutil.rmtree(stage.folder / TEACHER_FOLDER, ignore_errors=True)
+            (stage.folder / f"{TEACHER_FOLDER}.lock").unlink(missing_ok=True)
     return TagiModel.from_pretrained(stage.folder / "model", dtype=torch.float32)
 
 

@@ -22,7 +22,7 @@ class StoredAdapters:
     """
 
     def __init__(self, bank: AdapterBank, device: Union[str, torch.device] = "cpu", max_bytes: int = 2 * 2**30):
-        self.bank, self.device, self.max_bytes = bank, device, max_bytes
+        self.bank, self.device, self.max_bytes = bank, torch.device(device), max_bytes
         self._names = bank.names
         self._kept: OrderedDict[int, TagiAdapter] = OrderedDict()
         self._bytes = 0

@@ -134,9 +134,10 @@ def _answers(teacher: Teacher, batch: dict[str, Tensor], kept: Kept, bf16: bool)
         if kept.kind == "top_k":
             tensors = losses.top_k(logits, kept.k, kept.temperature)._asdict()
         else:
+            near = 1e-2 if bf16 else 1e-3
             states = losses.target_logits(seen[-1], inputs["labels"], both)
             again = teacher.head(states)
-            if again.shape != logits.shape or not torch.allclose(again, logits, rtol=1e-2, atol=1e-2):
+            if again.shape != logits.shape or not torch.allclose(again, logits, rtol=near, atol=near):
                 raise ValueError(
                     "this backbone's logits are not what its output head makes of its states (it caps or scales them, "
                     "or adapters change the head); keep 'top_k' of them"

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/decoding.py [--quick] [--threads 2] [--backbones t5-base llama] [--rows 1 8 32] …
 
-Backbones are full-size shapes with random weights; inputs are short, so that time goes into the tokens written. The
-hypernetwork is counted while it all runs: it must not be entered.
+Backbones are full-size shapes with random weights; inputs are short, so that time goes into the tokens written. By
+default adapters are LoRA updates alone; with `--fusion cross_attention` or `concat` they are made from instructions of
+288 tokens, which are read in every step. The hypernetwork is counted while tokens are written: it must not be entered.
 
 An adapter for each row has a floor of its own: every row's factors are read for every token, which no other row
 shares. It is printed beside, as the ratio of the bytes of weights that a step reads without and with them.
@@ -14,7 +15,8 @@ from harness import Ratio, finish, measured, parser, started
 from shapes import random_adapters, tagi
 from torch import nn
 
-from modeling_tagi import TagiModel
+from modeling_tagi import TagiAdapter, TagiModel
+from modeling_tagi.configuration_tagi import FUSIONS
 from modeling_tagi.fusion import memory_projections
 
 QUESTION = "tokens per second with one adapter for the batch, relative to the bare backbone"
@@ -26,23 +28,26 @@ def main():
     made.add_argument("--backbones", nargs="+", default=["t5-base", "llama"])
     made.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="of a batch")
     made.add_argument("--rank", type=int, default=32)
+    made.add_argument("--fusion", default="none", choices=FUSIONS)
+    made.add_argument("--instruction_tokens", type=int, default=288)
     made.add_argument("--input_tokens", type=int, default=16)
     made.add_argument("--new_tokens", type=int, default=32)
     options = started(made, quick={"backbones": ["t5-small", "tiny-llama"], "rows": [1, 8], "repeats": 3,
                                    "new_tokens": 16})  # fmt: skip
     ratios, tokens_per_second, floors = [], {}, {}
     for name in options.backbones:
-        model = tagi(name, fusion="none", r=options.rank).to(options.device, getattr(torch, options.dtype))
+        model = tagi(name, fusion=options.fusion, r=options.rank).to(options.device, getattr(torch, options.dtype))
         entered = []
         model.hypernetwork.register_forward_pre_hook(lambda *_: entered.append(True))
-        adapters = random_adapters(model, max(options.rows)).to(options.device)
-        merged = adapters[0].merge_into(model)
+        adapters = made_adapters(model, max(options.rows), options)
+        entered.clear()
+        merged = adapters[0].without_memory().merge_into(model)
         for rows in options.rows:
             seconds = timed(model, merged, adapters, rows, options)
             floors[f"{name}, {rows} rows"] = floor_of_rows(model, rows)
             for way in ("one adapter", "an adapter a row"):
                 for other in ("bare", "merged"):
-                    ratios.append(Ratio.of(f"{name}, {rows} rows: {way} / {other}", seconds[other], seconds[way],
+                    ratios.append(Ratio.of(f"{name}, fusion {options.fusion}, {rows} rows: {way} / {other}", seconds[other], seconds[way],
                                            at_least=GOAL))  # fmt: skip
             tokens_per_second[f"{name}, {rows} rows"] = {
                 way: round(rows * options.new_tokens / min(values), 1) for way, values in seconds.items()
@@ -50,6 +55,14 @@ def main():
         if entered:
             raise RuntimeError(f"the hypernetwork of {name} was entered {len(entered)} times while decoding")
     finish(QUESTION, ratios, options, best_tokens_per_second=tokens_per_second, floor_of_an_adapter_a_row=floors)
+
+
+def made_adapters(model: TagiModel, number: int, options) -> TagiAdapter:
+    if options.fusion == "none":
+        return random_adapters(model, number).to(options.device)
+    vocabulary = model.config.backbone_config.vocab_size
+    with torch.inference_mode():
+        return model.generate_adapter(torch.randint(3, vocabulary, (number, options.instruction_tokens)).tolist())
 
 
 def timed(model: TagiModel, merged: nn.Module, adapters, rows: int, options) -> dict[str, list[float]]:

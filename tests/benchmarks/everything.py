@@ -8,6 +8,7 @@ An idle machine is needed; on two cores it takes hours. A benchmark that was run
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--output", type=Path, help="folder; by default docs/results, but nothing with --quick")
+    parser.add_argument("--more", default="", help='arguments for each benchmark, such as "--fusion cross_attention"')
     options = parser.parse_args()
     failed = []
     for number, name in enumerate(options.only):
@@ -39,7 +41,8 @@ def main():
             print(f"[{number + 1}/{len(options.only)}] {name} needs a GPU, and there is none", flush=True)
             continue
         for threads in options.threads:
-            arguments = [f"tests/benchmarks/{name}.py", "--threads", str(threads), *["--quick"] * options.quick]
+            arguments = [f"tests/benchmarks/{name}.py", "--threads", str(threads), *["--quick"] * options.quick,
+                         *shlex.split(options.more)]  # fmt: skip
             print(f"[{number + 1}/{len(options.only)}] python {' '.join(arguments)}", flush=True)
             start = time.monotonic()
             done = subprocess.run(
@@ -53,7 +56,8 @@ def main():
                 continue
             facts = {"command": "python " + " ".join(arguments), "seconds": round(time.monotonic() - start),
                      "commit": commit()}  # fmt: skip
-            record(options.output or HERE.parents[1] / "docs" / "results", {"benchmark": name, **json.loads(done.stdout.splitlines()[-1]), **facts})
+            result = json.loads(done.stdout.splitlines()[-1])
+            record(options.output or HERE.parents[1] / "docs" / "results", {"benchmark": name, **result, **facts})
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -55,7 +55,8 @@ def main():
             what = f"{kind.split('_')[0]} over {label}"
             fitted, at_end = ({}, {}) if name == "length" else ({"at_most": 1.0}, {"at_most": 1.05})
             ratios += [Ratio(f"exponent of {what}", exponent(values, curve), **fitted),
-                       Ratio(f"exponent of {what}, last two points", exponent(values[-2:], curve[-2:]), **at_end)]  # fmt: skip
+                       Ratio(f"exponent of {what}, last two points", exponent(values[-2:], curve[-2:]),
+                             **at_end)]  # fmt: skip
         print(name, curves[name], flush=True)
     if options.output is not None or not options.quick:
         for name, (label, _) in SIZES.items():

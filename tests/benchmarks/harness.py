@@ -155,7 +155,7 @@ class Ratio:
     def of(cls, name: str, above: Iterable[float], below: Iterable[float], **goal) -> "Ratio":
         """`above / below`, repeat by repeat: the median of the ratios, and their quartiles."""
         ratios = [one / other for one, other in zip(above, below, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
         return cls(name, middle, low, high, **goal)
 
     @property

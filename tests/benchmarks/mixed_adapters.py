@@ -33,7 +33,7 @@ def main():
     made.add_argument("--lengths", type=int, nargs=2, default=[16, 4], metavar=("INPUT", "TARGET"), help="tokens")
     made.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 64], help="of the first's table, at its batch")
     made.add_argument("--batches", type=int, nargs="*", default=[1, 8, 128], help="of the table, at the rank above")
-    made.add_argument("--table_lengths", type=int, nargs="*", default=[1, 64, 166], help="of the table, tokens of input")
+    made.add_argument("--table_lengths", type=int, nargs="*", default=[1, 64, 166], help="of the table, of input")
     options = started(made, quick={"backbones": ["t5-small"], "lengths": [16, 4], "rows": 8, "repeats": 3, "ranks": [],
                                    "batches": [], "table_lengths": [1]})  # fmt: skip
     ratios, table, memory, apart = [], [], {}, {}

@@ -1,5 +1,5 @@
-"""train.py with its weights in shares on a CPU, where accelerate itself shares weights on accelerators only: it is told
-that its processes are on one, and everything after that is its own."""
+"""train.py with its weights in shares on a CPU. There accelerate shares none, and is told that its processes are on an
+accelerator; everything after that is its own."""
 
 import os
 import runpy

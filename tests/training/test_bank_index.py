@@ -41,6 +41,16 @@ def test_a_line_that_was_cut_off_counts_as_not_added_and_is_written_over(tmp_pat
     assert list(BankIndex(tmp_path)) == [*(f"task {n}" for n in range(40)), "é"]
 
 
+def test_two_writers_lose_nothing_of_each_other(tmp_path):
+    one, other = BankIndex(tmp_path), BankIndex(tmp_path)
+    for number in range(40):
+        (one if number % 3 else other).add({f"task {number}" * (number % 5 + 1): {"folder": f"f{number}"}})
+    assert [entry["folder"] for entry in BankIndex(tmp_path).values()] == [f"f{number}" for number in range(40)]
+    one.add({})
+    one.add({"last": {"folder": "last"}})
+    assert len(BankIndex(tmp_path)) == 41
+
+
 def test_being_cut_off_between_the_two_files_changes_nothing(tmp_path):
     index = filled(tmp_path, 40)
     added = (tmp_path / ADDED_FILE).read_bytes()

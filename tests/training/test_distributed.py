@@ -17,9 +17,9 @@ from tiny import tiny_settings, write_tiny_data
 ROOT = Path(__file__).parents[2]
 STEPS = 50  # the log has a line for each
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ACCELERATE, SHARES = (
+ACCELERATE, SHARES, SHARED_STATES = (
     ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
-     str(ROOT / "hub_configs" / "accelerate" / name)] for name in ("ddp.yaml", "fsdp2.yaml")
+     str(ROOT / "hub_configs" / "accelerate" / f"{name}.yaml")] for name in ("ddp", "fsdp2", "fsdp2-whole-weights")
 )  # fmt: skip
 LLAMA = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 
 def start(folder, output_dir, launcher=(), **overrides):
-    script = ROOT / ("tests/training/on_cpu_in_shares.py" if launcher is SHARES else "train.py")
+    script = ROOT / ("tests/training/on_cpu_in_shares.py" if launcher in (SHARES, SHARED_STATES) else "train.py")
     fields = [x for name, value in overrides.items() for x in (f"--{name}", json.dumps(value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -90,11 +90,27 @@ def test_two_processes_end_as_one_with_the_same_batches(folder, name):
 
 
 @pytest.mark.slow
-def test_weights_in_shares_end_as_whole_ones(folder):
-    if not (folder / "one-t5").is_dir():
-        end(start(folder, "one-t5"))
-    end(start(folder, "shares", SHARES))
-    require_equal(folder / "one-t5", folder / "shares")
+@pytest.mark.parametrize("name, launcher, more", [
+    ("t5", SHARES, {}),
+    ("t5", SHARES, {"finetuning.teacher_cache": "states"}),
+    ("llama", SHARED_STATES, {"gradient_checkpointing": True}),
+], ids=["t5", "cache", "llama"])  # fmt: skip
+def test_weights_in_shares_end_as_whole_ones(folder, name, launcher, more):
+    if not (folder / f"one-{name}").is_dir():
+        end(start(folder, f"one-{name}", **RUNS[name]))
+    shares = f"shares-{name}-{len(more)}"
+    end(start(folder, shares, launcher, **RUNS[name], **more))
+    require_equal(folder / f"one-{name}", folder / shares)
+
+
+@pytest.mark.slow
+def test_weights_in_shares_compute_in_bfloat16(folder):
+    for name, launcher in (("one-bf16", ()), ("shares-bf16", SHARES)):
+        end(start(folder, name, launcher, bf16=True, **{"train_tasks": 2}))
+    for log in sorted((folder / "one-bf16").glob("stages/*/log*.jsonl")):
+        ours, theirs = ([json.loads(line)["loss"] for line in (run / log.relative_to(folder / "one-bf16")).read_text()
+                         .splitlines()] for run in (folder / "one-bf16", folder / "shares-bf16"))  # fmt: skip
+        assert ours != theirs and all(abs(x - y) < 0.05 * x for x, y in zip(ours, theirs, strict=True)), log
 
 
 @pytest.mark.slow
