@@ -114,10 +114,11 @@ def test_weights_in_shares_compute_in_bfloat16(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first, second", [(TORCHRUN, ()), (TORCHRUN, TORCHRUN), (SHARES, SHARES)],
-                         ids=["by one", "by two", "in shares"])  # fmt: skip
-def test_a_run_of_two_that_was_killed_is_taken_up(folder, first, second):
-    whole, cut = folder / "one-t5", folder / f"cut-{len(first)}-{len(second)}"
+@pytest.mark.parametrize("name, first, second", [
+    ("by-one", TORCHRUN, ()), ("by-two", TORCHRUN, TORCHRUN), ("in-shares", SHARES, SHARES),
+])
+def test_a_run_of_two_that_was_killed_is_taken_up(folder, name, first, second):
+    whole, cut = folder / "one-t5", folder / f"cut-{name}"
     if not whole.is_dir():
         end(start(folder, whole.name))
     process = start(folder, cut.name, first)
