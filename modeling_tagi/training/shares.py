@@ -45,6 +45,11 @@ def require_possible_shares():
         )
     if processes().distributed_type == DistributedType.MULTI_CPU:
         raise ValueError("accelerate shares no weights on CPUs: use hub_configs/accelerate/ddp.yaml or torchrun")
+    if os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT") != "SHARDED_STATE_DICT":
+        raise ValueError(
+            "a run with weights in shares goes on from checkpoints in shares alone: set fsdp_state_dict_type: "
+            "SHARDED_STATE_DICT, as hub_configs/accelerate/fsdp2.yaml does; models are saved whole all the same"
+        )
     for field in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
         if os.environ.get(f"FSDP_{field}", "false").lower() == "true":
             raise ValueError(
@@ -72,7 +77,7 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
         model = copy.deepcopy(model.to("cpu"))
     device, number = processes().device.type, processes().num_processes
     for name, weight in model.named_parameters():
-        if weight.requires_grad and _place(weight, number) is None:
+        if weight.requires_grad and cut(weight, number) is None:
             raise ValueError(
                 f"{name} is trained and has the shape {tuple(weight.shape)}, which {number} processes cannot share: "
                 "use fewer, or hub_configs/accelerate/ddp.yaml"
@@ -82,7 +87,7 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
     share = partial(
         fully_shard,
         mesh=init_device_mesh(device, (number,)),
-        shard_placement_fn=lambda weight: _place(weight, number),
+        shard_placement_fn=lambda weight: cut(weight, number),
         mp_policy=half if bf16 else MixedPrecisionPolicy(),
     )
     blocks = set(getattr(model, "_no_split_modules", None) or ())
@@ -95,7 +100,7 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
     return model
 
 
-def _place(weight: Tensor, number: int) -> Optional[Shard]:
+def cut(weight: Tensor, number: int) -> Optional[Shard]:
     """The dimension that is cut: the first in equal parts, or the first of all if none of its parts would be empty;
     `None` if there is neither. accelerate cannot tell empty parts of two weights apart."""
     for place, size in enumerate(weight.shape):

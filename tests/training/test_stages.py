@@ -14,6 +14,7 @@ from modeling_tagi.training import stages
 from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
+from modeling_tagi.training.shares import cut
 from modeling_tagi.training.trainer import Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
@@ -429,12 +430,16 @@ def test_task_adapters_are_refused_by_another_backbone_than_they_were_tuned_on(m
         require_fit(bank.load(), model)
 
 
+SHARES = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
+
+
 @pytest.mark.parametrize("environment, overrides, wrong", [
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "use DeepSpeed, but train.py shares weights by FSDP2"),
     ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
-    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"pretraining.optimizer": "adafactor"},
-     "pretraining.optimizer is 'adafactor'"),
-    ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"evaluation.every": 5}, "evaluation.every is 5"),
+    ({**SHARES, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, {}, "fsdp_state_dict_type: SHARDED_STATE_DICT"),
+    ({**SHARES, "FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params is true"),
+    (SHARES, {"pretraining.optimizer": "adafactor"}, "pretraining.optimizer is 'adafactor'"),
+    (SHARES, {"evaluation.every": 5}, "evaluation.every is 5"),
 ])  # fmt: skip
 def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
     make_run, records, tokenizer, monkeypatch, environment, overrides, wrong
@@ -449,3 +454,9 @@ def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
         setattr(getattr(settings, part), field, value)
     with pytest.raises(ValueError, match=wrong):
         stages.check_model(settings, tokenizer, {"train": records}, TEXT)
+
+
+def test_weights_are_cut_where_every_process_has_a_part():
+    assert cut(torch.empty(12, 768), 8).dim == 1  # eighths of 12 rows would be 2 at most, and leave two with none
+    assert cut(torch.empty(12, 768), 4).dim == 0
+    assert cut(torch.empty(7), 4).dim == 0 and cut(torch.empty(7), 6) is None and cut(torch.empty(()), 2) is None
