@@ -47,8 +47,8 @@ def main():
             floors[f"{name}, {rows} rows"] = floor_of_rows(model, rows)
             for way in ("one adapter", "an adapter a row"):
                 for other in ("bare", "merged"):
-                    ratios.append(Ratio.of(f"{name}, fusion {options.fusion}, {rows} rows: {way} / {other}", seconds[other], seconds[way],
-                                           at_least=GOAL))  # fmt: skip
+                    what = f"{name}, fusion {options.fusion}, {rows} rows: {way} / {other}"
+                    ratios.append(Ratio.of(what, seconds[other], seconds[way], at_least=GOAL))
             tokens_per_second[f"{name}, {rows} rows"] = {
                 way: round(rows * options.new_tokens / min(values), 1) for way, values in seconds.items()
             }
