@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from modeling_tagi import TagiAdapter
 from modeling_tagi.lora import (
     Application,
     add_low_rank,
@@ -268,3 +269,16 @@ def test_a_name_that_matches_nothing_is_refused_with_what_there_is(make_backbone
 def test_an_embedding_is_no_target(make_backbone):
     with pytest.raises(ValueError, match="embed_tokens"):
         find_targets(make_backbone("llama"), ["embed_tokens"])
+
+
+def test_several_adapters_of_experts_are_refused_as_their_tokens_are_of_any_row():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(5, 3)])
+
+    a, b = ({"mlp.experts.0": x} for x in factors(2))
+    adapter, routed = TagiAdapter(a, b, lora_alpha=2), nn.ModuleDict({"mlp": Routed()})
+    with pytest.raises(ValueError, match="mlp.experts.0 is an expert"):
+        Application.of(adapter, routed)
+    assert routed.get_submodule("mlp.experts.0") in Application.of(adapter[0], routed).lora

@@ -27,12 +27,22 @@ def in_shares() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
-def require_possible_shares():
-    """Refuses what accelerate was told and cannot be done.
+def require_possible_shares(settings):
+    """Refuses what accelerate was told and cannot be done, and what a run cannot do in shares.
+
+    Args:
+        settings: The run's `RunSettings`.
 
     Raises:
-        ValueError: naming the field of its configuration.
+        ValueError: naming the field of accelerate's configuration or of the run's.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(
+            "accelerate was told to use DeepSpeed, but train.py shares weights by FSDP2: use "
+            "hub_configs/accelerate/fsdp2.yaml (as ZeRO-3) or fsdp2-whole-weights.yaml (ZeRO-2)"
+        )
+    if not in_shares():
+        return
     if Version(accelerate.__version__) < Version(_ACCELERATE):
         raise ValueError(
             f"weights in shares need accelerate {_ACCELERATE} or later, this is {accelerate.__version__}: "
@@ -55,6 +65,19 @@ def require_possible_shares():
             raise ValueError(
                 f"fsdp_{field.lower()} is true, but train.py cannot do that: set it to false; "
                 "--gradient_checkpointing true saves memory too"
+            )
+    for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
+        stage = getattr(settings, name)
+        if stage.steps and stage.optimizer == "adafactor":
+            raise ValueError(
+                f"{name}.optimizer is 'adafactor', which cannot work on weights in shares (FSDP2): set it to "
+                "'adamw_torch_fused', or use hub_configs/accelerate/ddp.yaml"
+            )
+    for name, value in (("evaluation.every", settings.evaluation.every), ("push_every", settings.push_every)):
+        if value:
+            raise ValueError(
+                f"{name} is {value}, but a model whose weights are in shares (FSDP2) is whole only after training; "
+                "set it to 0, or use hub_configs/accelerate/ddp.yaml"
             )
 
 

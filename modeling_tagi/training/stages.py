@@ -1,7 +1,5 @@
 """The stages of a run: each reads and writes plain folders, is passed over when done and taken up when cut off."""
 
-import json
-import math
 import os
 import shutil
 from pathlib import Path
@@ -15,12 +13,8 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PretrainedConfig,
-    ProgressCallback,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator, TextCollator
@@ -30,19 +24,19 @@ from ..data.streams import RecordStream
 from ..data.tokenizer import train_tokenizer
 from ..fit import fingerprint
 from ..instructions import OUTPUT_HEAD, instruction_text, prompt_text
-from ..modeling_tagi import TagiModel, evaluating
+from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from .adapter_bank import AdapterBank
 from .processes import from_main, is_main, say, wait
-from .run import Run, Stage, progress_bar, replacing, write_text
-from .settings import RunSettings, StageSettings
-from .shares import in_shares, require_possible_shares, shared_copy, whole_state
+from .run import Run, Stage, replacing
+from .settings import RunSettings
+from .shares import in_shares, require_possible_shares
+from .stage_training import Pushes, Scores, train_stage
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 from .teacher_cache import Kept, TeacherCache
-from .trainer import Drawn, TagiTrainer, Teacher, frozen_copy, unchanged_randomness
+from .trainer import Drawn, Teacher, frozen_copy
 
-COMPLETE_FILE = "complete"
 TEACHER_FOLDER = "teacher"
 
 
@@ -74,7 +68,7 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
             f"there are {torch.cuda.device_count()} GPUs, but one process: start train.py by accelerate launch or "
             "torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
         )
-    _check_shares(settings)
+    require_possible_shares(settings)
     for name in ("text", "pretraining"):
         if getattr(settings, name).steps and not text:
             raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
@@ -97,31 +91,6 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
             f"the instruction of task {texts[longest].task!r} has {lengths[longest]} tokens, but tagi."
             f"max_instruction_length is {config.max_instruction_length}; raise it, or use fewer demonstrations"
         )
-
-
-def _check_shares(settings: RunSettings):
-    """Refuses what no stage can be trained with in shares."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ValueError(
-            "accelerate was told to use DeepSpeed, but train.py shares weights by FSDP2: use "
-            "hub_configs/accelerate/fsdp2.yaml (as ZeRO-3) or fsdp2-whole-weights.yaml (ZeRO-2)"
-        )
-    if not in_shares():
-        return
-    require_possible_shares()
-    for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
-        stage = getattr(settings, name)
-        if stage.steps and stage.optimizer == "adafactor":
-            raise ValueError(
-                f"{name}.optimizer is 'adafactor', which cannot work on weights in shares (FSDP2): set it to "
-                "'adamw_torch_fused', or use hub_configs/accelerate/ddp.yaml"
-            )
-    for name, value in (("evaluation.every", settings.evaluation.every), ("push_every", settings.push_every)):
-        if value:
-            raise ValueError(
-                f"{name} is {value}, but a model whose weights are in shares (FSDP2) is whole only after training; "
-                "set it to 0, or use hub_configs/accelerate/ddp.yaml"
-            )
 
 
 def read_tokens(run: Run, tokenizer, config: PretrainedConfig) -> Tokens:
@@ -326,15 +295,7 @@ def finetuned_model(
         set_seed(run.settings.seed)
         objective, teacher, numbers, by = settings.objective(), None, None, "group"
         if objective.needs_teacher:
-            source, revision = model.config.backbone_name_or_path, model.config.backbone_revision
-            start = model  # the teacher is the backbone as it was before the hypernetwork was trained
-            if run.settings.pretraining.steps and settings.train != "generator":
-                start = start_model(run, source, revision)
-            apart = settings.train != "generator" or in_shares()
-            backbone = frozen_copy(start.backbone) if apart else start.backbone
-            bank.require_like(start, ranks=objective.alignment == "factors")
-            teacher = Teacher(backbone.to(_device(run)), StoredAdapters(bank, _device(run)))
-            numbers = bank.numbers()
+            teacher, numbers = _teacher(run, model, bank), bank.numbers()
             by = _kind_of(numbers, train)
         _set_trainable(model, run.settings)
         reads = bank.reads if teacher is not None else "prompt"
@@ -352,10 +313,9 @@ def finetuned_model(
                 bf16=run.settings.bf16,
                 label=f"{stage.label}: the teacher reads",
             )
-            teacher.backbone = None
-            del backbone, start  # but for its head, which `states` need, a copy can go
-        callbacks = [_Scores(stage, run.settings.evaluation.every, scores)] if scores is not None else []
-        callbacks += [_Pushes(run.settings.push_every, push)] if push is not None else []
+            teacher.backbone = None  # but for its head, which `states` need, a copy can go
+        callbacks = [Scores(stage, run.settings.evaluation.every, scores)] if scores is not None else []
+        callbacks += [Pushes(run.settings.push_every, push)] if push is not None else []
         facts = train_stage(
             run,
             stage,
@@ -377,167 +337,15 @@ def finetuned_model(
     return TagiModel.from_pretrained(stage.folder / "model", dtype=torch.float32)
 
 
-def train_stage(
-    run: Run,
-    stage: Stage,
-    settings: StageSettings,
-    model,
-    collator,
-    sampler,
-    dataset,
-    part: str = "",
-    callbacks: Sequence[TrainerCallback] = (),
-    **trainer_options,
-) -> dict:
-    """Trains `model` in place with the HF Trainer, from the last checkpoint if there is one.
-
-    With weights in shares a copy is trained, which the main process's `model` is then given the weights of: what is
-    saved, and what a teacher shares with it, is whole.
-
-    Returns:
-        `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.
-    """
-    checkpoints = stage.folder / "checkpoints" / (part or "all")
-    args = Seq2SeqTrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=settings.steps,
-        per_device_train_batch_size=1,  # the batch sampler makes the batches
-        gradient_accumulation_steps=settings.accumulation,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=math.ceil(settings.warmup * settings.steps),
-        optim=settings.optimizer,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        bf16=run.settings.bf16,
-        use_cpu=not torch.cuda.is_available(),  # as everything else here has it; without it bf16 is refused
-        gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
-        logging_steps=max(1, settings.steps // 50),
-        save_steps=settings.save_every,
-        save_total_limit=2,
-        seed=run.settings.seed,
-        report_to=[],
-        disable_tqdm=False,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        # a generator that reads no instruction stands by; else all that is trained is used in every step
-        ddp_find_unused_parameters=isinstance(model, TagiModel) and run.settings.finetuning.reads != "adapter",
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    trainer = TagiTrainer(
-        model=shared_copy(model, run.settings.bf16) if in_shares() else model,
-        args=args,
-        train_dataset=dataset,
-        data_collator=collator,
-        batch_sampler=sampler,
-        callbacks=[_Checkpoints(stage), *callbacks],
-        **trainer_options,
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Progress(stage))
-    trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
-    if in_shares():
-        state = whole_state(trainer.model)
-        if is_main():
-            model.load_state_dict(state)
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    if is_main():
-        name = f"log-{part}.jsonl" if part else "log.jsonl"
-        lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history]
-        write_text(stage.folder / name.replace("/", "-"), "".join(lines))
-        plot_losses(history, stage.folder / name.replace("/", "-").replace(".jsonl", ".png"), stage.label)
-    last = history[-max(1, len(history) // 10):]
-    return {"steps": settings.steps, "loss": sum(entry["loss"] for entry in last) / len(last)}
-
-
-def plot_losses(history: Sequence[dict], path: Path, title: str):
-    """A picture of every loss term over the steps."""
-    from matplotlib.figure import Figure  # takes a second to import
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name in dict.fromkeys(key for entry in history for key in entry if key.startswith("loss")):
-        points = [(entry["step"], entry[name]) for entry in history if name in entry]
-        axes.plot(*zip(*points), label=name.removeprefix("loss_").replace("loss", "all"))
-    axes.set(title=title, xlabel="optimizer steps", ylabel="loss (nats per token; alignment: its own)")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-class _Checkpoints(TrainerCallback):
-    """Marks checkpoints as whole, and keeps the stage's clock."""
-
-    def __init__(self, stage: Stage):
-        self.stage = stage
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save:  # else the losses since the last log would be lost to a run that goes on from here
-            control.should_log = True
-
-    def on_save(self, args, state, control, **kwargs):
-        wait()  # each process writes its own random state
-        if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
-        self.stage.tick()
-
-
-class _Scores(TrainerCallback):
-    """Scores of the model while it is trained, a line each; training goes on as if they had not been taken."""
-
-    def __init__(self, stage: Stage, every: int, scores: Callable[[TagiModel], dict]):
-        self.file, self.every, self.scores = stage.folder / "scores.jsonl", every, scores
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if not self.every or (state.global_step % self.every and state.global_step != state.max_steps):
-            return
-        with unchanged_randomness(), evaluating(model):
-            line = {"step": state.global_step, **self.scores(model)}
-        if not state.is_world_process_zero:
-            return
-        before = [json.loads(text) for text in self.file.read_text().splitlines()] if self.file.is_file() else []
-        lines = [entry for entry in before if entry["step"] < state.global_step] + [line]
-        write_text(self.file, "".join(json.dumps(entry) + "\n" for entry in lines))
-
-
-class _Pushes(TrainerCallback):
-    """Pushes of the model while it is trained; the last step's is left to the end of the run."""
-
-    def __init__(self, every: int, push: Callable[[TagiModel, int], None]):
-        self.every, self.push = every, push
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        at_end = state.global_step >= state.max_steps
-        if state.is_world_process_zero and state.global_step % self.every == 0 and not at_end:
-            with unchanged_randomness():
-                self.push(model, state.global_step)
-
-
-class _Progress(ProgressCallback):
-    """A bar with the stage, the time it still takes and the loss; nothing else is printed."""
-
-    def __init__(self, stage: Stage):
-        super().__init__()
-        self.stage = stage
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.current_step = state.global_step
-        if state.is_world_process_zero:
-            self.training_bar = progress_bar(
-                total=state.max_steps, initial=state.global_step, desc=self.stage.label
-            )
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
-
-
-def _last_complete(folder: Path) -> Optional[str]:
-    """The newest checkpoint that was written whole; the others came of a run that was cut off while saving."""
-    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
-        if (Path(last) / COMPLETE_FILE).is_file():
-            return last
-        shutil.rmtree(last)
-    return None
+def _teacher(run: Run, model: TagiModel, bank: AdapterBank) -> Teacher:
+    """The backbone as it was before the hypernetwork was trained, with `bank`; the model's own where that stays so."""
+    settings, start = run.settings.finetuning, model
+    if run.settings.pretraining.steps and settings.train != "generator":
+        start = start_model(run, model.config.backbone_name_or_path, model.config.backbone_revision)
+    bank.require_like(start, ranks=settings.alignment == "factors")
+    apart = settings.train != "generator" or in_shares()
+    backbone = frozen_copy(start.backbone) if apart else start.backbone
+    return Teacher(backbone.to(_device(run)), StoredAdapters(bank, _device(run)))
 
 
 def _save_trained(run: Run, stage: Stage, model: TagiModel):

@@ -10,11 +10,11 @@ import modeling_tagi.training.run
 from modeling_tagi import TagiModel
 from modeling_tagi.data.records import Record
 from modeling_tagi.fit import require_fit
-from modeling_tagi.training import stages
+from modeling_tagi.training import stage_training, stages
 from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
-from modeling_tagi.training.shares import cut
+from modeling_tagi.training.shares import cut, require_possible_shares
 from modeling_tagi.training.trainer import Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
@@ -87,7 +87,7 @@ def same(left, right):
 @pytest.fixture
 def kill(monkeypatch):
     """Ends a stage (or the second chunk of it: `part=2`) with an exception behind one of its steps."""
-    checkpoints = stages._Checkpoints
+    checkpoints = stage_training.Checkpoints
 
     def arm(stage, step, part=1):
         seen = []
@@ -101,7 +101,7 @@ def kill(monkeypatch):
                 if self.stage.name == stage and seen.count(stage) == part and state.global_step == step:
                     raise Killed
 
-        monkeypatch.setattr(stages, "_Checkpoints", Deadly)
+        monkeypatch.setattr(stage_training, "Checkpoints", Deadly)
 
     yield arm
     monkeypatch.undo()
@@ -444,6 +444,7 @@ SHARES = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_T
 def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
     make_run, records, tokenizer, monkeypatch, environment, overrides, wrong
 ):
+    monkeypatch.setattr("accelerate.__version__", "1.15")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = make_run("shares").settings
@@ -454,6 +455,13 @@ def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
         setattr(getattr(settings, part), field, value)
     with pytest.raises(ValueError, match=wrong):
         stages.check_model(settings, tokenizer, {"train": records}, TEXT)
+
+
+def test_an_accelerate_without_fsdp2_is_refused(make_run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr("accelerate.__version__", "1.3.0")
+    with pytest.raises(ValueError, match="need accelerate 1.15 or later, this is 1.3.0"):
+        require_possible_shares(make_run("old").settings)
 
 
 def test_weights_are_cut_where_every_process_has_a_part():

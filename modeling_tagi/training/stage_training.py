@@ -1,0 +1,188 @@
+"""One stage's training by the HF Trainer: from its last whole checkpoint, with a log, a plot and a bar."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Callable, Optional, Sequence
+
+import torch
+from transformers import ProgressCallback, Seq2SeqTrainingArguments, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..modeling_tagi import TagiModel, evaluating
+from .processes import from_main, is_main, wait
+from .run import Run, Stage, progress_bar, write_text
+from .settings import StageSettings
+from .shares import in_shares, shared_copy, whole_state
+from .task_adapters import AdapterTuner
+from .trainer import TagiTrainer, unchanged_randomness
+
+COMPLETE_FILE = "complete"
+
+
+def train_stage(
+    run: Run,
+    stage: Stage,
+    settings: StageSettings,
+    model,
+    collator,
+    sampler,
+    dataset,
+    part: str = "",
+    callbacks: Sequence[TrainerCallback] = (),
+    **trainer_options,
+) -> dict:
+    """Trains `model` in place with the HF Trainer, from the last checkpoint if there is one.
+
+    With weights in shares a copy is trained, which the main process's `model` is then given the weights of: what is
+    saved, and what a teacher shares with it, is whole.
+
+    Returns:
+        `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.
+    """
+    checkpoints = stage.folder / "checkpoints" / (part or "all")
+    trainer = TagiTrainer(
+        model=shared_copy(model, run.settings.bf16) if in_shares() else model,
+        args=training_arguments(run, settings, model, checkpoints),
+        train_dataset=dataset,
+        data_collator=collator,
+        batch_sampler=sampler,
+        callbacks=[Checkpoints(stage), *callbacks],
+        **trainer_options,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress(stage))
+    trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
+    if in_shares():
+        state = whole_state(trainer.model)
+        if is_main():
+            model.load_state_dict(state)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if is_main():
+        name = f"log-{part}.jsonl" if part else "log.jsonl"
+        lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history]
+        write_text(stage.folder / name.replace("/", "-"), "".join(lines))
+        plot_losses(history, stage.folder / name.replace("/", "-").replace(".jsonl", ".png"), stage.label)
+    last = history[-max(1, len(history) // 10):]
+    return {"steps": settings.steps, "loss": sum(entry["loss"] for entry in last) / len(last)}
+
+
+def training_arguments(run: Run, settings: StageSettings, model, folder: Path) -> Seq2SeqTrainingArguments:
+    """What the HF Trainer is told for a stage; its checkpoints go to `folder`."""
+    return Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=1,  # the batch sampler makes the batches
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=math.ceil(settings.warmup * settings.steps),
+        optim=settings.optimizer,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=run.settings.bf16,
+        use_cpu=not torch.cuda.is_available(),  # as everything else here has it; without it bf16 is refused
+        gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
+        logging_steps=max(1, settings.steps // 50),
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        seed=run.settings.seed,
+        report_to=[],
+        disable_tqdm=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        # a generator that reads no instruction stands by; else all that is trained is used in every step
+        ddp_find_unused_parameters=isinstance(model, TagiModel) and run.settings.finetuning.reads != "adapter",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def plot_losses(history: Sequence[dict], path: Path, title: str):
+    """A picture of every loss term over the steps."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(key for entry in history for key in entry if key.startswith("loss")):
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        axes.plot(*zip(*points), label=name.removeprefix("loss_").replace("loss", "all"))
+    axes.set(title=title, xlabel="optimizer steps", ylabel="loss (nats per token; alignment: its own)")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+class Checkpoints(TrainerCallback):
+    """Marks checkpoints as whole, and keeps the stage's clock."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save:  # else the losses since the last log would be lost to a run that goes on from here
+            control.should_log = True
+
+    def on_save(self, args, state, control, **kwargs):
+        wait()  # each process writes its own random state
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE_FILE).touch()
+        self.stage.tick()
+
+
+class Scores(TrainerCallback):
+    """Scores of the model while it is trained, a line each; training goes on as if they had not been taken."""
+
+    def __init__(self, stage: Stage, every: int, scores: Callable[[TagiModel], dict]):
+        self.file, self.every, self.scores = stage.folder / "scores.jsonl", every, scores
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if not self.every or (state.global_step % self.every and state.global_step != state.max_steps):
+            return
+        with unchanged_randomness(), evaluating(model):
+            line = {"step": state.global_step, **self.scores(model)}
+        if not state.is_world_process_zero:
+            return
+        before = [json.loads(text) for text in self.file.read_text().splitlines()] if self.file.is_file() else []
+        lines = [entry for entry in before if entry["step"] < state.global_step] + [line]
+        write_text(self.file, "".join(json.dumps(entry) + "\n" for entry in lines))
+
+
+class Pushes(TrainerCallback):
+    """Pushes of the model while it is trained; the last step's is left to the end of the run."""
+
+    def __init__(self, every: int, push: Callable[[TagiModel, int], None]):
+        self.every, self.push = every, push
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        at_end = state.global_step >= state.max_steps
+        if state.is_world_process_zero and state.global_step % self.every == 0 and not at_end:
+            with unchanged_randomness():
+                self.push(model, state.global_step)
+
+
+class Progress(ProgressCallback):
+    """A bar with the stage, the time it still takes and the loss; nothing else is printed."""
+
+    def __init__(self, stage: Stage):
+        super().__init__()
+        self.stage = stage
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.current_step = state.global_step
+        if state.is_world_process_zero:
+            self.training_bar = progress_bar(
+                total=state.max_steps, initial=state.global_step, desc=self.stage.label
+            )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+
+def _last_complete(folder: Path) -> Optional[str]:
+    """The newest checkpoint that was written whole; the others came of a run that was cut off while saving."""
+    while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
+        if (Path(last) / COMPLETE_FILE).is_file():
+            return last
+        shutil.rmtree(last)
+    return None
