@@ -1,6 +1,8 @@
 """TagiAdapter: what a generator makes of an instruction, ready to apply, save and share."""
 
 import hashlib
+import math
+import mmap
 import os
 import weakref
 from dataclasses import dataclass, field, replace
@@ -42,23 +44,48 @@ class InstructionMemory:
     def trimmed(self) -> "InstructionMemory":
         """Without the positions that are padding for every task."""
         length = max(1, int(self.mask.sum(1).max()))
-        return self._resized(lambda x, axis: x.narrow(axis, 0, length))
+        tensors = self.tensors().items()
+        return InstructionMemory(**{name: x.narrow(_axis(name, x), 0, length).contiguous() for name, x in tensors})
 
-    def padded(self, length: int) -> "InstructionMemory":
-        """With zeros up to `length` positions."""
+    def clear_padding_(self) -> "InstructionMemory":
+        """Zeros, in place, where `mask` is 0: what an encoder makes of padding depends on what was beside it."""
+        padding = self.mask == 0
+        if padding.any():
+            for name, x in self.tensors().items():
+                x.movedim(_axis(name, x), 1)[padding] = 0
+        return self
 
-        def pad(x, axis):
-            shape = list(x.shape)
-            shape[axis] = length - shape[axis]
-            return torch.cat([x, x.new_zeros(shape)], axis)
+    @classmethod
+    def join(
+        cls, memories: Sequence["InstructionMemory"], rows: Optional[Sequence[Sequence[int]]] = None
+    ) -> "InstructionMemory":
+        """Several as one, with zeros up to the longest; `rows` says which of its tasks each one's are, by default in
+        order."""
+        counts = [len(memory.mask) for memory in memories]
+        rows = rows if rows is not None else torch.arange(sum(counts)).split(counts)
+        whole = {}
+        for name, first in memories[0].tensors().items():
+            axis, shape = _axis(name, first), list(first.shape)
+            shape[0], shape[axis] = sum(counts), max(memory.mask.shape[1] for memory in memories)
+            whole[name] = _zeros(shape, first)
+            for memory, numbers in zip(memories, rows):
+                x = memory.tensors()[name].to(first.dtype)
+                whole[name].narrow(axis, 0, x.shape[axis])[torch.as_tensor(numbers, device=x.device)] = x
+        return cls(**whole)
 
-        return self._resized(pad)
 
-    def _resized(self, function) -> "InstructionMemory":
-        axes = {"mask": 1, "states": 1}
-        return InstructionMemory(
-            **{name: function(x, axes.get(name, -2)).contiguous() for name, x in self.tensors().items()}
-        )
+def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """As `like.new_zeros`; on a CPU what is never written, such as padding, takes neither time nor memory."""
+    if like.device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return like.new_zeros(shape)
+    size = math.prod(shape) * like.element_size()
+    untouched = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(untouched, dtype=like.dtype).view(shape)
+
+
+def _axis(name: str, x: Tensor) -> int:
+    """That of the tokens, in a tensor of an instruction memory."""
+    return 1 if name in ("mask", "states") else x.ndim - 2
 
 
 @dataclass(frozen=True)
@@ -230,9 +257,7 @@ class TagiAdapter:
             _require_alike(first, other, number)
         memory = None
         if first.memory is not None:
-            length = max(adapter.memory.mask.shape[1] for adapter in adapters)
-            padded = [adapter.memory.padded(length).tensors() for adapter in adapters]
-            memory = InstructionMemory(**{name: torch.cat([p[name] for p in padded]) for name in padded[0]})
+            memory = InstructionMemory.join([adapter.memory for adapter in adapters])
         provenance = tuple(p for adapter in adapters for p in adapter.provenance or ({},) * len(adapter))
         return replace(
             first,

@@ -68,7 +68,9 @@ class Hypernetwork(nn.Module):
         a, b = {}, {}
         for stack in self.stacks:
             for path, (generated_a, generated_b) in stack(pooled).items():
-                a[path] = self.shared_a[_key(path)] + generated_a
+                shared = self.shared_a[_key(path)]
+                # where no gradient is asked for, in place: new memory would cost more than the sum
+                a[path] = shared + generated_a if torch.is_grad_enabled() else generated_a.add_(shared)
                 b[path] = generated_b
         return a, b
 

@@ -52,18 +52,31 @@ class InstructionCache:
             if state != self._state:
                 self._entries, self._state = OrderedDict(), state
             entries = self._entries  # of these weights: another thread may find others
-            found = {ids: entries[ids][0] for ids in instructions if ids in entries}
+            found = {ids: entries[ids][0] for ids in dict.fromkeys(instructions) if ids in entries}
         new = [ids for ids in dict.fromkeys(instructions) if ids not in found]
-        if new:
-            computed = compute(new)
-            found.update((ids, computed[number]) for number, ids in enumerate(new))
+        made = compute(new) if new else None
+        used = found if made is None else {**found, **self._last_that_fit(new, made)}
         with self._lock:
-            for ids in dict.fromkeys(instructions):
-                entries[ids] = entries.pop(ids, None) or (found[ids], found[ids].nbytes)
+            for ids, one in used.items():
+                entries[ids] = entries.pop(ids, None) or (one, one.nbytes)
             size = sum(size for _, size in entries.values())
             while size > self.max_bytes:
                 size -= entries.popitem(last=False)[1][1]
-        return TagiAdapter.stack([found[ids] for ids in instructions])  # copies: who changes one changes no other
+        # copies of what is kept: who changes one changes no other
+        adapter = TagiAdapter.stack([*found.values(), *([made] if made is not None else [])]) if found else made
+        order = {ids: number for number, ids in enumerate([*found, *new])}
+        return adapter if list(order) == list(instructions) else adapter[[order[ids] for ids in instructions]]
+
+    def _last_that_fit(self, instructions: list[tuple], adapters: TagiAdapter) -> dict[tuple, TagiAdapter]:
+        """A copy of each, from the last one on, as many as there is room for."""
+        copies, left = [], self.max_bytes
+        for number in reversed(range(len(instructions))):
+            copies.append((instructions[number], adapters[number]))
+            left -= copies[-1][1].nbytes
+            if left < 0:
+                copies.pop()
+                break
+        return dict(reversed(copies))
 
 
 def _state_of(model: nn.Module) -> Optional[tuple]:

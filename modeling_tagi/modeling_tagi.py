@@ -226,15 +226,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         names = {key: text if text is not None else f"of tokens {key}" for key, text in zip(keys, texts)}
 
         def compute(new: list[tuple[int, ...]]) -> TagiAdapter:
-            groups, made = alike_in_length([len(key) for key in new]), []
-            with torch.no_grad(), evaluating(self):
-                for group in groups:
-                    padded, mask = pad([list(new[number]) for number in group], 0)
-                    made.append(self.adapter_from_ids(padded.to(self.device), mask.to(self.device)))
-            adapter = made[0]
-            if len(groups) > 1:
-                order = [number for group in groups for number in group]
-                adapter = TagiAdapter.stack(made)[sorted(range(len(new)), key=order.__getitem__)]
+            adapter = self.adapter_from_rows(new)
             if self.instruction_index is not None:
                 vectors = mean_embeddings(self.get_input_embeddings(), new)
                 self.instruction_index.warn_of_far(vectors, [names[key] for key in new])
@@ -279,6 +271,28 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        return self._written(*self._read(input_ids, attention_mask))
+
+    @torch.no_grad()
+    def adapter_from_rows(self, rows: Sequence[Sequence[int]]) -> TagiAdapter:
+        """As `adapter_from_ids`, for the token ids of any number of instructions of any lengths: the encoder reads
+        those of like length together, so that little is padding, and the hypernetwork writes all adapters at once."""
+        groups, read = alike_in_length([len(row) for row in rows]), []
+        with evaluating(self):
+            for group in groups:
+                padded, mask = pad([list(rows[number]) for number in group], 0)
+                pooled, memory = self._read(padded.to(self.device), mask.to(self.device))
+                read.append((pooled, memory.clear_padding_() if memory is not None else None))
+            pooled, memory = read[0]
+            if len(groups) > 1:
+                pooled, memories = zip(*read)
+                order = torch.tensor([number for group in groups for number in group]).argsort()
+                pooled = torch.cat(pooled)[order.to(self.device)]
+                memory = InstructionMemory.join(memories, groups) if memory is not None else None
+            return self._written(pooled, memory)
+
+    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:
+        """What there is to know of instructions: pooled `[tasks, d_model]`, and what fusion attends to."""
         prefix = None
         if self.config.is_encoder_decoder:
             with applied(None):
@@ -294,10 +308,13 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 )[0]
             if cache is not None:
                 prefix = [torch.stack([getattr(layer, x) for layer in cache.layers], 1) for x in ("keys", "values")]
-        a, b = self.hypernetwork(masked_mean(states, attention_mask))
         memory = None
         if self.config.fusion != "none":
             memory = self._memory(states, attention_mask, prefix)
+        return masked_mean(states, attention_mask), memory
+
+    def _written(self, pooled: Tensor, memory: Optional[InstructionMemory]) -> TagiAdapter:
+        a, b = self.hypernetwork(pooled)
         return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory)
 
     def _memory(self, states: Tensor, mask: Tensor, prefix: Optional[list[Tensor]]) -> InstructionMemory:

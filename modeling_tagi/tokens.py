@@ -14,7 +14,8 @@ _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times 
 # Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).
 _TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _REPLY = "reply"
-_PASS = 64  # tokens that take a CPU as long as reading T5-base's encoder and generator once; GPUs mind neither
+_PASS = 64  # tokens that take a CPU as long as reading T5-base's encoder once; GPUs mind neither
+_AT_ONCE = 2**15  # tokens of a pass, padding counted: more need memory, and gain nothing
 
 
 class Tokens:
@@ -157,27 +158,26 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tens
 
 
 def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Numbers of rows that are best padded and read together, the shortest first; all in one group, in their order,
-    if little of that is padding.
+    """Numbers of rows that are best padded and read together, the shortest first; in their order if all are one group.
 
-    Padding costs as much as tokens do, a further group a pass over the weights: so a group's padding is at most that
-    pass's worth, or an eighth of its tokens.
+    Padding costs as much as tokens do, and a further group a pass over the weights: of all ways to cut the rows by
+    length this is the cheapest. No group is larger than a pass should be.
     """
-
-    def few(padding: int, tokens: int) -> bool:
-        return padding <= max(_PASS, tokens // 8)
-
-    if few(max(lengths) * len(lengths) - sum(lengths), sum(lengths)):
-        return [list(range(len(lengths)))]
-    groups, tokens = [[]], 0
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        grown = tokens + lengths[number]
-        if not few(lengths[number] * (len(groups[-1]) + 1) - grown, grown):
-            groups.append([])
-            grown = lengths[number]
-        groups[-1].append(number)
-        tokens = grown
-    return groups
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    cheapest = [(0, 0)]  # cost of the first rows, and where their last group starts
+    for end, number in enumerate(order, start=1):
+        costs = []
+        for start in reversed(range(end)):
+            places = (end - start) * lengths[number]
+            if places > _AT_ONCE and costs:
+                break
+            costs.append((cheapest[start][0] + places + _PASS, start))
+        cheapest.append(min(costs))
+    groups, end = [], len(order)
+    while end:
+        groups.insert(0, order[cheapest[end][1]: end])
+        end = cheapest[end][1]
+    return [sorted(group) for group in groups]
 
 
 def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:

@@ -124,11 +124,13 @@ def test_to_casts_all_but_the_mask(three):
     assert {tensor.device.type for tensor in flat(three.to("meta", torch.float16)).values()} == {"meta"}
 
 
-def test_padding_and_trimming_undo_each_other(three):
-    memory = three.memory
-    again = memory.padded(9).trimmed()
-    assert memory.padded(9).mask.shape == (3, 9) and not memory.padded(9).mask[:, 6:].any()
-    assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in memory.tensors().items())
+def test_memories_of_several_lengths_are_joined(three):
+    joined = InstructionMemory.join([three[[1, 2]].memory, three[0].memory], [[2, 0], [1]])
+    for row, one in enumerate([three[2], three[0], three[1]]):
+        again = joined.map(lambda x: x[row: row + 1])
+        for name, tensor in again.trimmed().tensors().items():
+            assert torch.equal(tensor, one.memory.tensors()[name]), name
+    assert joined.mask.shape == (3, 6) and not joined.keys[1, ..., 3:, :].any()  # padded with zeros
     assert InstructionMemory(mask=torch.zeros(1, 4)).trimmed().mask.shape == (1, 1)
 
 

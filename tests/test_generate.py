@@ -299,8 +299,8 @@ def test_instructions_of_all_lengths_equal_each_alone(make_model, random_ids, mo
     model = make_model(family, fusion)
     model.instruction_cache.max_bytes = kept
     rows = [random_ids(1, length, seed=length)[0].tolist() for length in (100, 3, 90, 5, 100, 4, 3)]
-    encode, shapes = model.adapter_from_ids, []
-    monkeypatch.setattr(model, "adapter_from_ids", lambda ids, mask: (shapes.append(ids.shape), encode(ids, mask))[1])
+    read, shapes = model._read, []
+    monkeypatch.setattr(model, "_read", lambda ids, mask: (shapes.append(ids.shape), read(ids, mask))[1])
     together = model.generate_adapter(rows)
     distinct = len({tuple(row) for row in rows}) if kept else len(rows)
     assert len(shapes) == 2 and sum(rows for rows, _ in shapes) == distinct

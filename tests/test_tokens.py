@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -182,16 +184,27 @@ def test_the_line_before_an_output_mirrors_the_one_before_an_input():
     assert prompt_text("say it", "a").endswith("\n\nInput:\na") and OUTPUT_HEAD == "\n\nOutput:\n"
 
 
-@pytest.mark.parametrize("lengths", [[512, 16] * 32, list(range(16, 513, 8)), [300, 20, 25, 310], [1] * 5 + [200]])
-def test_rows_of_like_length_are_read_together_and_little_is_padding(lengths):
+def costs(lengths, groups):
+    return sum(max(lengths[number] for number in group) * len(group) + 64 for group in groups)
+
+
+@pytest.mark.parametrize("lengths", [[512, 16] * 5, list(range(16, 513, 50)), [300, 20, 25, 310], [1] * 5 + [200]])
+def test_rows_of_like_length_are_read_together_at_the_least_cost(lengths):
     groups = alike_in_length(lengths)
-    assert sorted(number for group in groups for number in group) == list(range(len(lengths)))
-    assert 1 < len(groups) <= 9
-    for group in groups:
-        tokens = sum(lengths[number] for number in group)
-        assert max(lengths[number] for number in group) * len(group) - tokens <= max(64, tokens // 8)
+    assert sorted(number for group in groups for number in group) == list(range(len(lengths))) and len(groups) > 1
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for cuts in itertools.product([False, True], repeat=len(lengths) - 1):
+        ends = [0, *(place for place, cut in enumerate(cuts, start=1) if cut), len(lengths)]
+        assert costs(lengths, groups) <= costs(lengths, [order[i:j] for i, j in zip(ends, ends[1:])])
 
 
 def test_rows_without_much_padding_stay_together_and_in_order():
     for lengths in ([7], [40, 3, 20], [288] * 64, [300, 290, 310, 295]):
         assert alike_in_length(lengths) == [list(range(len(lengths)))]
+
+
+def test_no_pass_is_larger_than_it_should_be():
+    groups = alike_in_length([512] * 200)
+    assert sorted(number for group in groups for number in group) == list(range(200))
+    assert len(groups) == 4 and max(map(len, groups)) == 64
+    assert alike_in_length([40000, 40001]) == [[0], [1]]  # one alone may be

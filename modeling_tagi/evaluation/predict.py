@@ -12,7 +12,7 @@ from ..data.collate import READS
 from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import evaluating
-from ..tokens import Tokens, generation_tensors, pad, training_tensors
+from ..tokens import Tokens, generation_tensors, training_tensors
 from ..training.processes import gathered, own_share
 from ..training.run import progress_bar
 from .ranking import option_log_likelihood
@@ -118,12 +118,9 @@ class Answering:
             given = self.adapters.to(self.model.device) if self.adapters is not None else None
             return given, self.row_of
         unique = list(dict.fromkeys(self._instruction(record) for record in records))
-        made = []
-        for start in range(0, len(unique), self.batch_size):
-            ids, mask = pad([self.tokens.instruction(text) for text in unique[start: start + self.batch_size]], 0)
-            made.append(self.model.adapter_from_ids(ids.to(self.model.device), mask.to(self.model.device)))
         number = {text: number for number, text in enumerate(unique)}
-        return TagiAdapter.stack(made), lambda record: number[self._instruction(record)]
+        made = self.model.adapter_from_rows([self.tokens.instruction(text) for text in unique])
+        return made, lambda record: number[self._instruction(record)]
 
     def _batches(self, records, progress: str):
         order = sorted(range(len(records)), key=lambda row: len(self._input(records[row])))

@@ -107,13 +107,13 @@ def test_prompts_and_bare_inputs_go_to_the_backbone(model, tokens):
 
 @pytest.mark.parametrize("method", ["generate", "rank"])
 def test_each_instruction_is_encoded_once(model, tokens, method, monkeypatch):
-    encoded, original = [], model.adapter_from_ids
+    encoded, original = [], model._read
 
-    def adapter_from_ids(input_ids, attention_mask=None):
+    def read(input_ids, attention_mask):
         encoded.extend(tuple(row[mask.bool()].tolist()) for row, mask in zip(input_ids, attention_mask))
         return original(input_ids, attention_mask)
 
-    monkeypatch.setattr(model, "adapter_from_ids", adapter_from_ids)
+    monkeypatch.setattr(model, "_read", read)
     records = RECORDS * 3 if method == "generate" else OPTIONS * 3
     getattr(Answering(model, tokens, "adapter", 2), method)(records)
     texts = {instruction_text(r.instruction, r.demonstrations) for r in records}
