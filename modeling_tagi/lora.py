@@ -217,8 +217,11 @@ def memory_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tens
     if application is None or module not in application.memory:
         return None
     memory = application.memory[module]
+    states = memory.states.to(args[0].dtype)
+    projected = module.forward(states)  # not a call: what gathers weights for one (ZeRO-3) would do so twice
     with applied(memory.application):
-        projected = module(memory.states.to(args[0].dtype))
+        updated = lora_hook(module, (states,), projected)
+    projected = projected if updated is None else updated
     return torch.cat([take_rows(projected, len(output), memory.task_index), output], 1)
 
 

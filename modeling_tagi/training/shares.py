@@ -1,30 +1,20 @@
-"""Weights in shares (FSDP2): each process holds a part of what is trained, and gathers a block while it is at work."""
+"""Weights in shares: each process holds a part of what is trained, and gathers a block while it is at work. By FSDP2
+or by DeepSpeed, as accelerate was told."""
 
 import copy
-import math
 import os
-from functools import partial
-from typing import Optional
 
-import accelerate
 import torch
-from accelerate.utils import DistributedType
-from packaging.version import Version
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard
 
+from . import fsdp, zero
 from .processes import processes
 from .task_adapters import AdapterTuner
-
-_ACCELERATE = "1.15"  # the first that it was tried with
 
 
 def in_shares() -> bool:
     """Whether accelerate was started with a configuration that has weights in shares."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or zero.by_deepspeed()
 
 
 def require_possible_shares(settings):
@@ -36,56 +26,30 @@ def require_possible_shares(settings):
     Raises:
         ValueError: naming the field of accelerate's configuration or of the run's.
     """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise ValueError(
-            "accelerate was told to use DeepSpeed, but train.py shares weights by FSDP2: use "
-            "hub_configs/accelerate/fsdp2.yaml (as ZeRO-3) or fsdp2-whole-weights.yaml (ZeRO-2)"
-        )
     if not in_shares():
         return
-    if Version(accelerate.__version__) < Version(_ACCELERATE):
-        raise ValueError(
-            f"weights in shares need accelerate {_ACCELERATE} or later, this is {accelerate.__version__}: "
-            f"pip install 'accelerate>={_ACCELERATE}', or use hub_configs/accelerate/ddp.yaml"
-        )
-    if os.environ.get("FSDP_VERSION") != "2":
-        raise ValueError(
-            "accelerate was told to use FSDP's first version, but train.py shares weights by the second: set "
-            "fsdp_version: 2, as hub_configs/accelerate/fsdp2.yaml does"
-        )
-    if processes().distributed_type == DistributedType.MULTI_CPU:
-        raise ValueError("accelerate shares no weights on CPUs: use hub_configs/accelerate/ddp.yaml or torchrun")
-    if os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT") != "SHARDED_STATE_DICT":
-        raise ValueError(
-            "a run with weights in shares goes on from checkpoints in shares alone: set fsdp_state_dict_type: "
-            "SHARDED_STATE_DICT, as hub_configs/accelerate/fsdp2.yaml does; models are saved whole all the same"
-        )
-    for field in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
-        if os.environ.get(f"FSDP_{field}", "false").lower() == "true":
-            raise ValueError(
-                f"fsdp_{field.lower()} is true, but train.py cannot do that: set it to false; "
-                "--gradient_checkpointing true saves memory too"
-            )
+    if zero.by_deepspeed():
+        zero.require_possible_zero()
+    else:
+        fsdp.require_possible_fsdp()
     for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
         stage = getattr(settings, name)
         if stage.steps and stage.optimizer == "adafactor":
             raise ValueError(
-                f"{name}.optimizer is 'adafactor', which cannot work on weights in shares (FSDP2): set it to "
+                f"{name}.optimizer is 'adafactor', which cannot work on weights in shares: set it to "
                 "'adamw_torch_fused', or use hub_configs/accelerate/ddp.yaml"
             )
     for name, value in (("evaluation.every", settings.evaluation.every), ("push_every", settings.push_every)):
         if value:
             raise ValueError(
-                f"{name} is {value}, but a model whose weights are in shares (FSDP2) is whole only after training; "
+                f"{name} is {value}, but a model whose weights are in shares is whole only after training; "
                 "set it to 0, or use hub_configs/accelerate/ddp.yaml"
             )
 
 
 def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
-    """A copy of `model` in shares, to be trained; accelerate takes it as it is, and `model` is left on the CPU.
-
-    accelerate's own way to share weights fails where embeddings are tied, as T5's are. A tuner's backbone is not
-    trained, and stays whole, where it is.
+    """A copy of `model` to be trained in shares; `model` is left on the CPU. A tuner's backbone is not trained, and
+    stays whole, where it is.
 
     Args:
         model: Whole, the same in all processes.
@@ -98,41 +62,15 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
         model = copy.deepcopy(model, {id(model.backbone): model.backbone})
     else:
         model = copy.deepcopy(model.to("cpu"))
-    device, number = processes().device.type, processes().num_processes
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and cut(weight, number) is None:
-            raise ValueError(
-                f"{name} is trained and has the shape {tuple(weight.shape)}, which {number} processes cannot share: "
-                "use fewer, or hub_configs/accelerate/ddp.yaml"
-            )
-    again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
-    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    share = partial(
-        fully_shard,
-        mesh=init_device_mesh(device, (number,)),
-        shard_placement_fn=lambda weight: cut(weight, number),
-        mp_policy=half if bf16 else MixedPrecisionPolicy(),
-    )
-    blocks = set(getattr(model, "_no_split_modules", None) or ())
-    for module in list(model.modules()):
-        if type(module).__name__ in blocks:
-            share(module, reshard_after_forward=again)
-    share(model)
+    if zero.by_deepspeed():
+        zero.register_parts(model)
+    else:
+        fsdp.share_blocks(model, bf16)
     if bf16:
-        model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
+        model.forward = torch.autocast(processes().device.type, torch.bfloat16)(model.forward)
     return model
 
 
-def cut(weight: Tensor, number: int) -> Optional[Shard]:
-    """The dimension that is cut: the first in equal parts, or the first of all if none of its parts would be empty;
-    `None` if there is neither. accelerate cannot tell empty parts of two weights apart."""
-    for place, size in enumerate(weight.shape):
-        if size % number == 0:
-            return Shard(place)
-    rows = weight.shape[0] if weight.shape else 0
-    return Shard(0) if rows > (number - 1) * math.ceil(rows / number) else None
-
-
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model in shares, on the CPU: empty but in the main process, and all of them must ask."""
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What training changed of a model in shares, whole, on the CPU: all processes must ask, the main one gets it."""
+    return zero.trained_weights(model) if zero.by_deepspeed() else fsdp.whole_weights(model)

@@ -11,10 +11,11 @@ from transformers import ProgressCallback, Seq2SeqTrainingArguments, TrainerCall
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..modeling_tagi import TagiModel, evaluating
+from . import zero
 from .processes import from_main, is_main, wait
 from .run import Run, Stage, progress_bar, write_text
 from .settings import StageSettings
-from .shares import in_shares, shared_copy, whole_state
+from .shares import in_shares, shared_copy, trained_weights
 from .task_adapters import AdapterTuner
 from .trainer import TagiTrainer, unchanged_randomness
 
@@ -55,9 +56,10 @@ def train_stage(
     trainer.add_callback(Progress(stage))
     trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
     if in_shares():
-        state = whole_state(trainer.model)
+        weights = trained_weights(trainer.model)
         if is_main():
-            model.load_state_dict(state)
+            model.load_state_dict({**model.state_dict(), **weights})
+        zero.end_of_stage()
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     if is_main():
         name = f"log-{part}.jsonl" if part else "log.jsonl"

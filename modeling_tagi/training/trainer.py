@@ -17,8 +17,8 @@ from ..adapter import TagiAdapter
 from ..data.sampling import Shares
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
-from . import losses
-from .shares import in_shares, whole_state
+from . import losses, zero
+from .shares import in_shares, trained_weights
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 
@@ -249,7 +249,7 @@ class TagiTrainer(Seq2SeqTrainer):
             if known.any():  # among this process's tasks
                 teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
                 rows = known[task_index]
-                with self.accelerator.autocast():  # accelerate wraps what is trained, not the teacher
+                with self._autocast():
                     answers = self.teacher.answers(teacher_inputs, teacher_index.clamp_min(0), task_index, rows)
                 labels = of_rows(inputs["labels"], rows)
                 terms["distillation"] = losses.distillation_loss(
@@ -275,6 +275,12 @@ class TagiTrainer(Seq2SeqTrainer):
             loss = loss + weight * aligned / accumulation
         return loss
 
+    def _autocast(self):
+        """For the teacher: accelerate wraps what is trained, and nothing under DeepSpeed."""
+        if self.args.bf16:
+            return torch.autocast(self.args.device.type, torch.bfloat16)
+        return self.accelerator.autocast()
+
     def _left(self, steps: Optional[int]) -> float:
         """What is left of a weight that falls to 0 over `steps`."""
         return 1.0 if steps is None else max(0.0, 1 - self.state.global_step / max(1, steps))
@@ -290,9 +296,9 @@ class TagiTrainer(Seq2SeqTrainer):
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False):
         """As `Seq2SeqTrainer`'s; weights in shares are put together, of which its own way leaves some apart."""
-        if not in_shares():
+        if zero.by_deepspeed() or not in_shares():
             return super().save_model(output_dir, _internal_call)
-        state = whole_state(self.model)
+        state = trained_weights(self.model)
         if self.args.should_save:
             self._save(output_dir or self.args.output_dir, state_dict=state)
 

@@ -17,9 +17,10 @@ from tiny import tiny_settings, write_tiny_data
 ROOT = Path(__file__).parents[2]
 STEPS = 50  # the log has a line for each
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ACCELERATE, SHARES, SHARED_STATES = (
+ACCELERATE, SHARES, SHARED_STATES, ZERO2, ZERO3 = (
     ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
-     str(ROOT / "hub_configs" / "accelerate" / f"{name}.yaml")] for name in ("ddp", "fsdp2", "fsdp2-whole-weights")
+     str(ROOT / "hub_configs" / "accelerate" / f"{name}.yaml")]
+    for name in ("ddp", "fsdp2", "fsdp2-whole-weights", "zero2", "zero3")
 )  # fmt: skip
 LLAMA = {
     "model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -44,9 +45,12 @@ def folder(tmp_path_factory):
 
 
 def start(folder, output_dir, launcher=(), **overrides):
+    if launcher in (ZERO2, ZERO3):
+        pytest.importorskip("deepspeed", reason="weights in shares by DeepSpeed are tried where it is installed")
     script = ROOT / ("tests/training/on_cpu_in_shares.py" if launcher in (SHARES, SHARED_STATES) else "train.py")
     fields = [x for name, value in overrides.items() for x in (f"--{name}", json.dumps(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.Popen(
         [sys.executable, *launcher, str(script), "tiny.yaml", "--output_dir", output_dir, *fields],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -94,28 +98,35 @@ def test_two_processes_end_as_one_with_the_same_batches(folder, name):
     ("t5", SHARES, {}),
     ("t5", SHARES, {"finetuning.teacher_cache": "states"}),
     ("llama", SHARED_STATES, {"gradient_checkpointing": True}),
-], ids=["t5", "cache", "llama"])  # fmt: skip
+    ("t5", ZERO2, {}),
+    ("t5", ZERO3, {"finetuning.teacher_cache": "states"}),
+    ("llama", ZERO3, {"gradient_checkpointing": True}),
+], ids=["t5", "cache", "llama", "zero2", "zero3", "zero3-llama"])  # fmt: skip
 def test_weights_in_shares_end_as_whole_ones(folder, name, launcher, more):
     if not (folder / f"one-{name}").is_dir():
         end(start(folder, f"one-{name}", **RUNS[name]))
-    shares = f"shares-{name}-{len(more)}"
+    shares = f"shares-{name}-{len(more)}-{Path(launcher[-1]).stem}"
     end(start(folder, shares, launcher, **RUNS[name], **more))
     require_equal(folder / f"one-{name}", folder / shares)
 
 
 @pytest.mark.slow
-def test_weights_in_shares_compute_in_bfloat16(folder):
-    for name, launcher in (("one-bf16", ()), ("shares-bf16", SHARES)):
-        end(start(folder, name, launcher, bf16=True, **{"train_tasks": 2}))
-    for log in sorted((folder / "one-bf16").glob("stages/*/log*.jsonl")):
-        ours, theirs = ([json.loads(line)["loss"] for line in (run / log.relative_to(folder / "one-bf16")).read_text()
-                         .splitlines()] for run in (folder / "one-bf16", folder / "shares-bf16"))  # fmt: skip
+@pytest.mark.parametrize("launcher", [SHARES, ZERO2, ZERO3], ids=["fsdp2", "zero2", "zero3"])
+def test_weights_in_shares_compute_in_bfloat16(folder, launcher):
+    one, two = folder / "one-bf16", folder / f"two-bf16-{Path(launcher[-1]).stem}"
+    for run, by in ((one, ()), (two, launcher)):
+        if not run.is_dir():
+            end(start(folder, run.name, by, bf16=True, **{"train_tasks": 2}))
+    for log in sorted(one.glob("stages/*/log*.jsonl")):
+        ours, theirs = ([json.loads(line)["loss"] for line in (run / log.relative_to(one)).read_text().splitlines()]
+                        for run in (one, two))  # fmt: skip
         assert ours != theirs and all(abs(x - y) < 0.05 * x for x, y in zip(ours, theirs, strict=True)), log
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, first, second", [
     ("by-one", TORCHRUN, ()), ("by-two", TORCHRUN, TORCHRUN), ("in-shares", SHARES, SHARES),
+    ("zero2", ZERO2, ZERO2), ("zero3", ZERO3, ZERO3),
 ])
 def test_a_run_of_two_that_was_killed_is_taken_up(folder, name, first, second):
     whole, cut = folder / "one-t5", folder / f"cut-{name}"

@@ -12,9 +12,10 @@ from modeling_tagi.data.records import Record
 from modeling_tagi.fit import require_fit
 from modeling_tagi.training import stage_training, stages
 from modeling_tagi.training.adapter_bank import AdapterBank
+from modeling_tagi.training.fsdp import cut
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
-from modeling_tagi.training.shares import cut, require_possible_shares
+from modeling_tagi.training.shares import require_possible_shares
 from modeling_tagi.training.trainer import Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
@@ -430,11 +431,15 @@ def test_task_adapters_are_refused_by_another_backbone_than_they_were_tuned_on(m
         require_fit(bank.load(), model)
 
 
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 SHARES = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}
 
 
 @pytest.mark.parametrize("environment, overrides, wrong", [
-    ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "use DeepSpeed, but train.py shares weights by FSDP2"),
+    ({**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, {}, "was given a deepspeed_config_file"),
+    ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, {}, "zero_stage is 0, but must be 1, 2 or 3"),
+    ({**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, {}, "offload_optimizer_device is 'cpu'"),
+    (ZERO, {"pretraining.optimizer": "adafactor"}, "pretraining.optimizer is 'adafactor'"),
     ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
     ({**SHARES, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, {}, "fsdp_state_dict_type: SHARDED_STATE_DICT"),
     ({**SHARES, "FSDP_OFFLOAD_PARAMS": "true"}, {}, "fsdp_offload_params is true"),
@@ -445,6 +450,7 @@ def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
     make_run, records, tokenizer, monkeypatch, environment, overrides, wrong
 ):
     monkeypatch.setattr("accelerate.__version__", "1.15")
+    monkeypatch.setattr("modeling_tagi.training.zero.is_deepspeed_available", lambda: True)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = make_run("shares").settings
@@ -455,6 +461,14 @@ def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
         setattr(getattr(settings, part), field, value)
     with pytest.raises(ValueError, match=wrong):
         stages.check_model(settings, tokenizer, {"train": records}, TEXT)
+
+
+def test_deepspeed_that_is_not_there_is_asked_for(make_run, monkeypatch):
+    for name, value in ZERO.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("modeling_tagi.training.zero.is_deepspeed_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install deepspeed"):
+        require_possible_shares(make_run("without").settings)
 
 
 def test_an_accelerate_without_fsdp2_is_refused(make_run, monkeypatch):

@@ -1,0 +1,70 @@
+"""Weights in shares by DeepSpeed (ZeRO), where accelerate was started with a configuration for it."""
+
+import os
+
+from torch import Tensor, nn
+from transformers.integrations import is_deepspeed_available, unset_hf_deepspeed_config
+
+_CONTAINERS = (nn.ParameterDict, nn.ParameterList)
+
+
+def by_deepspeed() -> bool:
+    """Whether accelerate was told to use it."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def stage() -> int:
+    """ZeRO's, where DeepSpeed is used."""
+    return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))  # accelerate's own default
+
+
+def require_possible_zero():
+    """Refuses what accelerate was told of DeepSpeed and cannot be done.
+
+    Raises:
+        ImportError: without DeepSpeed.
+        ValueError: naming the field of accelerate's configuration.
+    """
+    if not is_deepspeed_available():
+        raise ImportError("accelerate was told to use DeepSpeed, which is not installed: pip install deepspeed")
+    if os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+        raise ValueError(
+            "accelerate was given a deepspeed_config_file, but train.py reads accelerate's own fields: set zero_stage "
+            "under deepspeed_config, as hub_configs/accelerate/zero3.yaml does"
+        )
+    if stage() not in (1, 2, 3):
+        raise ValueError(f"zero_stage is {stage()}, but must be 1, 2 or 3; or use hub_configs/accelerate/ddp.yaml")
+    for field in ("optimizer", "param"):
+        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{field.upper()}_DEVICE", "none").lower()
+        if device != "none":
+            raise ValueError(
+                f"offload_{field}_device is {device!r}, but train.py cannot do that: set it to 'none'; "
+                "--gradient_checkpointing true saves memory too"
+            )
+
+
+def register_parts(model: nn.Module):
+    """Tells DeepSpeed which weights a module uses of its lists and dictionaries of weights: stage 3 gathers a module's
+    own."""
+    if stage() < 3:
+        return
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, _CONTAINERS):
+                for weight in child.parameters():
+                    register_external_parameter(module, weight)
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What DeepSpeed has trained of `model`, whole, fp32, on the CPU; all processes must ask."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    return {name: safe_get_full_fp32_param(weight).detach().cpu().clone() for name, weight in weights}
+
+
+def end_of_stage():
+    """A model that is made or loaded from now on is whole: transformers remembers stage 3 otherwise."""
+    unset_hf_deepspeed_config()
