@@ -69,8 +69,10 @@ class Hypernetwork(nn.Module):
         for stack in self.stacks:
             for path, (generated_a, generated_b) in stack(pooled).items():
                 shared = self.shared_a[_key(path)]
-                # where no gradient is asked for, in place: new memory would cost more than the sum
-                a[path] = shared + generated_a if torch.is_grad_enabled() else generated_a.add_(shared)
+                if torch.is_grad_enabled() or shared.dtype != generated_a.dtype:
+                    a[path] = shared + generated_a
+                else:  # new memory would cost more than the sum
+                    a[path] = generated_a.add_(shared)
                 b[path] = generated_b
         return a, b
 

@@ -44,6 +44,19 @@ def test_equation_2_by_hand():
     torch.testing.assert_close(b["layer.0.v"], torch.tensor([[[1.8], [2.4]]]), **close)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_factors_are_the_same_without_gradients(autocast):
+    network, pooled = golden(1), torch.tensor([[1.0, 3.0], [2.0, -1.0]])
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected = network(pooled)
+        with torch.no_grad():
+            found = network(pooled)
+    for factors, others in zip(expected, found):
+        assert all(torch.equal(x, others[path]) and x.dtype == others[path].dtype for path, x in factors.items())
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
+
+
 def test_four_equal_hidden_units_give_twice_one():
     # the hidden layer is scaled by 1 / sqrt(4), and four units are summed: 4 / 2 = 2
     _, one = golden(1)(torch.tensor([[1.0, 3.0]]))

@@ -109,7 +109,7 @@ def plot(curve: dict, label: str, folder: Path, name: str, options):
         axes.minorticks_off()
         low, high = min(curve[kind]), max(curve[kind])
         ticks = np.geomspace(low, high, 4) if high > 1.3 * low else [low]
-        axes.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.set_yticks(ticks, [f"{tick:.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])
         axes.set_ylim(low / 1.5, high * 1.5)
         axes.legend()
     figure.suptitle(f"A training step over {label}, {options.rows} examples, {options.threads} threads")
