@@ -6,6 +6,8 @@ import mmap
 import os
 import weakref
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import accumulate
 from typing import Iterator, Optional, Sequence, Union
 
 import torch
@@ -55,32 +57,39 @@ class InstructionMemory:
                 x.movedim(_axis(name, x), 1)[padding] = 0
         return self
 
+    def blank(self, tasks: int, length: int, dtype: Optional[torch.dtype] = None) -> "InstructionMemory":
+        """Nothing but padding, for so many tasks, to `put_` memories like this one into."""
+        made = {}
+        for name, x in self.tensors().items():
+            shape = list(x.shape)
+            shape[0], shape[_axis(name, x)] = tasks, length
+            made[name] = _zeros(shape, x.dtype if dtype is None or name == "mask" else dtype, x.device)
+        return InstructionMemory(**made)
+
+    def put_(self, rows: Union[slice, Sequence[int]], memory: "InstructionMemory"):
+        """Writes the tasks of `memory`, which may be shorter, over `rows`."""
+        for name, x in memory.tensors().items():
+            place = self.tensors()[name].narrow(_axis(name, x), 0, memory.mask.shape[1])
+            place[rows] = x.to(place.dtype)
+
     @classmethod
-    def join(
-        cls, memories: Sequence["InstructionMemory"], rows: Optional[Sequence[Sequence[int]]] = None
-    ) -> "InstructionMemory":
-        """Several as one, with zeros up to the longest; `rows` says which of its tasks each one's are, by default in
-        order."""
-        counts = [len(memory.mask) for memory in memories]
-        rows = rows if rows is not None else torch.arange(sum(counts)).split(counts)
-        whole = {}
-        for name, first in memories[0].tensors().items():
-            axis, shape = _axis(name, first), list(first.shape)
-            shape[0], shape[axis] = sum(counts), max(memory.mask.shape[1] for memory in memories)
-            whole[name] = _zeros(shape, first)
-            for memory, numbers in zip(memories, rows):
-                x = memory.tensors()[name].to(first.dtype)
-                whole[name].narrow(axis, 0, x.shape[axis])[torch.as_tensor(numbers, device=x.device)] = x
-        return cls(**whole)
+    def join(cls, memories: Sequence["InstructionMemory"]) -> "InstructionMemory":
+        """Several as one, in order, with zeros up to the longest."""
+        first, tasks = memories[0], [len(memory.mask) for memory in memories]
+        floating = [x.dtype for memory in memories for x in memory.tensors().values() if x.is_floating_point()]
+        dtype = reduce(torch.promote_types, floating) if floating else None
+        whole = first.blank(sum(tasks), max(memory.mask.shape[1] for memory in memories), dtype)
+        for end, memory in zip(accumulate(tasks), memories):
+            whole.put_(slice(end - len(memory.mask), end), memory)
+        return whole
 
 
-def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """As `like.new_zeros`; on a CPU what is never written, such as padding, takes neither time nor memory."""
-    if like.device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return like.new_zeros(shape)
-    size = math.prod(shape) * like.element_size()
-    untouched = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(untouched, dtype=like.dtype).view(shape)
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `torch.zeros`; on a CPU what is never written, such as padding, takes neither time nor memory."""
+    if device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    untouched = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(untouched, dtype=dtype).view(shape)
 
 
 def _axis(name: str, x: Tensor) -> int:
@@ -115,7 +124,9 @@ class TagiAdapter:
     origin: Optional[weakref.ref] = field(default=None, compare=False, repr=False)
 
     def __getstate__(self):
-        return {**vars(self), "origin": None}
+        # a generator's factors are views of larger tensors, which would be pickled whole for each
+        alone = self._map(lambda x: x.clone() if x.untyped_storage().nbytes() > x.nbytes else x)
+        return {**vars(alone), "origin": None}
 
     def __repr__(self) -> str:
         instructions = [source.get("instruction") for source in self.provenance[:3]]

@@ -274,21 +274,34 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return self._written(*self._read(input_ids, attention_mask))
 
     @torch.no_grad()
-    def adapter_from_rows(self, rows: Sequence[Sequence[int]]) -> TagiAdapter:
+    def adapter_from_rows(self, rows: Sequence[Sequence[int]], at_most: Optional[int] = None) -> TagiAdapter:
         """As `adapter_from_ids`, for the token ids of any number of instructions of any lengths: the encoder reads
-        those of like length together, so that little is padding, and the hypernetwork writes all adapters at once."""
-        groups, read = alike_in_length([len(row) for row in rows]), []
+        those of like length together, so that little is padding, and the hypernetwork writes all adapters at once.
+
+        Args:
+            rows: Token ids of each instruction.
+            at_most: How many the encoder may read at once.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if not rows:
+            raise ValueError("adapter_from_rows got no instructions; give at least one")
+        lengths, pooled, memory = [len(row) for row in rows], None, None
+        groups = alike_in_length(lengths, at_most, on_cpu=self.device.type == "cpu")
         with evaluating(self):
             for group in groups:
                 padded, mask = pad([list(rows[number]) for number in group], 0)
-                pooled, memory = self._read(padded.to(self.device), mask.to(self.device))
-                read.append((pooled, memory.clear_padding_() if memory is not None else None))
-            pooled, memory = read[0]
-            if len(groups) > 1:
-                pooled, memories = zip(*read)
-                order = torch.tensor([number for group in groups for number in group]).argsort()
-                pooled = torch.cat(pooled)[order.to(self.device)]
-                memory = InstructionMemory.join(memories, groups) if memory is not None else None
+                of_group, read = self._read(padded.to(self.device), mask.to(self.device))
+                read = read.clear_padding_() if read is not None else None
+                if len(groups) == 1:
+                    return self._written(of_group, read)
+                if pooled is None:
+                    pooled = of_group.new_empty(len(rows), of_group.shape[1])
+                    memory = read.blank(len(rows), max(lengths)) if read is not None else None
+                pooled[group] = of_group
+                if memory is not None:
+                    memory.put_(group, read)
             return self._written(pooled, memory)
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:

@@ -1,6 +1,7 @@
 """Texts to the tokens that a model reads and writes: one way, in training and in use."""
 
 from array import array
+from collections import defaultdict
 from functools import lru_cache
 from typing import Optional, Sequence, Union
 
@@ -14,7 +15,8 @@ _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times 
 # Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).
 _TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _REPLY = "reply"
-_PASS = 64  # tokens that take a CPU as long as reading T5-base's encoder once; GPUs mind neither
+_PASS = 64  # tokens that take a CPU as long as reading T5-base's encoder once
+_LAUNCHES = 4096  # tokens that a GPU reads while a pass is launched: an estimate, not measured
 _AT_ONCE = 2**15  # tokens of a pass, padding counted: more need memory, and gain nothing
 
 
@@ -157,27 +159,32 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tens
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def alike_in_length(lengths: Sequence[int]) -> list[list[int]]:
+def alike_in_length(lengths: Sequence[int], at_most: Optional[int] = None, on_cpu: bool = True) -> list[list[int]]:
     """Numbers of rows that are best padded and read together, the shortest first; in their order if all are one group.
 
     Padding costs as much as tokens do, and a further group a pass over the weights: of all ways to cut the rows by
-    length this is the cheapest. No group is larger than a pass should be.
+    length this is the cheapest. Then a group that is more than a pass should be, or than `at_most` rows, is cut.
     """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    cheapest = [(0, 0)]  # cost of the first rows, and where their last group starts
-    for end, number in enumerate(order, start=1):
-        costs = []
+    price = _PASS if on_cpu else _LAUNCHES
+    rows = defaultdict(list)
+    for number, length in enumerate(lengths):
+        rows[length].append(number)
+    distinct = sorted(rows)
+    cheapest = [(0, 0)]  # cost of the shortest rows, and the place in `distinct` where their last group starts
+    for end, longest in enumerate(distinct, start=1):
+        costs, number = [], 0
         for start in reversed(range(end)):
-            places = (end - start) * lengths[number]
-            if places > _AT_ONCE and costs:
-                break
-            costs.append((cheapest[start][0] + places + _PASS, start))
+            number += len(rows[distinct[start]])
+            costs.append((cheapest[start][0] + number * longest + price, start))
         cheapest.append(min(costs))
-    groups, end = [], len(order)
+    groups, end = [], len(distinct)
     while end:
-        groups.insert(0, order[cheapest[end][1]: end])
-        end = cheapest[end][1]
-    return [sorted(group) for group in groups]
+        start = cheapest[end][1]
+        group = sorted(number for length in distinct[start:end] for number in rows[length])
+        size = min(max(1, _AT_ONCE // distinct[end - 1]), at_most or len(group))
+        groups[:0] = [group[first: first + size] for first in range(0, len(group), size)]
+        end = start
+    return groups
 
 
 def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import pickle
 
 import pytest
 import torch
@@ -124,14 +125,45 @@ def test_to_casts_all_but_the_mask(three):
     assert {tensor.device.type for tensor in flat(three.to("meta", torch.float16)).values()} == {"meta"}
 
 
-def test_memories_of_several_lengths_are_joined(three):
-    joined = InstructionMemory.join([three[[1, 2]].memory, three[0].memory], [[2, 0], [1]])
-    for row, one in enumerate([three[2], three[0], three[1]]):
+@pytest.mark.parametrize("anonymous", [True, False])  # not on Windows
+def test_memories_of_several_lengths_are_joined(three, monkeypatch, anonymous):
+    if not anonymous:
+        monkeypatch.delattr("mmap.MAP_ANONYMOUS")
+    joined = InstructionMemory.join([three[[1, 2]].memory, three[0].memory])
+    for row, one in enumerate([three[1], three[2], three[0]]):
         again = joined.map(lambda x: x[row: row + 1])
         for name, tensor in again.trimmed().tensors().items():
             assert torch.equal(tensor, one.memory.tensors()[name]), name
-    assert joined.mask.shape == (3, 6) and not joined.keys[1, ..., 3:, :].any()  # padded with zeros
+    assert joined.mask.shape == (3, 6) and not joined.keys[2, ..., 3:, :].any()  # padded with zeros
     assert InstructionMemory(mask=torch.zeros(1, 4)).trimmed().mask.shape == (1, 1)
+
+
+def test_a_stack_is_as_precise_as_its_most_precise_part(three):
+    half = three[0].to(torch.bfloat16)
+    for parts in ([half, three[1]], [three[1], half]):
+        stacked = flat(TagiAdapter.stack(parts))
+        assert {x.dtype for name, x in stacked.items() if name != "memory mask"} == {torch.float32}
+        assert stacked["memory mask"].dtype == torch.long
+
+
+@pytest.mark.parametrize("lengths", [[3, 6, 4], [3, 100, 90, 4]], ids=["one pass", "two"])
+@pytest.mark.parametrize("family, fusion", [("t5", "cross_attention"), ("llama", "concat")])
+def test_the_padding_of_a_memory_is_zero(make_model, random_ids, family, fusion, lengths):
+    model = make_model(family, fusion)
+    adapter = model.adapter_from_rows([random_ids(1, length, length)[0].tolist() for length in lengths])
+    assert adapter.memory.mask.sum(1).tolist() == lengths
+    for row, length in enumerate(lengths):
+        for name, x in adapter.memory.map(lambda x: x[row: row + 1]).tensors().items():
+            padding = x[:, length:] if name in ("mask", "states") else x[..., length:, :]
+            assert not padding.any() and x.any(), name
+
+
+def test_a_pickled_adapter_is_no_larger_than_its_tensors(make_model, random_ids):
+    model = make_model("t5", r=64)
+    model.instruction_cache.max_bytes = 0
+    adapter = model.generate_adapter(random_ids(1, 5)[0])
+    assert len(pickle.dumps(adapter)) < 1.5 * adapter.nbytes
+    assert_same(pickle.loads(pickle.dumps(adapter)), adapter)
 
 
 # Folders

@@ -151,6 +151,24 @@ def test_it_keeps_what_was_used_last_within_its_size(model, read):
     assert read == [1]
 
 
+def test_of_many_at_once_the_last_that_fit_are_kept(model, read):
+    size = model.generate_adapter(TWO).nbytes
+    model.instruction_cache.clear()
+    rows = [[number] * 5 for number in range(5, 11)]
+    model.instruction_cache.max_bytes = int(3.5 * size)
+    several = model.generate_adapter(rows)
+    assert len(model.instruction_cache) == 3
+    calls = len(read)
+    for row, one in zip(rows[3:], list(several)[3:]):
+        assert same(model.generate_adapter(row), one)
+    assert len(read) == calls
+    model.generate_adapter(rows[2])
+    assert len(read) == calls + 1
+    model.instruction_cache.max_bytes = size // 2
+    model.generate_adapter([13, 14, 15, 16, 17])
+    assert len(model.instruction_cache) == 0
+
+
 def test_copies_of_a_model_have_a_cache_of_their_own(model):
     model.instruction_cache.max_bytes = 12345678
     model.generate_adapter(ONE)

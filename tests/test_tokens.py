@@ -208,3 +208,9 @@ def test_no_pass_is_larger_than_it_should_be():
     assert sorted(number for group in groups for number in group) == list(range(200))
     assert len(groups) == 4 and max(map(len, groups)) == 64
     assert alike_in_length([40000, 40001]) == [[0], [1]]  # one alone may be
+    assert alike_in_length([7] * 5, at_most=2) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_gpu_reads_more_at_once():
+    lengths = [512, 16] * 4
+    assert len(alike_in_length(lengths)) == 2 and len(alike_in_length(lengths, on_cpu=False)) == 1

@@ -119,7 +119,7 @@ class Answering:
             return given, self.row_of
         unique = list(dict.fromkeys(self._instruction(record) for record in records))
         number = {text: number for number, text in enumerate(unique)}
-        made = self.model.adapter_from_rows([self.tokens.instruction(text) for text in unique])
+        made = self.model.adapter_from_rows([self.tokens.instruction(text) for text in unique], self.batch_size)
         return made, lambda record: number[self._instruction(record)]
 
     def _batches(self, records, progress: str):

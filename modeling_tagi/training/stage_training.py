@@ -59,7 +59,8 @@ def train_stage(
         weights = trained_weights(trainer.model)
         if is_main():
             model.load_state_dict({**model.state_dict(), **weights})
-        zero.end_of_stage()
+        if zero.by_deepspeed():
+            zero.end_of_stage(trainer)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     if is_main():
         name = f"log-{part}.jsonl" if part else "log.jsonl"
@@ -83,7 +84,7 @@ def training_arguments(run: Run, settings: StageSettings, model, folder: Path) -
         optim=settings.optimizer,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=run.settings.bf16,
+        bf16=run.settings.bf16 and not zero.by_deepspeed(),  # which would keep nothing but bf16 of weights and inputs
         use_cpu=not torch.cuda.is_available(),  # as everything else here has it; without it bf16 is refused
         gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
         logging_steps=max(1, settings.steps // 50),

@@ -345,7 +345,7 @@ def _teacher(run: Run, model: TagiModel, bank: AdapterBank) -> Teacher:
     bank.require_like(start, ranks=settings.alignment == "factors")
     apart = settings.train != "generator" or in_shares()
     backbone = frozen_copy(start.backbone) if apart else start.backbone
-    return Teacher(backbone.to(_device(run)), StoredAdapters(bank, _device(run)))
+    return Teacher(backbone.to(_device(run)), StoredAdapters(bank, _device(run)), run.settings.bf16)
 
 
 def _save_trained(run: Run, stage: Stage, model: TagiModel):

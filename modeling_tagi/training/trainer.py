@@ -3,7 +3,7 @@
 import copy
 import random
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -73,11 +73,16 @@ class Teacher:
         backbone: The language model that the task adapters were tuned on; never trained. With all answers in a
             `TeacherCache` its head is enough.
         bank: The task adapters, one after the other; a [`StoredAdapters`] where they are many.
+        bf16: Whether it computes in bfloat16 also where the trainer is not told to.
     """
 
-    def __init__(self, backbone: nn.Module, bank: Union[TagiAdapter, StoredAdapters]):
-        self.backbone, self.bank = backbone, bank
+    def __init__(self, backbone: nn.Module, bank: Union[TagiAdapter, StoredAdapters], bf16: bool = False):
+        self.backbone, self.bank, self.bf16 = backbone, bank, bf16
         self.head, self.is_encoder_decoder = backbone.get_output_embeddings(), backbone.config.is_encoder_decoder
+
+    def precision(self):
+        """A context to answer in."""
+        return torch.autocast(self.head.weight.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def adapters(self, index: Tensor) -> TagiAdapter:
         """Those of `index [tasks]`."""
@@ -249,7 +254,8 @@ class TagiTrainer(Seq2SeqTrainer):
             if known.any():  # among this process's tasks
                 teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
                 rows = known[task_index]
-                with self._autocast():
+                # accelerate wraps what is trained, not the teacher
+                with self.accelerator.autocast(), self.teacher.precision():
                     answers = self.teacher.answers(teacher_inputs, teacher_index.clamp_min(0), task_index, rows)
                 labels = of_rows(inputs["labels"], rows)
                 terms["distillation"] = losses.distillation_loss(
@@ -274,12 +280,6 @@ class TagiTrainer(Seq2SeqTrainer):
             weight = alignment_left * losses.alignment_weight(aligned, objective.alignment_weight)
             loss = loss + weight * aligned / accumulation
         return loss
-
-    def _autocast(self):
-        """For the teacher: accelerate wraps what is trained, and nothing under DeepSpeed."""
-        if self.args.bf16:
-            return torch.autocast(self.args.device.type, torch.bfloat16)
-        return self.accelerator.autocast()
 
     def _left(self, steps: Optional[int]) -> float:
         """What is left of a weight that falls to 0 over `steps`."""

@@ -3,7 +3,10 @@
 import os
 
 from torch import Tensor, nn
+from transformers import Trainer
 from transformers.integrations import is_deepspeed_available, unset_hf_deepspeed_config
+
+from .processes import is_main
 
 _CONTAINERS = (nn.ParameterDict, nn.ParameterList)
 
@@ -41,6 +44,12 @@ def require_possible_zero():
                 f"offload_{field}_device is {device!r}, but train.py cannot do that: set it to 'none'; "
                 "--gradient_checkpointing true saves memory too"
             )
+    for field in ("gradient_clipping", "gradient_accumulation_steps"):
+        value = os.environ.get(f"ACCELERATE_{field.upper()}", "auto").lower()
+        if value not in ("auto", "none"):
+            raise ValueError(
+                f"accelerate's {field} is {value}, but the run's settings say that of each stage: leave it out"
+            )
 
 
 def register_parts(model: nn.Module):
@@ -58,13 +67,24 @@ def register_parts(model: nn.Module):
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What DeepSpeed has trained of `model`, whole, fp32, on the CPU; all processes must ask."""
+    """What DeepSpeed has trained of `model`, whole, on the CPU: none but in the main process, and all of them must
+    ask."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
-    return {name: safe_get_full_fp32_param(weight).detach().cpu().clone() for name, weight in weights}
+    weights = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            whole = safe_get_full_fp32_param(weight)
+            if is_main():
+                weights[name] = whole.detach().cpu()
+    return weights
 
 
-def end_of_stage():
-    """A model that is made or loaded from now on is whole: transformers remembers stage 3 otherwise."""
+def end_of_stage(trainer: Trainer):
+    """Frees the engine, and has models that are made or loaded from now on whole: DeepSpeed and transformers remember
+    the one and the other otherwise."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    trainer.accelerator.free_memory()
+    FWD_MODULE_STACK.clear()  # where each engine of stage 3 leaves its model
     unset_hf_deepspeed_config()

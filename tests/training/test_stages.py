@@ -439,6 +439,8 @@ SHARES = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_T
     ({**ZERO, "ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, {}, "was given a deepspeed_config_file"),
     ({**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, {}, "zero_stage is 0, but must be 1, 2 or 3"),
     ({**ZERO, "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, {}, "offload_optimizer_device is 'cpu'"),
+    ({**ZERO, "ACCELERATE_GRADIENT_CLIPPING": "1.0"}, {}, "accelerate's gradient_clipping is 1.0"),
+    ({**ZERO, "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, {}, "accelerate's gradient_accumulation_steps is 4"),
     (ZERO, {"pretraining.optimizer": "adafactor"}, "pretraining.optimizer is 'adafactor'"),
     ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {}, "fsdp_version: 2"),
     ({**SHARES, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, {}, "fsdp_state_dict_type: SHARDED_STATE_DICT"),
