@@ -203,7 +203,8 @@ def test_keys_and_values_of_the_memory_are_made_once_a_task(make, random_ids, ta
     adapter, ids = model.generate_adapter(random_ids(tasks, 7, seed=1)), random_ids(3, 5)
     shapes = []
     for module in memory_projections(model.backbone):
-        module.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[:2])))
+        forward = module.forward  # by a call or without one
+        module.forward = lambda x, forward=forward: (shapes.append(tuple(x.shape[:2])), forward(x))[1]
     model(ids, adapter=adapter, task_index=index, decoder_input_ids=ids)
     assert len(shapes) == 2 * 2 * 2 and set(shapes) == {(3, 5), (worked_on, 7)}
     shapes.clear()

@@ -83,8 +83,13 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 def end_of_stage(trainer: Trainer):
     """Frees the engine, and has models that are made or loaded from now on whole: DeepSpeed and transformers remember
     the one and the other otherwise."""
-    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-
+    engine = trainer.model_wrapped
     trainer.accelerator.free_memory()
-    FWD_MODULE_STACK.clear()  # where each engine of stage 3 leaves its model
+    if stage() == 3:  # whose engines are never let go: then let go of what they hold
+        for weight in trainer.model.parameters():
+            vars(weight).clear()
+            weight.data = weight.new_empty(0)
+        engine.basic_optimizer.state.clear()
+        engine.basic_optimizer.param_groups.clear()
+        vars(engine.optimizer).clear()
     unset_hf_deepspeed_config()
