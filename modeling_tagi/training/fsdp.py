@@ -20,7 +20,12 @@ from .processes import processes
 _ACCELERATE = "1.15"  # the first that it was tried with
 
 
-def require_possible_fsdp():
+def used() -> bool:
+    """Whether accelerate was told to use it."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def require_possible():
     """Refuses what accelerate was told of FSDP and cannot be done.
 
     Raises:
@@ -51,7 +56,7 @@ def require_possible_fsdp():
             )
 
 
-def share_blocks(model: nn.Module, bf16: bool):
+def share(model: nn.Module, bf16: bool):
     """Puts the trained weights of `model` in shares, block by block; accelerate takes it as it is.
 
     accelerate's own way to share weights fails where embeddings are tied, as T5's are.
@@ -72,7 +77,7 @@ def share_blocks(model: nn.Module, bf16: bool):
             )
     again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
     half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    share = partial(
+    shard = partial(
         fully_shard,
         mesh=init_device_mesh(device, (number,)),
         shard_placement_fn=lambda weight: cut(weight, number),
@@ -81,8 +86,8 @@ def share_blocks(model: nn.Module, bf16: bool):
     blocks = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in blocks:
-            share(module, reshard_after_forward=again)
-    share(model)
+            shard(module, reshard_after_forward=again)
+    shard(model)
 
 
 def cut(weight: Tensor, number: int) -> Optional[Shard]:
@@ -95,6 +100,6 @@ def cut(weight: Tensor, number: int) -> Optional[Shard]:
     return Shard(0) if rows > (number - 1) * math.ceil(rows / number) else None
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """Those of a model in shares, on the CPU: none but in the main process, and all of them must ask."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -2,7 +2,6 @@
 or by DeepSpeed, as accelerate was told."""
 
 import copy
-import os
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from .task_adapters import AdapterTuner
 
 def in_shares() -> bool:
     """Whether accelerate was started with a configuration that has weights in shares."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" or zero.by_deepspeed()
+    return fsdp.used() or zero.used()
 
 
 def require_possible_shares(settings):
@@ -28,10 +27,7 @@ def require_possible_shares(settings):
     """
     if not in_shares():
         return
-    if zero.by_deepspeed():
-        zero.require_possible_zero()
-    else:
-        fsdp.require_possible_fsdp()
+    _way().require_possible()
     for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
         stage = getattr(settings, name)
         if stage.steps and stage.optimizer == "adafactor":
@@ -62,15 +58,20 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
         model = copy.deepcopy(model, {id(model.backbone): model.backbone})
     else:
         model = copy.deepcopy(model.to("cpu"))
-    if zero.by_deepspeed():
-        zero.register_parts(model)
-    else:
-        fsdp.share_blocks(model, bf16)
+    _way().share(model, bf16)
     if bf16:
         model.forward = torch.autocast(processes().device.type, torch.bfloat16)(model.forward)
     return model
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What training changed of a model in shares, whole, on the CPU: all processes must ask, the main one gets it."""
-    return zero.trained_weights(model) if zero.by_deepspeed() else fsdp.whole_weights(model)
+def end_in_shares(trainer) -> dict[str, Tensor]:
+    """What training changed of the trainer's model in shares, whole, on the CPU; all processes must ask, and the main
+    one gets it. The trainer is of no use after it."""
+    weights = _way().trained_weights(trainer.model)
+    if zero.used():
+        zero.release(trainer)
+    return weights
+
+
+def _way():
+    return zero if zero.used() else fsdp

@@ -11,11 +11,10 @@ from transformers import ProgressCallback, Seq2SeqTrainingArguments, TrainerCall
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..modeling_tagi import TagiModel, evaluating
-from . import zero
 from .processes import from_main, is_main, wait
 from .run import Run, Stage, progress_bar, write_text
 from .settings import StageSettings
-from .shares import in_shares, shared_copy, trained_weights
+from .shares import end_in_shares, in_shares, shared_copy
 from .task_adapters import AdapterTuner
 from .trainer import TagiTrainer, unchanged_randomness
 
@@ -56,11 +55,9 @@ def train_stage(
     trainer.add_callback(Progress(stage))
     trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
     if in_shares():
-        weights = trained_weights(trainer.model)
+        weights = end_in_shares(trainer)
         if is_main():
             model.load_state_dict({**model.state_dict(), **weights})
-        if zero.by_deepspeed():
-            zero.end_of_stage(trainer)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     if is_main():
         name = f"log-{part}.jsonl" if part else "log.jsonl"
@@ -84,7 +81,7 @@ def training_arguments(run: Run, settings: StageSettings, model, folder: Path) -
         optim=settings.optimizer,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=run.settings.bf16 and not zero.by_deepspeed(),  # which would keep nothing but bf16 of weights and inputs
+        bf16=run.settings.bf16 and not in_shares(),  # what is in shares sees to it itself
         use_cpu=not torch.cuda.is_available(),  # as everything else here has it; without it bf16 is refused
         gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
         logging_steps=max(1, settings.steps // 50),

@@ -310,7 +310,6 @@ def finetuned_model(
                 [train[index] for index in drawn],
                 Kept(settings.teacher_cache, settings.teacher_top_k, settings.temperature),
                 batch_size=settings.tasks_per_batch * settings.examples_per_task,
-                bf16=run.settings.bf16,
                 label=f"{stage.label}: the teacher reads",
             )
             teacher.backbone = None  # but for its head, which `states` need, a copy can go

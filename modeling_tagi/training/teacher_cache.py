@@ -64,7 +64,6 @@ class TeacherCache:
         records: Sequence[Record],
         kept: Kept,
         batch_size: int = 16,
-        bf16: bool = False,
         label: str = "teacher",
     ) -> "TeacherCache":
         """Computes for `records` what `folder` does not hold yet; those without an adapter are left out.
@@ -74,7 +73,6 @@ class TeacherCache:
             teacher: Whose answers; run where its bank is.
             collator: Gives the teacher's inputs.
             batch_size: Records the teacher reads at once.
-            bf16: Whether it computes as training in bfloat16 does.
             label: What the progress bar is called.
 
         Raises:
@@ -88,7 +86,7 @@ class TeacherCache:
                        key=lambda r: (numbers[r], r.instruction, len(r.input), r.input))  # fmt: skip
         shards = [order[start: start + _SHARD] for start in range(0, len(order), _SHARD)]
         files = {folder / f"{number:06}.safetensors": shard for number, shard in enumerate(shards)}
-        made_of = _Digests(teacher, {**asdict(kept), "batch_size": batch_size, "bf16": bf16})
+        made_of = _Digests(teacher, {**asdict(kept), "batch_size": batch_size, "bf16": teacher.bf16})
         bar = progress_bar(total=len(order), desc=label, unit="record")
         with FileLock(f"{folder}.lock"):  # of several processes one computes, the others read
             for leftover in set(folder.iterdir()) - set(files):  # of a run that was killed, or of more records
@@ -99,7 +97,7 @@ class TeacherCache:
                 lengths = _lengths(file, key)
                 if lengths is None:
                     lengths = [length for batch in batches for length in (batch["labels"] != -100).sum(1).tolist()]
-                    answers = [_answers(teacher, batch, kept, bf16) for batch in batches]
+                    answers = [_answers(teacher, batch, kept) for batch in batches]
                     _write(file, answers, {"made_of": key, "lengths": json.dumps(lengths)})
                 start = 0
                 for record, length in zip(shard, lengths, strict=True):
@@ -123,18 +121,18 @@ class TeacherCache:
 
 
 @torch.no_grad()
-def _answers(teacher: Teacher, batch: dict[str, Tensor], kept: Kept, bf16: bool) -> dict[str, Tensor]:
+def _answers(teacher: Teacher, batch: dict[str, Tensor], kept: Kept) -> dict[str, Tensor]:
     """What is kept of the teacher's answers to a batch, by name, `[tokens, …]`."""
     device, both = teacher.bank.device, teacher.is_encoder_decoder
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     inputs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask", "labels")}
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16), _inputs_of(teacher.head) as seen:
+    with teacher.precision(), _inputs_of(teacher.head) as seen:
         everyone = torch.ones(len(inputs["labels"]), dtype=torch.bool, device=device)
         logits = teacher.answers(inputs, batch["teacher_index"], batch["task_index"], everyone)
         if kept.kind == "top_k":
             tensors = losses.top_k(logits, kept.k, kept.temperature)._asdict()
         else:
-            near = 1e-2 if bf16 else 1e-3
+            near = 1e-2 if teacher.bf16 else 1e-3
             states = losses.target_logits(seen[-1], inputs["labels"], both)
             again = teacher.head(states)
             if again.shape != logits.shape or not torch.allclose(again, logits, rtol=near, atol=near):

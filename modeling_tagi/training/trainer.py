@@ -17,8 +17,7 @@ from ..adapter import TagiAdapter
 from ..data.sampling import Shares
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
-from . import losses, zero
-from .shares import in_shares, trained_weights
+from . import fsdp, losses
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 
@@ -73,7 +72,7 @@ class Teacher:
         backbone: The language model that the task adapters were tuned on; never trained. With all answers in a
             `TeacherCache` its head is enough.
         bank: The task adapters, one after the other; a [`StoredAdapters`] where they are many.
-        bf16: Whether it computes in bfloat16 also where the trainer is not told to.
+        bf16: Whether it computes in bfloat16; what the trainer is told is for what is trained.
     """
 
     def __init__(self, backbone: nn.Module, bank: Union[TagiAdapter, StoredAdapters], bf16: bool = False):
@@ -254,8 +253,7 @@ class TagiTrainer(Seq2SeqTrainer):
             if known.any():  # among this process's tasks
                 teacher_inputs = {name.removeprefix("teacher_"): tensor for name, tensor in teacher_inputs.items()}
                 rows = known[task_index]
-                # accelerate wraps what is trained, not the teacher
-                with self.accelerator.autocast(), self.teacher.precision():
+                with self.teacher.precision():
                     answers = self.teacher.answers(teacher_inputs, teacher_index.clamp_min(0), task_index, rows)
                 labels = of_rows(inputs["labels"], rows)
                 terms["distillation"] = losses.distillation_loss(
@@ -295,10 +293,10 @@ class TagiTrainer(Seq2SeqTrainer):
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False):
-        """As `Seq2SeqTrainer`'s; weights in shares are put together, of which its own way leaves some apart."""
-        if zero.by_deepspeed() or not in_shares():
+        """As `Seq2SeqTrainer`'s; FSDP's shares are put together, of which its own way leaves some apart."""
+        if not fsdp.used():
             return super().save_model(output_dir, _internal_call)
-        state = trained_weights(self.model)
+        state = fsdp.trained_weights(self.model)
         if self.args.should_save:
             self._save(output_dir or self.args.output_dir, state_dict=state)
 

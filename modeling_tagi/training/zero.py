@@ -11,7 +11,7 @@ from .processes import is_main
 _CONTAINERS = (nn.ParameterDict, nn.ParameterList)
 
 
-def by_deepspeed() -> bool:
+def used() -> bool:
     """Whether accelerate was told to use it."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
@@ -21,7 +21,7 @@ def stage() -> int:
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))  # accelerate's own default
 
 
-def require_possible_zero():
+def require_possible():
     """Refuses what accelerate was told of DeepSpeed and cannot be done.
 
     Raises:
@@ -52,9 +52,9 @@ def require_possible_zero():
             )
 
 
-def register_parts(model: nn.Module):
-    """Tells DeepSpeed which weights a module uses of its lists and dictionaries of weights: stage 3 gathers a module's
-    own."""
+def share(model: nn.Module, bf16: bool):
+    """Leaves `model` to accelerate, which puts it in shares, but tells DeepSpeed which weights a module uses of its
+    lists and dictionaries of weights: stage 3 gathers a module's own. `bf16` changes nothing here."""
     if stage() < 3:
         return
     from deepspeed.runtime.zero import register_external_parameter
@@ -80,7 +80,7 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def end_of_stage(trainer: Trainer):
+def release(trainer: Trainer):
     """Frees the engine, and has models that are made or loaded from now on whole: DeepSpeed and transformers remember
     the one and the other otherwise."""
     engine = trainer.model_wrapped

@@ -110,6 +110,18 @@ def test_distillation_without_adapters_still_tells_of_the_instruction(make_model
     assert trainer._terms["distillation"][0] > 1e-3
 
 
+@pytest.mark.parametrize("bf16, dtype", [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_teacher_answers_in_its_own_precision(make_model, make_trainer, make_bank, records, bf16, dtype):
+    model = make_model()
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model), bf16)
+    found = []
+    teacher.head.register_forward_hook(lambda module, args, output: found.append(output.dtype))
+    trainer = make_trainer(model, [[0]], objective=ALL_TERMS, teacher=teacher)
+    model.train()
+    trainer.compute_loss(model, batch_of(trainer, records[:4])).backward()
+    assert found == [dtype]
+
+
 def test_a_teacher_reads_prompt_and_task_adapter(make_model, make_trainer, make_bank, make_tokens, records):
     model, tokens = make_model(trained=True), make_tokens()
     bank = make_bank(model)
