@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
+from ..common.randomness import derived_seed
 from .builtin import builtin_suite
 from .builtin_text import builtin_text
 from .p3 import read_p3, read_t0_eval
@@ -49,7 +50,7 @@ def read_source(
         buffer: Records of each instruction that a stream keeps.
         train_tasks: How many tasks of the train split are kept, see `fewer_tasks`; splits of trained tasks (new
             instances, new wordings) keep those of them. `None` is all.
-        seed: Of that choice.
+        seed: The run's; the choice of tasks and a stream's choice of records are drawn by seeds derived from it.
 
     Returns:
         The records by split, the passages of text, and the report of the check.
@@ -72,7 +73,8 @@ def read_source(
             raise ValueError(
                 f"data.streaming is on, but source {source!r} is read whole: set it to false, or use 'tables' or 'p3'"
             )
-        reader = partial(reader, stream=partial(RecordStream, keep=buffer, seed=seed))
+        kept_by = derived_seed(seed, "data", "kept records")
+        reader = partial(reader, stream=partial(RecordStream, keep=buffer, seed=kept_by))
     if source == "builtin":
         splits = reader(**options)
         passages = builtin_text(options.get("seed", 0)) if text is None else read_text(_folder(text, "text"))
@@ -82,7 +84,7 @@ def read_source(
     if t0_eval is not None:
         splits.update(read_t0_eval(_folder(t0_eval, "t0_eval")))
     if train_tasks is not None:
-        fewer = fewer_tasks(splits["train"], train_tasks, seed)
+        fewer = fewer_tasks(splits["train"], train_tasks, derived_seed(seed, "data", "tasks"))
         kept = {record.task for record in fewer}
         splits["train"] = splits["train"].of_tasks(kept) if streaming else fewer
         for name in splits.keys() & _OF_TRAINED_TASKS:

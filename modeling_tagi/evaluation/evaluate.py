@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..modeling_tagi import TagiModel
@@ -109,11 +110,13 @@ def score_methods(
             "task_adapters.path, or leave it out"
         )
     evaluated = [record for records in splits.values() for record in records]
+    seeds = {name: derived_seed(seed, "evaluation", name) for name in ("wrong_instruction", "random_words", "oracle")}
     swapped = {}
     if own is not None and own.reads != "input":
-        swapped = {"wrong_instruction": wrong_instructions([*evaluated, *train], seed),  # for a lone task, of training
-                   "random_words": random_word_instructions([*evaluated, *train], seed)}  # fmt: skip
-        swapped["wrong_instruction"].update(wrong_instructions(evaluated, seed))
+        wrong = wrong_instructions([*evaluated, *train], seeds["wrong_instruction"])  # a lone task takes training's
+        drawn = random_word_instructions([*evaluated, *train], seeds["random_words"])
+        swapped = {"wrong_instruction": wrong, "random_words": drawn}
+        swapped["wrong_instruction"].update(wrong_instructions(evaluated, seeds["wrong_instruction"]))
     results: dict = {"splits": {}, "tasks": {}, "notes": []}
     for split, records in splits.items():
         methods = {}
@@ -133,12 +136,13 @@ def score_methods(
                 methods[name] = nearest_adapters(start, bank, train, records, config)
             elif name == "oracle":
                 try:
-                    two_folds(records, seed)
+                    two_folds(records, seeds["oracle"])
                 except ValueError as error:
                     results["notes"].append(f"{split}: no oracle, since {error}")
                 else:
                     methods[name] = oracle(
-                        start, records, **vars(settings.oracle), seed=seed, config=config, progress=f"{split}, oracle"
+                        start, records, **vars(settings.oracle), seed=seeds["oracle"],
+                        config=config, progress=f"{split}, oracle",
                     )
         ordered = {name: methods[name] for name in METHODS if name in methods} | methods
         pairs = [(labels[0], name) for name in ordered if own is not None and name != labels[0]]

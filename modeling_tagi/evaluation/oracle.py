@@ -7,6 +7,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..adapter import TagiAdapter
+from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator
 from ..data.records import Record
@@ -45,7 +46,8 @@ def oracle(
         ValueError: if a task has a single input.
     """
     fold = two_folds(records, seed)
-    model, tasks = adaptable(start.model, config, seed), list(dict.fromkeys(record.task for record in records))
+    model = adaptable(start.model, config, derived_seed(seed, "A"))
+    tasks = list(dict.fromkeys(record.task for record in records))
     tuned = []
     for half in (0, 1):
         of_task: dict[str, list[Record]] = {task: [] for task in tasks}
@@ -53,8 +55,8 @@ def oracle(
             if fold[_instance(record)] == half:
                 of_task[record.task].append(record)
         tuned.append(tune_adapters(
-            model, start.tokens, of_task, steps, learning_rate, examples_per_task, reads, seed,
-            progress=progress and f"{progress}, half {half + 1}",
+            model, start.tokens, of_task, steps, learning_rate, examples_per_task, reads,
+            derived_seed(seed, "tuning", str(half)), progress=progress and f"{progress}, half {half + 1}",
         ))  # fmt: skip
     number = {task: number for number, task in enumerate(tasks)}
 
@@ -79,7 +81,7 @@ def two_folds(records: Sequence[Record], seed: int = 0) -> dict[tuple[str, str],
         if len(instances) < 2:
             raise ValueError(f"task {task!r} has 1 distinct input, but tuning on one half of a task needs 2 or more")
         shuffled = list(instances)
-        random.Random(f"{seed} {task}").shuffle(shuffled)
+        random.Random(derived_seed(seed, "halves", task)).shuffle(shuffled)
         fold.update((instance, place % 2) for place, instance in enumerate(shuffled))
     return fold
 
@@ -124,11 +126,12 @@ def tune_adapters(
     bar = progress_bar(total=steps * len(chunks), desc=progress, disable=not progress)
     with bar, unchanged_randomness(), evaluating(model):
         for chunk in chunks:
-            torch.manual_seed(seed)
+            own = derived_seed(seed, chunk[0])
+            torch.manual_seed(own)
             records = [record for name in chunk for record in records_by_task[name]]
             tuner = AdapterTuner(model.backbone, chunk, model.hypernetwork.shared_factors(), model.config.lora_alpha)
             collator = RecordCollator(tokens, reads, {name: number for number, name in enumerate(chunk)}, "task")
-            sampler = TaskBatchSampler(records, len(chunk), examples_per_task, steps, seed, every=True)
+            sampler = TaskBatchSampler(records, len(chunk), examples_per_task, steps, own, every=True)
             optimizer = torch.optim.AdamW(tuner.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
             schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
             tuner.train()

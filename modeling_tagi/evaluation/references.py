@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..hypernetwork import masked_mean
@@ -34,7 +35,7 @@ def random_word_instructions(records: Sequence[Record], seed: int = 0) -> dict[s
         foreign = [word for word in vocabulary if word.lower() not in plain]
         if foreign:
             # by the task's name, so that a task has the same words whatever else is evaluated beside it
-            drawn[task] = " ".join(random.Random(f"{seed} {task}").choices(foreign, k=lengths[task]))
+            drawn[task] = " ".join(random.Random(derived_seed(seed, task)).choices(foreign, k=lengths[task]))
     return drawn
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import ProgressCallback, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..common.randomness import derived_seed
 from ..modeling_tagi import TagiModel, evaluating
 from .processes import from_main, is_main, wait
 from .run import Run, Stage, progress_bar, write_text
@@ -42,9 +43,10 @@ def train_stage(
         `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.
     """
     checkpoints = stage.folder / "checkpoints" / (part or "all")
+    seed = derived_seed(run.settings.seed, stage.name, "training", part)
     trainer = TagiTrainer(
         model=shared_copy(model, run.settings.bf16) if in_shares() else model,
-        args=training_arguments(run, settings, model, checkpoints),
+        args=training_arguments(run, settings, model, checkpoints, seed),
         train_dataset=dataset,
         data_collator=collator,
         batch_sampler=sampler,
@@ -68,8 +70,10 @@ def train_stage(
     return {"steps": settings.steps, "loss": sum(entry["loss"] for entry in last) / len(last)}
 
 
-def training_arguments(run: Run, settings: StageSettings, model, folder: Path) -> Seq2SeqTrainingArguments:
-    """What the HF Trainer is told for a stage; its checkpoints go to `folder`."""
+def training_arguments(
+    run: Run, settings: StageSettings, model, folder: Path, seed: int
+) -> Seq2SeqTrainingArguments:
+    """What the HF Trainer is told for a stage; its checkpoints go to `folder`, and dropout is drawn by `seed`."""
     return Seq2SeqTrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -87,7 +91,7 @@ def training_arguments(run: Run, settings: StageSettings, model, folder: Path) -
         logging_steps=max(1, settings.steps // 50),
         save_steps=settings.save_every,
         save_total_limit=2,
-        seed=run.settings.seed,
+        seed=seed,
         report_to=[],
         disable_tqdm=False,
         remove_unused_columns=False,

@@ -16,6 +16,7 @@ from transformers import (
     set_seed,
 )
 
+from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator, TextCollator
 from ..data.records import Record
@@ -126,19 +127,18 @@ def taught_backbone(
             stage.skip()
         else:
             stage.start()
-            set_seed(settings.seed)
+            set_seed(derived_seed(settings.seed, "backbone", "weights"))
             model = _load_or_make(settings, source, revision, len(tokenizer))
             tokens = read_tokens(run, tokenizer, model.config)
             facts = {}
             if stage_settings.steps:
                 if name == "text":
                     collator = TextCollator(tokens, text, stage_settings.max_length, to_hypernetwork=False)
-                    sampler = _text_sampler(stage_settings, collator, settings.seed)
+                    sampler = _text_sampler(run, stage, stage_settings, collator)
                     dataset = Drawn()
                 else:
-                    collator, sampler = RecordCollator(tokens, reads="prompt"), _task_sampler(
-                        stage_settings, train, settings.seed
-                    )
+                    collator = RecordCollator(tokens, reads="prompt")
+                    sampler = _task_sampler(run, stage, stage_settings, train)
                     dataset = _drawn(train)
                 facts = train_stage(run, stage, stage_settings, model, collator, sampler, dataset)
             if is_main():
@@ -189,7 +189,7 @@ def _load_or_make(settings: RunSettings, source: str, revision: Optional[str], v
 
 def start_model(run: Run, backbone: str, revision: Optional[str]) -> TagiModel:
     """A fresh generator on the taught backbone."""
-    set_seed(run.settings.seed)
+    set_seed(derived_seed(run.settings.seed, "generator", "weights"))
     return TagiModel.from_backbone(backbone, revision=revision, dtype=torch.float32, **run.settings.tagi)
 
 
@@ -228,7 +228,7 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
             tasks_per_batch=len(names),
             examples_per_task=settings.examples_per_task,
             steps=settings.steps * settings.accumulation,
-            seed=run.settings.seed,
+            seed=_batches(run, stage, names[0]),
             by=settings.by,
             every=True,
         )
@@ -260,10 +260,9 @@ def pretrained_model(run: Run, model: TagiModel, tokens: Tokens, text: Sequence[
         stage.skip()
     else:
         stage.start()
-        set_seed(run.settings.seed)
         _set_trainable(model, run.settings)
         collator = TextCollator(tokens, text, settings.max_length, to_hypernetwork=True)
-        sampler = _text_sampler(settings, collator, run.settings.seed)
+        sampler = _text_sampler(run, stage, settings, collator)
         facts = train_stage(run, stage, settings, model, collator, sampler, Drawn())
         _save_trained(run, stage, model)
         stage.finish(**facts)
@@ -292,7 +291,6 @@ def finetuned_model(
         stage.skip()
     else:
         stage.start()
-        set_seed(run.settings.seed)
         objective, teacher, numbers, by = settings.objective(), None, None, "group"
         if objective.needs_teacher:
             teacher, numbers = _teacher(run, model, bank), bank.numbers()
@@ -300,7 +298,7 @@ def finetuned_model(
         _set_trainable(model, run.settings)
         reads = bank.reads if teacher is not None else "prompt"
         collator = RecordCollator(tokens, settings.reads, numbers, by, reads)
-        sampler = _task_sampler(settings, train, run.settings.seed)
+        sampler = _task_sampler(run, stage, settings, train)
         if settings.teacher_cache is not None and objective.distillation_weight:
             drawn = sorted({index for batch in sampler for index in batch})
             collator.answers = TeacherCache.filled(
@@ -373,15 +371,21 @@ def _kind_of(numbers: dict[str, int], train: Sequence[Record]) -> str:
     return max(found, key=found.get)
 
 
-def _text_sampler(settings, collator: TextCollator, seed: int) -> TextBatchSampler:
+def _batches(run: Run, stage: Stage, part: str = "") -> int:
+    """The seed of a stage's batches."""
+    return derived_seed(run.settings.seed, stage.name, "batches", part)
+
+
+def _text_sampler(run: Run, stage: Stage, settings, collator: TextCollator) -> TextBatchSampler:
     steps = settings.steps * settings.accumulation
-    return TextBatchSampler(len(collator.passages), settings.batch_size, steps, seed)
+    return TextBatchSampler(len(collator.passages), settings.batch_size, steps, _batches(run, stage))
 
 
-def _task_sampler(settings, train: Sequence[Record], seed: int) -> TaskBatchSampler:
+def _task_sampler(run: Run, stage: Stage, settings, train: Sequence[Record]) -> TaskBatchSampler:
     steps = settings.steps * settings.accumulation
     wordings = getattr(settings, "wordings_per_task", 1)
     kind = StreamBatchSampler if isinstance(train, RecordStream) else TaskBatchSampler
+    seed = _batches(run, stage)
     return kind(train, settings.tasks_per_batch, settings.examples_per_task, steps, seed, wordings=wordings)
 
 

@@ -156,6 +156,35 @@ def test_dropout_is_at_work_while_runs_are_compared(make_run, records, uninterru
     assert not same(model.state_dict(), uninterrupted[1])
 
 
+def test_every_stage_draws_its_own_batches_cuts_and_dropout(make_run, records, monkeypatch):
+    alike = {"steps": STEPS, "batch_size": 2, "max_length": 16}
+    run = make_run("streams", text=alike, pretraining=alike)
+    run.stages = ["text", *STAGES]
+    drawn, seeds = {}, {}
+
+    def watched(run, stage, settings, model, collator, sampler, dataset, part="", **options):
+        drawn[stage.name, part] = [list(batch) for batch in sampler]
+        return train_stage(run, stage, settings, model, collator, sampler, dataset, part, **options)
+
+    def arguments(run, settings, model, folder, seed):
+        seeds[folder.parent.parent.name, folder.name] = seed
+        return training_arguments(run, settings, model, folder, seed)
+
+    train_stage, training_arguments = stages.train_stage, stage_training.training_arguments
+    monkeypatch.setattr(stages, "train_stage", watched)
+    monkeypatch.setattr(stage_training, "training_arguments", arguments)
+    go(run, records)
+    assert len(drawn) == len(seeds) == 6  # text, prompted, task adapters in two parts, pretraining, finetuning
+    assert len(set(seeds.values())) == len(seeds) and run.settings.seed not in seeds.values()
+    for one, other in (("text", "pretraining"), ("prompted", "finetuning")):
+        a, b = drawn[one, ""], drawn[other, ""]
+        assert sum(x == y for x, y in zip(a, b)) < len(a) / 2
+    cuts = [{draw for batch in drawn[name, ""] for _, draw in batch} for name in ("text", "pretraining")]
+    assert not cuts[0] & cuts[1]
+    (first, second) = (batches for (name, _), batches in drawn.items() if name == "task_adapters")
+    assert [[index % 6 for index in batch] for batch in first] != [[index % 6 for index in batch] for batch in second]
+
+
 def test_a_half_written_checkpoint_is_passed_over(make_run, records, kill, monkeypatch, uninterrupted):
     run = make_run("half")
     kill("prompted", 5)
