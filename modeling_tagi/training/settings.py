@@ -10,28 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from ..configuration_tagi import TagiConfig
-from ..data.collate import READS
-from ..modeling_tagi import TRAINABLE
 from .methods import METHODS
-from .trainer import KEPT, Objective
+from .setting_checks import require_sensible
+from .trainer import Objective
 from .yaml_files import parse_fields, read_recipe, read_yaml
-
-# The smallest whole number that makes sense for a field.
-_LEAST = {"steps": 0, "push_every": 0, **dict.fromkeys(
-    ("accumulation", "at_once", "batch_size", "buffer", "examples_per_task", "max_records", "save_every",
-     "tasks_per_batch", "teacher_top_k", "train_tasks", "wordings_per_task"), 1
-)}  # fmt: skip
-
-MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
-REFERENCES = ("prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle")
-_NAMED_VALUES = {
-    "finetuning.train": TRAINABLE,
-    "finetuning.reads": READS,
-    "finetuning.teacher_cache": (None, *KEPT),
-    "task_adapters.by": ("group", "task"),
-    "task_adapters.reads": ("prompt", "input"),
-}
 
 
 @dataclass
@@ -84,11 +66,11 @@ class StageSettings:
     """
     Args:
         steps: Optimizer steps; 0 leaves the stage out.
-        learning_rate: At its highest.
-        warmup: Share of the steps.
+        learning_rate: At its highest; from 0 to 10.
+        warmup: Share of the steps, from 0 to 1.
         schedule: A transformers scheduler's name.
         optimizer: A transformers optimizer's name, such as `adamw_torch_fused` or `adafactor`.
-        weight_decay: As AdamW's.
+        weight_decay: As AdamW's; from 0 to 1.
         max_grad_norm: Gradients are cut to this norm; 0 leaves them as they are.
         accumulation: Batches a step.
         save_every: Steps between checkpoints to resume from.
@@ -266,11 +248,12 @@ class RunSettings:
     Args:
         output_dir: Where it goes; default `outputs/<config name>`.
         label: What tables call the model that is trained.
-        seed: Of everything random.
+        seed: Of everything random; from 0 to 2^32 - 1.
         train_tasks: Most tasks to train on, spread over the groups; `null` is all.
         bf16: Whether training computes in bfloat16.
         gradient_checkpointing: Less memory for more time; task adapters are tuned without it.
-        max_input_length, max_target_length: Tokens kept of an input (or prompt) and of a target.
+        max_input_length, max_target_length: Tokens kept of an input (or prompt) and of a target, whose last token ends
+            it; at least 1 and 2.
         push_to_hub: A repository (`user/name`) for the checkpoint, made if there is none. Log in before, or set
             HF_TOKEN.
         push_private: Whether a repository that is made is private.
@@ -305,74 +288,7 @@ class RunSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self):
-        if self.push_every and self.push_to_hub is None:
-            raise ValueError(f"push_every is {self.push_every}, but there is nowhere to push to: give push_to_hub")
-        without = self.task_adapters.steps == 0 and not self.task_adapters.given
-        if self.task_adapters.path is not None and self.task_adapters.collection is not None:
-            raise ValueError("task_adapters has a path and a collection; give one of them")
-        if isinstance(self.task_adapters.collection, dict):
-            self.task_adapters.sources()
-        for name, allowed in _NAMED_VALUES.items():
-            section, field_name = name.split(".")
-            value = getattr(getattr(self, section), field_name)
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}")
-        if "nearest_adapter" in self.evaluation.references and without:
-            raise ValueError(
-                "evaluation.references has 'nearest_adapter', but there are no task adapters: give "
-                "task_adapters.steps, path or collection"
-            )
-        if "oracle" in self.evaluation.references and self.evaluation.oracle.steps < 1:
-            raise ValueError("evaluation.oracle.steps is 0, but the oracle has to be tuned: give at least 1")
-        unknown = [name for name in self.evaluation.references if name not in REFERENCES]
-        if unknown:
-            raise ValueError(f"evaluation.references has {unknown[0]!r}, but knows {', '.join(map(repr, REFERENCES))}")
-        unknown = [name for name in self.finetuning.freeze if name not in MODULES]
-        if unknown:
-            raise ValueError(f"finetuning.freeze has {unknown[0]!r}, but knows {', '.join(map(repr, MODULES))}")
-        if not 0 <= self.finetuning.instruction_dropout < 1:
-            raise ValueError(
-                f"finetuning.instruction_dropout is {self.finetuning.instruction_dropout}, but must be a share from 0 "
-                "to less than 1"
-            )
-        if self.data.streaming and self.finetuning.teacher_cache is not None:
-            raise ValueError(
-                "finetuning.teacher_cache reads every record before training, and data.streaming keeps only some: set "
-                "one of them to null or false"
-            )
-        objective = self.finetuning.objective()
-        if self.finetuning.steps and not objective.lasts(self.finetuning.steps):
-            raise ValueError(
-                "finetuning has no loss left before its last step: give finetuning.prediction_weight, or distil or "
-                "align to the end (finetuning.distillation_steps or alignment_steps: null)"
-            )
-        if self.finetuning.reads != "adapter" and self.finetuning.train != "all":
-            raise ValueError(
-                f"finetuning.reads is {self.finetuning.reads!r}, where no generator is trained, and finetuning.train "
-                f"is {self.finetuning.train!r}: set it to all"
-            )
-        if self.finetuning.reads != "adapter" and self.finetuning.instruction_dropout:
-            raise ValueError(
-                f"finetuning.reads is {self.finetuning.reads!r}, where no hypernetwork reads an instruction: set "
-                "finetuning.instruction_dropout to 0"
-            )
-        fusion = TagiConfig(**self.tagi).fusion  # refuses fields and values that it does not know
-        if "hypernetwork" in self.finetuning.freeze and self.finetuning.train == "generator" and (
-            fusion != "cross_attention" or "fusion" in self.finetuning.freeze
-        ):
-            raise ValueError(
-                "finetuning.freeze leaves nothing to train: unfreeze the hypernetwork, or set finetuning.train to all"
-            )
-        if self.finetuning.reads != "adapter" and objective.needs_teacher:
-            raise ValueError(
-                f"finetuning.reads is {self.finetuning.reads!r}, but distillation and alignment teach a generated "
-                "adapter: set finetuning.distillation_weight to 0 and finetuning.alignment to none"
-            )
-        if self.finetuning.steps and objective.needs_teacher and without:
-            raise ValueError(
-                "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps, path or "
-                "collection, or set finetuning.distillation_weight to 0 and finetuning.alignment to none"
-            )
+        require_sensible(self)
 
 
 def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> RunSettings:
@@ -433,9 +349,6 @@ def _build(cls, values: dict, prefix: str):
             hint = f"did you mean {' or '.join(meant)}?" if meant else f"the fields are {', '.join(fields)}"
             raise ValueError(f"unknown field {prefix}{name}; {hint}")
         kind = hints[name]
-        least = _LEAST.get(name)
-        if least is not None and type(value) is int and value < least:
-            raise ValueError(f"{prefix}{name} is {value}, but must be {least} or more")
         if dataclasses.is_dataclass(kind):
             built[name] = _build(kind, value if value is not None else {}, f"{prefix}{name}.")
         else:

@@ -9,6 +9,42 @@ import yaml
 BASE = "base"
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a field that is given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                    raise yaml.constructor.ConstructorError(
+                        None, None,
+                        f"{key.value!r} is given twice, first in line {lines[key.value]}; take one of them out",
+                        key.start_mark,
+                    )  # fmt: skip
+                if isinstance(key, yaml.ScalarNode):
+                    lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ValueError: where it is not YAML, naming the line and what is wrong there; for a field that is given twice.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        raise ValueError(f"{where}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:  # a character that no YAML has
+        raise ValueError(" ".join(str(error).split())) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply to be read") from None
+
+
 def read_yaml(path: Union[str, Path]) -> dict:
     """The fields of a YAML file, as they stand there.
 
@@ -20,9 +56,12 @@ def read_yaml(path: Union[str, Path]) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"there is no configuration {path}; see hub_configs/ for those that come along")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        values = load_yaml(path.read_text(encoding="utf-8")) or {}
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} is not YAML: line {line} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds a {type(values).__name__}, but must hold fields and their values")
     return values
@@ -75,7 +114,7 @@ def parse_fields(texts: Optional[dict[str, str]]) -> dict[str, Any]:
     parsed = {}
     for name, text in (texts or {}).items():
         try:
-            parsed[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"--{name} is {text!r}, which is not YAML; put quotes around a text") from None
+            parsed[name] = load_yaml(text)
+        except ValueError as error:
+            raise ValueError(f"--{name} is {text!r}, which is not YAML ({error}); put quotes around a text") from None
     return parsed

@@ -85,6 +85,31 @@ def test_a_number_written_as_text_is_a_number(load):
     ("finetuning:\n  alignment_weight: sigmod\n", "alignment_weight is 'sigmod'"),
     ("finetuning:\n  temperature: 0\n", "temperature is 0.0, but must be above 0"),
     ("task_adapters:\n  by: category\n", "task_adapters.by is 'category', but must be one of 'group', 'task'"),
+    ("finetuning:\n  learning_rate: -1\n", "finetuning.learning_rate is -1.0, but must be from 0 to 10"),
+    ("finetuning:\n  learning_rate: .nan\n", "finetuning.learning_rate is nan, but must be a finite number"),
+    ("finetuning:\n  learning_rate: .inf\n", "finetuning.learning_rate is inf, but must be a finite number"),
+    ("finetuning:\n  learning_rate: 1e30\n", r"finetuning.learning_rate is 1e\+30, but must be from 0 to 10"),
+    ("evaluation:\n  oracle: {learning_rate: 1e30}\n", "evaluation.oracle.learning_rate is 1e.30, but must be from"),
+    ("text:\n  warmup: 2\n", "text.warmup is 2.0, but must be from 0 to 1"),
+    ("text:\n  weight_decay: 1e9\n", "text.weight_decay is 1000000000.0, but must be from 0 to 1"),
+    ("text:\n  weight_decay: -1\n", "text.weight_decay is -1.0, but must be from 0 to 1"),
+    ("text:\n  max_grad_norm: -1\n", "text.max_grad_norm is -1.0, but must be 0 or more"),
+    ("text:\n  max_length: 2\n", "text.max_length is 2, but must be 3 or more"),
+    ("max_input_length: 0\n", "max_input_length is 0, but must be 1 or more"),
+    ("max_target_length: -1\n", "max_target_length is -1, but must be 2 or more"),
+    ("seed: -1\n", "seed is -1, but must be from 0 to 4294967295"),
+    ("seed: 4294967296\n", "seed is 4294967296, but must be from 0 to 4294967295"),
+    ("backbone:\n  embedding_std: -1\n", "backbone.embedding_std is -1.0, but must be from 0 to 10"),
+    ("finetuning:\n  distillation_weight: -5\n", "finetuning.distillation_weight is -5.0, but must be from 0 to 1000"),
+    ("finetuning:\n  alignment_weight: .nan\n", "finetuning.alignment_weight is nan, but must be a finite number"),
+    ("evaluation:\n  every: -1\n", "evaluation.every is -1, but must be 0 or more"),
+    ("text:\n  schedule: zigzag\n", "text.schedule is 'zigzag', but must be one of 'linear', 'cosine'"),
+    ("text:\n  schedule: reduce_lr_on_plateau\n", "text.schedule is 'reduce_lr_on_plateau', but must be one of"),
+    ("text:\n  optimizer: sgdd\n", "text.optimizer is 'sgdd', but must be one of 'adamw_torch'.*'sgd'"),
+    ("seed: 1\nseed: 2\n", "mine.yaml is not YAML: line 2, column 1: 'seed' is given twice, first in line 1"),
+    ("text: {steps: 1, steps: 2}\n", "line 1, column 18: 'steps' is given twice, first in line 1"),
+    ("seed: 1\ntext: [1, 2\nlabel: x\n", r"mine.yaml is not YAML: line \d, column \d: "),
+    ("[" * 3000, "mine.yaml is not YAML: it is nested too deeply"),
     ("- a\n- b\n", "holds a list, but must hold fields"),
     ("a: [1, 2\n", "mine.yaml is not YAML"),
 ])
@@ -96,11 +121,24 @@ def test_a_config_that_makes_no_sense_is_refused_by_field(load, text, message):
 @pytest.mark.parametrize("overrides, message", [
     ({"finetuning__stepz": "3"}, r"unknown field finetuning.stepz; did you mean finetuning.steps\?"),
     ({"seed__x": "3"}, "--seed.x: 'seed' has no fields of its own"),
+    ({"data__options": "{a: 1, a: 2}"}, "--data.options is .* which is not YAML .*'a' is given twice"),
+    ({"finetuning__learning_rate": "-1"}, "finetuning.learning_rate is -1.0, but must be from 0 to 10"),
     ({"evaluation__splits": "[a"}, r"--evaluation.splits is '\[a', which is not YAML"),
 ])
 def test_an_override_that_makes_no_sense_is_refused(load, overrides, message):
     with pytest.raises(ValueError, match=message):
         load("seed: 1\n", **overrides)
+
+
+def test_a_config_that_is_not_utf_8_is_named_with_its_line(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("seed: 1\nlabel: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.yaml is not YAML: line 2 is not UTF-8 .*; save it as UTF-8"):
+        load_settings(tmp_path / "latin.yaml")
+
+
+def test_a_merge_key_still_joins_fields(load):
+    settings = load("text: &stage {steps: 4, max_length: 9}\npretraining: {<<: *stage, steps: 5}\n")
+    assert (settings.pretraining.steps, settings.pretraining.max_length) == (5, 9)
 
 
 def test_distillation_and_alignment_need_task_adapters(load):

@@ -1,0 +1,175 @@
+"""What a run's settings must be, each by itself and together, as far as that can be told without its data."""
+
+import dataclasses
+import math
+from typing import Any, Iterator
+
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from ..configuration_tagi import TagiConfig
+from ..data.collate import READS
+from ..modeling_tagi import TRAINABLE
+from .trainer import KEPT
+
+MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
+REFERENCES = ("prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle")
+# Schedules by how well evaluation goes, which no stage runs: the learning rate would never change.
+_UNFED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+_NAMED_VALUES = {
+    "finetuning.train": TRAINABLE,
+    "finetuning.reads": READS,
+    "finetuning.teacher_cache": (None, *KEPT),
+    "task_adapters.by": ("group", "task"),
+    "task_adapters.reads": ("prompt", "input"),
+    "schedule": tuple(kind.value for kind in SchedulerType if kind.value not in _UNFED_SCHEDULES),
+    "optimizer": tuple(kind.value for kind in OptimizerNames),
+}
+_MOST_SEED = 2**32 - 1  # numpy's
+# The smallest and the largest value of a field, by the last part of its name; `None` is no limit.
+_RANGES = {
+    **dict.fromkeys(("steps", "push_every", "every", "distillation_steps", "alignment_steps"), (0, None)),
+    **dict.fromkeys(
+        ("accumulation", "at_once", "batch_size", "buffer", "examples_per_task", "max_records", "save_every",
+         "tasks_per_batch", "teacher_top_k", "train_tasks", "wordings_per_task", "max_input_length", "vocab_size"),
+        (1, None),
+    ),
+    "max_target_length": (2, None),  # a token, and the one that ends it
+    "max_length": (3, None),  # of a, b and c
+    "seed": (0, _MOST_SEED),
+    "learning_rate": (0, 10),
+    "embedding_std": (0, 10),
+    **dict.fromkeys(("warmup", "weight_decay"), (0, 1)),
+    **dict.fromkeys(("max_grad_norm",), (0, None)),
+    **dict.fromkeys(("prediction_weight", "distillation_weight", "alignment_weight"), (0, 1000)),
+    "temperature": (None, 1000),  # from where an `Objective` has it
+}  # fmt: skip
+_FREE_SECTIONS = ("options", "config", "tagi", "collection")  # whose fields are not a run's own
+
+
+def require_sensible(settings):
+    """Accepts settings that can be trained with, whatever the data.
+
+    Args:
+        settings: A `RunSettings`.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+    for name, value in _fields(settings):
+        _require_range(name, value)
+        _require_name(name, value)
+    _require_places(settings)
+    _require_references(settings)
+    _require_something_to_train(settings)
+    _require_teacher(settings)
+
+
+def _fields(section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of the run's own by its dotted name."""
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value, f"{prefix}{field.name}.")
+        elif field.name not in _FREE_SECTIONS:
+            yield prefix + field.name, value
+
+
+def _require_range(name: str, value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, but must be a finite number")
+    least, most = _RANGES.get(name.rpartition(".")[2], (None, None))
+    if (least is None or value >= least) and (most is None or value <= most):
+        return
+    allowed = f"{least} or more" if most is None else f"from {least or 0} to {most}"
+    raise ValueError(f"{name} is {value}, but must be {allowed}")
+
+
+def _require_name(name: str, value):
+    allowed = _NAMED_VALUES.get(name) or _NAMED_VALUES.get(name.rpartition(".")[2])
+    if allowed is None or value in allowed:
+        return
+    raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, allowed))}")
+
+
+def _require_places(settings):
+    if settings.push_every and settings.push_to_hub is None:
+        raise ValueError(f"push_every is {settings.push_every}, but there is nowhere to push to: give push_to_hub")
+    tuned = settings.task_adapters
+    if tuned.path is not None and tuned.collection is not None:
+        raise ValueError("task_adapters has a path and a collection; give one of them")
+    if isinstance(tuned.collection, dict):
+        tuned.sources()
+    if settings.data.streaming and settings.finetuning.teacher_cache is not None:
+        raise ValueError(
+            "finetuning.teacher_cache reads every record before training, and data.streaming keeps only some: set "
+            "one of them to null or false"
+        )
+
+
+def _require_references(settings):
+    evaluation = settings.evaluation
+    for name, known in (("evaluation.references", REFERENCES), ("finetuning.freeze", MODULES)):
+        section, field = name.split(".")
+        unknown = [entry for entry in getattr(getattr(settings, section), field) if entry not in known]
+        if unknown:
+            raise ValueError(f"{name} has {unknown[0]!r}, but knows {', '.join(map(repr, known))}")
+    if "nearest_adapter" in evaluation.references and _without_adapters(settings):
+        raise ValueError(
+            "evaluation.references has 'nearest_adapter', but there are no task adapters: give "
+            "task_adapters.steps, path or collection"
+        )
+    if "oracle" in evaluation.references and evaluation.oracle.steps < 1:
+        raise ValueError("evaluation.oracle.steps is 0, but the oracle has to be tuned: give at least 1")
+
+
+def _require_something_to_train(settings):
+    finetuning = settings.finetuning
+    if not 0 <= finetuning.instruction_dropout < 1:
+        raise ValueError(
+            f"finetuning.instruction_dropout is {finetuning.instruction_dropout}, but must be a share from 0 to less "
+            "than 1"
+        )
+    objective = finetuning.objective()
+    if finetuning.steps and not objective.lasts(finetuning.steps):
+        raise ValueError(
+            "finetuning has no loss left before its last step: give finetuning.prediction_weight, or distil or "
+            "align to the end (finetuning.distillation_steps or alignment_steps: null)"
+        )
+    if finetuning.reads != "adapter" and finetuning.train != "all":
+        raise ValueError(
+            f"finetuning.reads is {finetuning.reads!r}, where no generator is trained, and finetuning.train is "
+            f"{finetuning.train!r}: set it to all"
+        )
+    if finetuning.reads != "adapter" and finetuning.instruction_dropout:
+        raise ValueError(
+            f"finetuning.reads is {finetuning.reads!r}, where no hypernetwork reads an instruction: set "
+            "finetuning.instruction_dropout to 0"
+        )
+    fusion = TagiConfig(**settings.tagi).fusion  # refuses fields and values that it does not know
+    if "hypernetwork" in finetuning.freeze and finetuning.train == "generator" and (
+        fusion != "cross_attention" or "fusion" in finetuning.freeze
+    ):
+        raise ValueError(
+            "finetuning.freeze leaves nothing to train: unfreeze the hypernetwork, or set finetuning.train to all"
+        )
+
+
+def _require_teacher(settings):
+    finetuning, objective = settings.finetuning, settings.finetuning.objective()
+    if finetuning.reads != "adapter" and objective.needs_teacher:
+        raise ValueError(
+            f"finetuning.reads is {finetuning.reads!r}, but distillation and alignment teach a generated "
+            "adapter: set finetuning.distillation_weight to 0 and finetuning.alignment to none"
+        )
+    if finetuning.steps and objective.needs_teacher and _without_adapters(settings):
+        raise ValueError(
+            "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps, path or "
+            "collection, or set finetuning.distillation_weight to 0 and finetuning.alignment to none"
+        )
+
+
+def _without_adapters(settings) -> bool:
+    return settings.task_adapters.steps == 0 and not settings.task_adapters.given
