@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from .processes import processes
 
@@ -98,6 +98,11 @@ def cut(weight: Tensor, number: int) -> Optional[Shard]:
             return Shard(place)
     rows = weight.shape[0] if weight.shape else 0
     return Shard(0) if rows > (number - 1) * math.ceil(rows / number) else None
+
+
+def own_part(weight: Tensor) -> Tensor:
+    """Returns this process's part of a weight in shares; any other weight as it is."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

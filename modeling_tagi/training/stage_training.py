@@ -17,7 +17,7 @@ from .run import Run, Stage, progress_bar, write_text
 from .settings import StageSettings
 from .shares import end_in_shares, in_shares, shared_copy
 from .task_adapters import AdapterTuner
-from .trainer import TagiTrainer, unchanged_randomness
+from .trainer import NotFinite, TagiTrainer, unchanged_randomness
 
 COMPLETE_FILE = "complete"
 
@@ -55,7 +55,10 @@ def train_stage(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(Progress(stage))
-    trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
+    try:
+        trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
+    except NotFinite as error:
+        raise NotFinite(f"{stage.label} stopped at {error}; {_after_a_stop(stage, settings, checkpoints)}") from error
     if in_shares():
         weights = end_in_shares(trainer)
         if is_main():
@@ -181,6 +184,17 @@ class Progress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+
+def _after_a_stop(stage: Stage, settings: StageSettings, checkpoints: Path) -> str:
+    """Says what is left of a stage whose numbers ran away, and what to change."""
+    lower = f"lower --{stage.name}.learning_rate (it is {settings.learning_rate:g})"
+    if settings.weight_decay:
+        lower += f" or --{stage.name}.weight_decay (it is {settings.weight_decay:g})"
+    kept = _last_complete(checkpoints)
+    if kept is None:
+        return f"nothing of it was saved: {lower}, and start again"
+    return f"{kept} is from before it and is kept: to begin the stage again, delete {stage.folder} and {lower}"
 
 
 def _last_complete(folder: Path) -> Optional[str]:

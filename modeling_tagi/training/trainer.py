@@ -5,13 +5,13 @@ import random
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Iterable, Optional, Union
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Seq2SeqTrainer
+from transformers import Seq2SeqTrainer, TrainerCallback
 
 from ..adapter import TagiAdapter
 from ..data.sampling import Shares
@@ -23,6 +23,11 @@ from .task_adapters import AdapterTuner
 
 ALIGNMENTS = ("factors", "delta", "none")
 KEPT = ("states", "top_k")  # of a teacher's answers, by a `TeacherCache`
+_STEP_TASKS = "step_tasks"  # tasks with a teacher in all batches of a step, the mean over processes
+
+
+class NotFinite(ValueError):
+    """Training met a loss or a weight that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,11 @@ class Objective:
 
     def lasts(self, steps: int) -> bool:
         """Whether something is minimised in the last of `steps`."""
-        distils = self.distillation_weight != 0 and (self.distillation_steps or steps) >= steps
-        aligns = self.alignment != "none" and self.alignment_weight != 0 and (self.alignment_steps or steps) >= steps
+        def to_the_end(falls_over: Optional[int]) -> bool:
+            return falls_over is None or falls_over >= steps
+
+        distils = self.distillation_weight != 0 and to_the_end(self.distillation_steps)
+        aligns = self.alignment != "none" and self.alignment_weight != 0 and to_the_end(self.alignment_steps)
         return self.prediction_weight != 0 or distils or aligns
 
     @property
@@ -177,6 +185,7 @@ class TagiTrainer(Seq2SeqTrainer):
         # a bare backbone takes the batch's size and ignores it; then the Trainer is to divide by the accumulation
         self.model_accepts_loss_kwargs = isinstance(self.model, TagiModel)
         self._terms = defaultdict(lambda: [0.0, 0])
+        self.add_callback(FiniteWeights())
 
     def get_train_dataloader(self) -> DataLoader:
         alone = self.accelerator.num_processes == 1
@@ -191,9 +200,17 @@ class TagiTrainer(Seq2SeqTrainer):
         )
         return self.accelerator.prepare(loader)
 
+    def get_batch_samples(self, *args, **kwargs):
+        """As `Seq2SeqTrainer`'s; each batch of a step says how many tasks with a teacher the whole step has."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if self.objective.needs_teacher and batches and all("teacher_index" in batch for batch in batches):
+            known = sum((batch["teacher_index"] >= 0).sum() for batch in batches).float()
+            batches = [{**batch, _STEP_TASKS: self._mean_over_processes(known)} for batch in batches]
+        return batches, num_items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
-        teacher_index = inputs.pop("teacher_index", None)
+        teacher_index, step_tasks = inputs.pop("teacher_index", None), inputs.pop(_STEP_TASKS, None)
         teacher_inputs = {name: inputs.pop(name) for name in list(inputs) if name.startswith("teacher_")}
         if not model.training or not self.model_accepts_loss_kwargs:
             num_items_in_batch = None
@@ -216,10 +233,18 @@ class TagiTrainer(Seq2SeqTrainer):
                     "bank_index, such as AdapterBank.numbers()"
                 )
             known = teacher_index >= 0
-            if self._mean_over_processes(known.sum().float()) > 0:  # all take part in what is summed over processes
+            here = self._mean_over_processes(known.sum().float())
+            step_tasks = here if step_tasks is None else step_tasks
+            if step_tasks > 0:  # all take part in what is summed over processes
+                share = here / step_tasks
+                if num_items_in_batch is None:  # the Trainer is to divide by the accumulation
+                    share = share * getattr(self, "current_gradient_accumulation_steps", 1)
                 loss = loss + self._distil(
-                    outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items_in_batch
+                    outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items_in_batch, share
                 )
+        if not torch.isfinite(loss):
+            parts = ", ".join(f"loss_{name} {float(term.detach()):g}" for name, term in terms.items())
+            raise NotFinite(f"step {self.state.global_step + 1}: the loss is {float(loss.detach()):g} ({parts})")
         for name, term in terms.items():
             total = self._terms[name]
             total[0], total[1] = total[0] + term.detach().float(), total[1] + 1
@@ -242,10 +267,9 @@ class TagiTrainer(Seq2SeqTrainer):
         tokens = (labels != -100).sum().to(loss)
         return loss * tokens / self._mean_over_processes(tokens)
 
-    def _distil(self, outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items):
-        """λ1 L_kl + λ2 L_ins over the tasks that have a teacher."""
+    def _distil(self, outputs, inputs, teacher_inputs, teacher_index, known, terms, num_items, share):
+        """λ1 L_kl + λ2 L_ins over the tasks that have a teacher; `share` of the step's are in this batch."""
         objective, task_index = self.objective, inputs["task_index"]
-        accumulation = self.current_gradient_accumulation_steps if num_items is not None else 1
         loss = 0.0
         distillation_left, alignment_left = map(self._left, (objective.distillation_steps, objective.alignment_steps))
         if objective.distillation_weight and distillation_left:
@@ -272,11 +296,12 @@ class TagiTrainer(Seq2SeqTrainer):
                 aligned = function(a, b, ours.scaling, theirs.lora_a, theirs.lora_b, theirs.scaling)
             if self.accelerator.num_processes > 1:  # its weight is of the mean over all processes' tasks
                 tasks = known.sum().to(aligned)
-                aligned = self._mean_over_processes(aligned * tasks / self._mean_over_processes(tasks))
-            terms["alignment"] = aligned
-            # a mean over tasks, not a sum over tokens: the accumulated batches share it
+                mean_tasks = self._mean_over_processes(tasks).clamp_min(torch.finfo(tasks.dtype).tiny)  # or 0 / 0
+                aligned = self._mean_over_processes(aligned * tasks / mean_tasks)
+            # a mean over the step's tasks, of which each accumulated batch has a share
+            terms["alignment"] = aligned * share
             weight = alignment_left * losses.alignment_weight(aligned, objective.alignment_weight)
-            loss = loss + weight * aligned / accumulation
+            loss = loss + weight * terms["alignment"]
         return loss
 
     def _left(self, steps: Optional[int]) -> float:
@@ -286,7 +311,7 @@ class TagiTrainer(Seq2SeqTrainer):
     def log(self, logs, *args, **kwargs):
         if "loss" in logs:
             for name, (total, count) in self._terms.items():
-                summed = self.model_accepts_loss_kwargs and name != "alignment"
+                summed = self.model_accepts_loss_kwargs  # over a step's batches
                 scale = self.args.gradient_accumulation_steps if summed else 1
                 logs[f"loss_{name}"] = round(float(self._mean_over_processes(total)) / count * scale, 5)
             self._terms.clear()
@@ -300,10 +325,44 @@ class TagiTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             self._save(output_dir or self.args.output_dir, state_dict=state)
 
+    def prediction_step(self, model, inputs, prediction_loss_only, *args, **kwargs):
+        """As `Seq2SeqTrainer`'s; what the teacher would read is left out.
+
+        Raises:
+            ValueError: if a causal model is to generate from a training batch, whose input holds the answer.
+        """
+        if self.args.predict_with_generate and not prediction_loss_only:
+            if not self.model.config.is_encoder_decoder:
+                raise ValueError(
+                    "predict_with_generate is set, but in a causal model's training batch the input holds the answer; "
+                    "leave it out, and generate from batches without targets"
+                )
+            inputs = {name: value for name, value in inputs.items() if not name.startswith("teacher_")}
+        return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+
     def evaluate(self, *args, **kwargs):
         """As `Seq2SeqTrainer`'s; the training that goes on after it is as if it had not been."""
         with unchanged_randomness():
             return super().evaluate(*args, **kwargs)
+
+
+class FiniteWeights(TrainerCallback):
+    """Stops training behind the first step that leaves a weight not finite, before anything of it is saved."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        name = not_finite((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+        if name is not None:
+            raise NotFinite(f"step {state.global_step + 1}: the weight {name} is no longer finite")
+
+
+def not_finite(weights: Iterable[tuple[str, Tensor]]) -> Optional[str]:
+    """Returns the name of the first weight that holds a number that is not finite; `None` if there is none."""
+    weights = [(name, fsdp.own_part(weight.detach())) for name, weight in weights if weight.is_floating_point()]
+    # a sum is not finite if one of its numbers is not, and takes no memory
+    sums = [weight.sum(dtype=torch.float32) for _, weight in weights]
+    if not sums or torch.stack([x.to(sums[0].device) for x in sums]).isfinite().all():
+        return None
+    return next((name for name, weight in weights if not weight.isfinite().all()), None)
 
 
 def dropped(mask: Tensor, share: float) -> Tensor:

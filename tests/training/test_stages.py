@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from modeling_tagi.training.fsdp import cut
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
 from modeling_tagi.training.shares import require_possible_shares
-from modeling_tagi.training.trainer import Teacher
+from modeling_tagi.training.trainer import NotFinite, Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
 STAGES = ["prompted", "task_adapters", "pretraining", "finetuning"]
@@ -233,6 +235,20 @@ def count_trained(monkeypatch):
 
     monkeypatch.setattr(stages, "train_stage", train_stage)
     return trained
+
+
+def test_a_stage_whose_numbers_run_away_is_named_with_its_last_good_checkpoint(make_run, records):
+    run = make_run("runaway", prompted={"learning_rate": 1e30, "save_every": 1})
+    where = str(run.folder / "stages" / "prompted")
+    with pytest.raises(NotFinite) as stopped:
+        go(run, records)
+    said = str(stopped.value)
+    # a rate that is still 0 in step 1, and finite weights that are too large in step 2
+    assert re.match(r"\[1/4\] prompted stopped at step 3: the weight [a-z_.]+ is no longer finite; ", said)
+    assert f"{where}/checkpoints/all/checkpoint-2 is from before it" in said
+    assert said.endswith(f"delete {where} and lower --prompted.learning_rate (it is 1e+30)")
+    kept = sorted(path.name for path in Path(where).rglob("checkpoint-*"))
+    assert kept == ["checkpoint-1", "checkpoint-2"] and run.stage("prompted").facts is None
 
 
 def test_finished_stages_are_not_trained_again(make_run, records, monkeypatch, uninterrupted, capsys):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers.trainer_callback import PrinterCallback
 
 from modeling_tagi.data.collate import RecordCollator
@@ -8,6 +9,7 @@ from modeling_tagi.data.streams import RecordStream
 from modeling_tagi.training import losses
 from modeling_tagi.training.trainer import (
     Drawn,
+    NotFinite,
     Objective,
     TagiTrainer,
     Teacher,
@@ -79,6 +81,33 @@ def test_four_batches_a_step_are_one_batch_of_four_times_the_size(
     for key in start:
         step = (after["one"][key] - start[key]).abs().max()
         assert torch.allclose(after["one"][key], after["four"][key], rtol=0, atol=1e-6 + 1e-4 * float(step)), key
+
+
+@pytest.mark.parametrize("objective", [
+    Objective(prediction_weight=0, distillation_weight=2.0, alignment="none"),
+    Objective(prediction_weight=0, distillation_weight=0, alignment="factors", alignment_weight=1.0),
+    Objective(distillation_weight=2.0, alignment="delta", alignment_weight=0.5),
+], ids=["L_kl", "L_ins", "all"])  # fmt: skip
+def test_batches_whose_tasks_have_no_teacher_leave_a_step_what_it_is(
+    make_model, make_trainer, make_bank, records, objective
+):
+    one = [n for n, r in enumerate(records) if r.task == "both"]  # its group has an adapter
+    other = [n for n, r in enumerate(records) if r.task == "first"]  # and this one none
+    after, logged = [], []
+    for batches in ([one + other], [one, other]):
+        model = make_model(trained=True)
+        model.set_trainable("all")
+        teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+        trainer = make_trainer(model, batches, "t5", objective, teacher, bank={"two": 1}, optim="sgd",
+                               gradient_accumulation_steps=len(batches))  # fmt: skip
+        trainer.train()
+        after.append(weights(model))
+        logged.append({name: x for name, x in trainer.state.log_history[0].items() if name.startswith("loss")})
+    start = weights(make_model(trained=True))
+    for key in start:
+        step = float((after[0][key] - start[key]).abs().max())
+        assert torch.allclose(after[0][key], after[1][key], rtol=0, atol=1e-6 + 1e-4 * step), key
+    assert logged[0] == pytest.approx(logged[1], rel=1e-4, abs=2e-5)
 
 
 def test_logs_hold_each_term(make_model, make_trainer, make_bank):
@@ -224,6 +253,45 @@ def test_batches_that_do_not_name_their_teachers_are_refused(make_model, make_tr
 def test_an_objective_checks_its_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         Objective(**fields)
+
+
+def test_an_objective_that_falls_over_no_steps_does_not_last():
+    assert not Objective(prediction_weight=0, distillation_steps=0, alignment="none").lasts(100)
+    assert not Objective(prediction_weight=0, distillation_weight=0, alignment_steps=0).lasts(100)
+    assert Objective(prediction_weight=0, distillation_steps=100, alignment="none").lasts(100)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_teacher_reads_is_no_input_of_generation(make_model, make_trainer, make_bank, records, family):
+    model = make_model(family, trained=True)
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    trainer = make_trainer(model, [[0]], family, ALL_TERMS, teacher, predict_with_generate=True,
+                           generation_max_length=5)  # fmt: skip
+    if family == "llama":
+        with pytest.raises(ValueError, match="in a causal model's training batch the input holds the answer"):
+            trainer.predict(records[:4])
+        return
+    found = trainer.predict(records[:4])
+    assert found.predictions.shape[0] == 4 and found.metrics["test_loss"] > 0
+
+
+@pytest.mark.parametrize("arguments, why", [
+    ({"learning_rate": float("inf")}, "step 1: the weight .* is no longer finite"),
+    ({"learning_rate": 1e30}, "step 2: the loss is (nan|inf) .loss_prediction (nan|inf)"),
+    ({"weight_decay": 1e9, "max_steps": 20}, "step .*: the (weight|loss) .*"),
+], ids=["infinite rate", "high rate", "weight decay"])  # fmt: skip
+def test_training_stops_at_what_is_not_finite_and_saves_nothing_of_it(
+    make_model, make_trainer, tmp_path, arguments, why
+):
+    model = make_model(trained=True)
+    model.set_trainable("all")
+    fields = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "max_grad_norm": 1.0,
+              "optim": "adamw_torch", "output_dir": str(tmp_path / "out"), **arguments}  # fmt: skip
+    trainer = make_trainer(model, [list(range(8))] * 20, "t5", PREDICTION, **fields)
+    with pytest.raises(NotFinite, match=why):
+        trainer.train()
+    for file in (tmp_path / "out").glob("checkpoint-*/model.safetensors"):
+        assert all(x.isfinite().all() for x in load_file(file).values()), file
 
 
 @pytest.mark.parametrize("family", FAMILIES)
