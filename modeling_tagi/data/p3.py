@@ -1,6 +1,5 @@
 """P3, the prompted data sets of T0, with prompt templates told apart from instances; a task is one template."""
 
-import json
 import logging
 import random
 from collections import defaultdict
@@ -9,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
+from .json_text import parse_json
 from .records import Record, Splits
 from .splits import cap_tasks, drop_duplicates, drop_instances, normalise_text, shared_instances
 from .streams import RecordStream
@@ -119,7 +119,7 @@ def _datasets(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; it must list the data sets of train, valid and test")
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
+        lists = parse_json(path.read_text(encoding="utf-8"))
         datasets = {part: list(lists[part]) for part in ("train", "valid", "test")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -169,8 +169,10 @@ def _read(path: Path, split_field: str) -> Iterator[tuple[str, Record]]:
             raise ValueError(f"{where}: task, instruction, input, target, dataset are {values!r}, but must be texts")
         task, instruction, text, target, dataset = values
         try:
-            record = Record(task, instruction, text, (target,), dataset, options=row.get("options"))
-        except ValueError as error:
+            # some templates offer one answer twice, between which no model could choose
+            options = list(dict.fromkeys(row.get("options") or ())) or None
+            record = Record(task, instruction, text, (target,), dataset, options=options)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from None
         yield field(row, split_field, where), record
     if unaligned:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Optional
 
+from .json_text import is_unicode
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -18,7 +20,8 @@ class Record:
         options: Candidate outputs for rank classification; holds the first target.
 
     Raises:
-        ValueError: if a text is empty, there is no target, or the first target is not among the options.
+        ValueError: if a text is empty or has a lone surrogate, there is no target, the first target is not among the
+            options, or one option is there twice.
     """
 
     task: str
@@ -53,6 +56,23 @@ class Record:
                 f"record of task {self.task!r} with input {self.input[:60]!r}: the target {self.targets[0]!r} "
                 f"is not among the options {list(self.options)!r}"
             )
+        if self.options is not None and len(set(self.options)) < len(self.options):
+            twice = next(option for option in self.options if self.options.count(option) > 1)
+            raise ValueError(
+                f"record of task {self.task!r} with input {self.input[:60]!r}: the option {twice!r} is there twice; "
+                "take one of them out"
+            )
+        for text in self._texts():
+            if not is_unicode(text):
+                raise ValueError(
+                    f"record of task {self.task!r}: the text {text[:60]!r} has a lone surrogate, which is half a "
+                    "character and no Unicode; mend or remove it"
+                )
+
+    def _texts(self):
+        yield from (self.task, self.group, self.instruction, self.input, *self.targets)
+        yield from (text for pair in self.demonstrations for text in pair)
+        yield from self.options or ()
 
 
 # What every reader returns: the records of each split, by the split's name. Only "train" is ever trained on.

@@ -1,11 +1,11 @@
 """Super-NaturalInstructions: a folder with tasks/ and splits/ as in allenai/natural-instructions."""
 
-import json
 import logging
 import random
 from pathlib import Path
 from typing import Any, Union
 
+from .json_text import not_utf8, parse_json
 from .records import Record, Splits
 from .splits import cap_tasks, drop_instances, instance_texts, normalise_text
 
@@ -79,7 +79,10 @@ def read_sni(
 def _task_names(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; it must name the tasks of the split, one a line")
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
     return list(dict.fromkeys(name for name in names if name))
 
 
@@ -88,7 +91,9 @@ def _read_task(path: Path, positive_examples: int) -> list[Record]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file, though a list of tasks names it; add it or take the name out")
     try:
-        task = json.loads(path.read_text(encoding="utf-8"))
+        task = parse_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON ({error}); replace the file") from None
     try:

@@ -81,9 +81,9 @@ def check_splits(
 
     Returns:
         A JSON-able report: `train` and, for each split under `splits`, the numbers of records, tasks and instructions;
-        for the latter also `shared` (how many tasks, instructions and records' instances occur in training),
-        `examples` of these, `may_share`, and `leaks`, the number of shared things that are not allowed. `leaks` at
-        the top is their sum.
+        for the latter also `shared` (how many tasks, instructions and records' instances occur in training; an
+        instance that is among its own record's demonstrations counts as well), `examples` of these, `may_share`, and
+        `leaks`, the number of shared things that are not allowed. `leaks` at the top is their sum.
 
     Raises:
         ValueError: if there is no split `train`, or `same_tasks` names an unknown split or kind.
@@ -108,7 +108,8 @@ def check_splits(
             continue
         shared = {kind: [text for key, text in texts.items() if key in seen[kind]]
                   for kind, texts in _texts(records).items()}
-        shared["instance"] = [record.input for record in records if normalise_text(record.input) in seen["instance"]]
+        shared["instance"] = [record.input for record in records
+                              if normalise_text(record.input) in seen["instance"] or _is_demonstrated(record)]
         may_share = tuple(same_tasks.get(name, ()))
         leaks = sum(len(texts) for kind, texts in shared.items() if kind not in may_share)
         report["splits"][name] = {
@@ -136,9 +137,16 @@ def require_no_leaks(report: dict) -> None:
     ]
     if found:
         raise LeakError(
-            f"evaluation splits share with {report['train']['name']!r} what should be new - {'; '.join(found)}. "
+            f"evaluation splits share with {report['train']['name']!r} or their own demonstrations what should be "
+            f"new - {'; '.join(found)}. "
             "Remove it from one side or, if tasks or instructions are meant to be shared, say so by same_tasks"
         )
+
+
+def _is_demonstrated(record: Record) -> bool:
+    """Whether the record's own input, and so its answer, is among its demonstrations."""
+    own = normalise_text(record.input) if record.demonstrations else None
+    return any(normalise_text(text) == own for text, _ in record.demonstrations)
 
 
 def _texts(records: list[Record]) -> dict[str, dict[str, str]]:

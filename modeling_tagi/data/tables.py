@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from .json_text import not_utf8, parse_json
 from .records import Record, Splits
 
 REQUIRED = ("task", "instruction", "input", "targets")
@@ -121,13 +122,20 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         # newline: a line ends in a line feed alone, not at what else stands for one within a text
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             if _is_list(file):
-                rows = json.load(file)
+                try:
+                    rows = parse_json(file.read())
+                except json.JSONDecodeError as error:
+                    raise ValueError(
+                        f"{path}, line {error.lineno}: the list is no JSON ({error.msg}); mend it"
+                    ) from None
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from None
                 yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
             else:
                 yield from _json_lines(path, file)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: the list is no JSON ({error.msg}); mend it") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}); it must be UTF-8, gzipped if it ends in .gz") from None
 
 
@@ -144,9 +152,12 @@ def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield f"{path}, line {number}", json.loads(line)
+                row = parse_json(line)
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); write one object a line") from None
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            yield f"{path}, line {number}", row
 
 
 def _parquet_rows(path: Path, streaming: bool) -> Iterator[tuple[str, dict]]:

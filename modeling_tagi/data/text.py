@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 from typing import Union
 
+from .json_text import is_unicode, not_utf8
 from .tables import field, read_json_rows
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
@@ -70,12 +71,15 @@ def _passages(path: Path) -> list[str]:
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} cannot be read ({error}); convert it to UTF-8") from None
+            raise not_utf8(path, error) from None
         return [line.strip() for line in lines if line.strip()]
     passages = []
     for where, row in read_json_rows(path):
         text = field(row, "text", where)
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{where}: field 'text' is {text!r}, but must be a text that is not empty")
+        if not isinstance(text, str) or not text.strip() or not is_unicode(text):
+            raise ValueError(
+                f"{where}: field 'text' is {text!r:.200}, but must be a text that is not empty, and without lone "
+                "surrogates"
+            )
         passages.append(text)
     return passages

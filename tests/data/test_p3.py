@@ -142,6 +142,11 @@ def test_a_bad_record_is_named(p3, change, message):
         read_p3(p3({"a": [row("a", "p", "one"), {**row("a", "p", "two"), **change}]}))
 
 
+def test_an_answer_that_is_offered_twice_counts_once(p3):
+    twice = {**row("a", "p", "one"), "options": ["Yes", "No", "Yes"]}
+    assert read_p3(p3({"a": [twice, row("a", "p", "two")]}))["train"][0].options == ("Yes", "No")
+
+
 def test_a_folder_of_another_shape_is_refused(p3, tmp_path):
     with pytest.raises(FileNotFoundError, match="splits.json"):
         read_p3(tmp_path)

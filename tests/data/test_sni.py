@@ -138,6 +138,15 @@ def test_missing_lists_bad_json_and_negative_limits_are_refused(sni, tmp_path):
     (folder / "tasks" / "t1.json").write_text("{")
     with pytest.raises(ValueError, match="t1.json cannot be read as JSON"):
         read_sni(folder)
+    for content, message in ((b'{"Definition": [], "Definition": []}', "t1.json .*'Definition' is given twice"),
+                             (b"[" * 100_000, "t1.json .*nested too deeply"),
+                             (b'{\n"Definition": "caf\xe9"}', "t1.json, line 2: not UTF-8")):
+        (folder / "tasks" / "t1.json").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            read_sni(folder)
+    (folder / "splits" / "default" / "test_tasks.txt").write_bytes(b"t3\n\xff\n")
+    with pytest.raises(ValueError, match="test_tasks.txt, line 2: not UTF-8"):
+        read_sni(folder)
 
 
 @real

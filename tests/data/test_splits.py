@@ -110,3 +110,13 @@ def test_instances_are_never_allowed():
 def test_unknown_names_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         check_splits({"train": TRAIN, "seen": TRAIN}, **arguments)
+
+
+def test_a_record_that_is_among_its_own_demonstrations_is_a_leak():
+    train = [Record("a", "do a", "x", ("y",))]
+    shown = Record("b", "do b", "The question", ("the answer",), demonstrations=(("the  question", "the answer"),))
+    other = Record("b", "do b", "another question", ("the answer",), demonstrations=(("a question", "the answer"),))
+    report = check_splits({"train": train, "unseen": [shown, other]})
+    assert report["leaks"] == 1 and report["splits"]["unseen"]["examples"]["instance"] == ["The question"]
+    with pytest.raises(LeakError, match="their own demonstrations .* unseen: 1 instance.*'The question'"):
+        require_no_leaks(report)

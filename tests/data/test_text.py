@@ -25,7 +25,8 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     ("a.jsonl", b'{"text": 3}\n', "line 1.*3"),
     ("a.jsonl", b'{"text": " "}\n', "line 1"),
     ("a.txt", b"\n \n", "no passage"),
-    ("a.txt", b"\xff\xfe", "UTF-8"),
+    ("a.txt", b"one\n\xff\xfe", "a.txt, line 2: not UTF-8"),
+    ("a.jsonl", b'{"text": "half \\ud83d"}\n', "a.jsonl, line 1: .* without lone"),
     ("a.md", b"text", "ends in"),
 ])
 def test_unusable_text_is_refused(tmp_path, name, content, message):
