@@ -83,11 +83,13 @@ def add_json(parser: argparse.ArgumentParser, help: str = "print the result as J
 
 def add_data(parser: argparse.ArgumentParser):
     """What is scored, and how it is read."""
+    from ..data.readers import READERS
+
     add = parser.add_argument
     add("--data", "--path", "--data.path", dest="path", metavar="FOLDER_OR_FILE",
         help="JSON lines or parquet (a file, or a folder with one for each split), or a folder in the layout of "
              "--source; 'builtin' makes its own tasks")  # fmt: skip
-    add("--source", "--data.source", choices=("builtin", "p3", "sni", "tables"), help="the layout; default: tables")
+    add("--source", "--data.source", choices=sorted(READERS), help="the layout; default: tables")
     add("--t0_eval", "--data.t0_eval", metavar="FOLDER", help="T0 evaluation sets, added as splits")
     add("--options", "--data.options", nargs="+", action="extend", default=[], type=pair, metavar="KEY=VALUE",
         help="further arguments of the reader, values in YAML")  # fmt: skip

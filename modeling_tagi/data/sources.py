@@ -1,21 +1,17 @@
 """The data sources by name: records in splits, text, and what each split may share with training."""
 
-import inspect
 import os
 from functools import partial
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 from ..common.randomness import derived_seed
-from .builtin import builtin_suite
-from .builtin_text import builtin_text
-from .p3 import read_p3, read_t0_eval
+from .p3 import read_t0_eval
+from .readers import READERS, reader_of
 from .records import Splits
 from .sampling import fewer_tasks
-from .sni import read_sni
 from .splits import check_splits, require_no_leaks
 from .streams import RecordStream
-from .tables import JSON_SUFFIXES, iter_table, read_tables
 from .text import read_text
 
 # New instances of tasks that are trained on, and new wordings or templates for them.
@@ -41,12 +37,12 @@ def read_source(
     """Reads a source and checks that nothing leaks from training into what is to be new.
 
     Args:
-        source: `builtin`, `p3`, `sni` or `tables`.
+        source: A name of `READERS`, such as `builtin`, `p3`, `sni` or `tables`.
         path: Its folder; environment variables are filled in.
         text: A file or folder of plain text.
         t0_eval: A folder of T0 evaluation sets, added as splits.
         options: Further arguments of the reader.
-        streaming: Whether the train split is read as a `RecordStream`; of `p3` and `tables` it can be.
+        streaming: Whether the train split is read as a `RecordStream`, where the reader can.
         buffer: Records of each instruction that a stream keeps.
         train_tasks: How many tasks of the train split are kept, see `fewer_tasks`; splits of trained tasks (new
             instances, new wordings) keep those of them. `None` is all.
@@ -60,27 +56,17 @@ def read_source(
         LeakError: if an evaluation split shares with training what it should not.
         ValueError: for an unknown source or option, or for what a reader refuses.
     """
-    readers = {"builtin": builtin_suite, "p3": read_p3, "sni": read_sni, "tables": _read_folder}
-    if source not in readers:
-        raise ValueError(f"data.source is {source!r}, but must be one of {', '.join(map(repr, readers))}")
-    reader, options = readers[source], dict(options or {})
-    known = [name for name in inspect.signature(reader).parameters if name not in ("folder", "stream")]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"data.options has {name!r}, but {source} takes {', '.join(known)}")
+    reader, options = reader_of(source), check_source(source, options, streaming)
+    read = reader.read
     if streaming:
-        if source not in ("p3", "tables"):
-            raise ValueError(
-                f"data.streaming is on, but source {source!r} is read whole: set it to false, or use 'tables' or 'p3'"
-            )
         kept_by = derived_seed(seed, "data", "kept records")
-        reader = partial(reader, stream=partial(RecordStream, keep=buffer, seed=kept_by))
-    if source == "builtin":
-        splits = reader(**options)
-        passages = builtin_text(options.get("seed", 0)) if text is None else read_text(_folder(text, "text"))
-    else:
-        splits = reader(_folder(path, "path"), **options)
-        passages = read_text(_folder(text, "text")) if text is not None else []
+        read = partial(read, stream=partial(RecordStream, keep=buffer, seed=kept_by))
+    splits = read(_folder(path, "path"), **options) if reader.in_folder else read(**options)
+    passages: list[str] = []
+    if text is not None:
+        passages = read_text(_folder(text, "text"))
+    elif reader.text is not None:
+        passages = reader.text(options.get("seed", 0))
     if t0_eval is not None:
         splits.update(read_t0_eval(_folder(t0_eval, "t0_eval")))
     if train_tasks is not None:
@@ -92,6 +78,21 @@ def read_source(
     report = check_splits(splits, same_tasks={name: kinds for name, kinds in _MAY_SHARE.items() if name in splits})
     require_no_leaks(report)
     return splits, passages, report
+
+
+def check_source(source: str, options: Optional[dict] = None, streaming: bool = False) -> dict:
+    """The reader's options, of which nothing is read yet.
+
+    Raises:
+        ValueError: for a source, option or value that there is not, or a source that cannot be streamed.
+    """
+    options = reader_of(source).checked(options, source)
+    if streaming and not reader_of(source).streams:
+        able = " or ".join(repr(name) for name, reader in sorted(READERS.items(), reverse=True) if reader.streams)
+        raise ValueError(
+            f"data.streaming is on, but source {source!r} is read whole: set it to false, or use {able}"
+        )
+    return options
 
 
 def _folder(path: Optional[str], field: str) -> Path:
@@ -106,25 +107,3 @@ def _folder(path: Optional[str], field: str) -> Path:
     if not expanded.exists():
         raise FileNotFoundError(f"data.{field}: there is no {expanded}; give its place by --data.{field} FOLDER")
     return expanded
-
-
-def _read_folder(
-    folder: Path, columns: Optional[dict] = None, stream: Optional[Callable[..., RecordStream]] = None
-) -> Splits:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give the folder that holds train.jsonl (or .parquet) and other splits")
-    files: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if file.name.endswith((*JSON_SUFFIXES, ".parquet")) and not file.name.startswith("."):
-            split = file.name.split(".")[0]
-            if split in files:
-                raise ValueError(f"{folder} has {files[split].name} and {file.name} for one split; remove one of them")
-            files[split] = file
-    if "train" not in files:
-        raise FileNotFoundError(f"{folder} has no train.jsonl or train.parquet; a file for each split belongs there")
-    if stream is None:
-        return read_tables(files, columns)
-    train = files.pop("train")
-    if train.name.endswith((".json", ".json.gz")):
-        raise ValueError(f"data.streaming is on, but {train} may be a list, which is read whole: write it as .jsonl")
-    return {"train": stream([partial(iter_table, train, columns, streaming=True)]), **read_tables(files, columns)}

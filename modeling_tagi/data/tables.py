@@ -5,12 +5,14 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from .json_text import not_utf8, parse_json
 from .records import Record, Splits
+from .streams import RecordStream
 
 REQUIRED = ("task", "instruction", "input", "targets")
 OPTIONAL = ("group", "demonstrations", "options")
@@ -90,6 +92,41 @@ def iter_table(
 def read_tables(paths: Mapping[str, Union[str, Path]], columns: Optional[Mapping[str, str]] = None) -> Splits:
     """Splits from one file each, as `{"train": path, "unseen": path}`; see `read_table`."""
     return {name: read_table(path, columns) for name, path in paths.items()}
+
+
+def read_folder(
+    folder: Path,
+    columns: Optional[Mapping[str, str]] = None,
+    stream: Optional[Callable[..., RecordStream]] = None,
+) -> Splits:
+    """Splits from the files of a folder, each called as its split; see `iter_table`.
+
+    Args:
+        folder: Holds train.jsonl (or another of those kinds), and a file for each other split.
+        columns: As for `iter_table`.
+        stream: Makes a stream of the train split, whose records are then not read at once.
+
+    Raises:
+        FileNotFoundError: if there is no file for the train split.
+        ValueError: as `iter_table`; if a split has two files, or none can be streamed.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the folder that holds train.jsonl (or .parquet) and other splits")
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.endswith((*JSON_SUFFIXES, ".parquet")) and not file.name.startswith("."):
+            split = file.name.split(".")[0]
+            if split in files:
+                raise ValueError(f"{folder} has {files[split].name} and {file.name} for one split; remove one of them")
+            files[split] = file
+    if "train" not in files:
+        raise FileNotFoundError(f"{folder} has no train.jsonl or train.parquet; a file for each split belongs there")
+    if stream is None:
+        return read_tables(files, columns)
+    train = files.pop("train")
+    if train.name.endswith((".json", ".json.gz")):
+        raise ValueError(f"data.streaming is on, but {train} may be a list, which is read whole: write it as .jsonl")
+    return {"train": stream([partial(iter_table, train, columns, streaming=True)]), **read_tables(files, columns)}
 
 
 def write_table(records: Iterable[Record], path: Union[str, Path]) -> None:

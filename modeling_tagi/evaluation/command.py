@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
 from ..data.p3 import read_t0_eval
+from ..data.readers import READERS
 from ..data.records import Record, Splits
 from ..data.sources import read_source
 from ..data.tables import JSON_SUFFIXES, read_tables
@@ -173,10 +174,7 @@ def read_splits(settings: RunSettings) -> tuple[Splits, list[Record], Optional[d
     if data.source == "tables":
         files = _files(Path(data.path)) if data.path is not None else {}
         if "train" not in files:
-            unknown = [name for name in data.options if name != "columns"]
-            if unknown:
-                raise ValueError(f"--options has {unknown[0]!r}, but tables takes columns")
-            splits = read_tables(files, **data.options)
+            splits = read_tables(files, **READERS["tables"].checked(data.options, "tables", "--options"))
             if data.t0_eval is not None:
                 splits.update(read_t0_eval(data.t0_eval))
             return splits, [], None

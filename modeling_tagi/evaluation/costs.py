@@ -134,6 +134,14 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
     }
 
 
+def costs_if_known(config: TagiConfig, lengths: Lengths) -> dict:
+    """As `cost_of_methods`; for a backbone whose FLOPs cannot be counted, `missing` says why, and is all there is."""
+    try:
+        return cost_of_methods(config, lengths)
+    except ValueError as error:
+        return {"missing": str(error)}
+
+
 def ways_to_cheaper(config: TagiConfig, lengths: Lengths, inputs: int = 100) -> dict[str, float]:
     """FLOPs of TAGI relative to prompting as it is, with the same outputs for less work, and with parts left out.
 

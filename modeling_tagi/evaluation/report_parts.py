@@ -129,9 +129,11 @@ def adapter_section(found: Optional[dict], whose: str = "") -> list[Section]:
 
 
 def cost_section(found: Optional[dict]) -> list[Section]:
-    """What `cost_of_methods` found."""
+    """What `costs_if_known` found."""
     if not found:
         return []
+    if "missing" in found:
+        return [Section("Cost", [f"Not counted: {found['missing']}."])]
     lengths = found["lengths"]
     text = (
         f"Computed, not measured: FLOPs of a task with {found['inputs_per_task']} inputs on the backbone "

@@ -21,6 +21,7 @@ from ..cards import (
     written,
 )
 from ..configuration_tagi import TagiConfig
+from ..data.readers import READERS
 from ..evaluation.report import read_report
 from ..evaluation.report_page import Plot, Section, Table
 from ..evaluation.report_parts import duration, number, read_json
@@ -35,12 +36,6 @@ _METRICS = {
     "rouge_l": ("rouge", "ROUGE-L (%)"),
     "rank_accuracy": ("accuracy", "rank accuracy (%)"),
     "rank_accuracy_mean": ("accuracy", "rank accuracy by token (%)"),
-}
-_DATA = {
-    "builtin": "a suite of instruction tasks that the package makes itself",
-    "p3": "P3, the prompted data sets that T0 was trained on",
-    "sni": "Super-NaturalInstructions",
-    "tables": "a collection of its own",
 }
 _STAGES = {
     "text": "language modelling on text",
@@ -146,7 +141,7 @@ def _training(settings: dict, results: dict) -> list[str]:
                   if name.startswith("finetuning.") and ("weight" in name or name.endswith((".alignment", ".train")))}
     return [
         facts([
-            ("data", _DATA.get(settings["data.source"], settings["data.source"])),
+            ("data", _described(settings["data.source"])),
             ("trained on", f"{train['tasks']:,} tasks, {train['instructions']:,} instructions, {train['records']:,} "
                            "records"),
             ("backbone", start),
@@ -183,7 +178,8 @@ def _licence(settings: dict) -> str:
     if _nothing_of_others(settings):
         return f"{CODE_LICENCE} The weights are too: they are made of nothing of anyone else's."
     backbone = source_of(settings["backbone.name"])
-    parts = [*([f"the backbone ({backbone})"] if backbone else []), f"the data ({_DATA[settings['data.source']]})"]
+    parts = [f"the backbone ({backbone})"] if backbone else []
+    parts.append(f"the data ({_described(settings['data.source'])})")
     return f"{CODE_LICENCE} The weights are under the terms of {' and of '.join(parts)}."
 
 
@@ -194,7 +190,14 @@ def _licence_data(settings: dict) -> dict:
 
 
 def _nothing_of_others(settings: dict) -> bool:
-    return settings["backbone.name"] is None and settings["data.source"] == "builtin" and not settings["data.text"]
+    reader = READERS.get(settings["data.source"])
+    ours = reader is not None and not reader.others
+    return settings["backbone.name"] is None and ours and not settings["data.text"]
+
+
+def _described(source: str) -> str:
+    """What the data of a source is; its name, where no such reader is known here."""
+    return READERS[source].description if source in READERS else source
 
 
 def _without_folders(command: str) -> str:

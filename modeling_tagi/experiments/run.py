@@ -12,7 +12,7 @@ from ..data.records import Record
 from ..data.sources import read_source
 from ..data.streams import number_of
 from ..evaluation.adapter_map import adapter_map
-from ..evaluation.costs import cost_of_methods, lengths_of
+from ..evaluation.costs import costs_if_known, lengths_of
 from ..evaluation.evaluate import evaluate_model, spread, table
 from ..evaluation.metrics import score
 from ..evaluation.predict import Answering
@@ -99,7 +99,7 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
         shown = {"train": train, **evaluated}
         write_text(run.folder / "adapters.json", json.dumps(adapter_map(model, tokens, shown, bank)) + "\n")
         first = next(iter(evaluated.values()))
-        costs = cost_of_methods(model.config, lengths_of(first, tokens))
+        costs = costs_if_known(model.config, lengths_of(first, tokens))
         write_text(run.folder / "costs.json", json.dumps(costs) + "\n")
     stage.finish()
     if not is_main():

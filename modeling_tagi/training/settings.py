@@ -4,12 +4,12 @@ import copy
 import dataclasses
 import difflib
 import os
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from ..data.typed import typed
 from .methods import METHODS
 from .setting_checks import require_sensible
 from .trainer import Objective
@@ -352,19 +352,5 @@ def _build(cls, values: dict, prefix: str):
         if dataclasses.is_dataclass(kind):
             built[name] = _build(kind, value if value is not None else {}, f"{prefix}{name}.")
         else:
-            built[name] = _converted(value, kind, prefix + name)
+            built[name] = typed(value, kind, prefix + name)
     return cls(**built)
-
-
-def _converted(value: Any, kind, name: str):
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
-    for wanted in sorted(kinds, key=lambda k: k is not float):  # a number in quotes is a number
-        if wanted is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            try:
-                return float(value)  # YAML reads 1e-4 as a text
-            except ValueError:
-                continue
-        if isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
-            return value
-    allowed = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-    raise ValueError(f"{name} is {value!r}, but must be of type {allowed}")

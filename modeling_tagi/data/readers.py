@@ -1,0 +1,101 @@
+"""The readers of data by name: all that anything needs to know of one is here.
+
+A further one is a function that gives `Splits`, and a line in `READERS`.
+"""
+
+import difflib
+import inspect
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping, Optional
+
+from .builtin import builtin_suite
+from .builtin_text import builtin_text
+from .p3 import read_p3
+from .records import Splits
+from .sni import read_sni
+from .tables import read_folder
+from .typed import typed
+
+_NO_OPTIONS = ("folder", "stream")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """
+    Args:
+        read: Gives the records by split. Its further arguments are its options, each with its type. An argument
+            `folder` gets what `data.path` names. One with an argument `stream` can give its train split as a
+            `RecordStream`, which it makes by `stream(sources)`.
+        description: What the data is, as a card says it.
+        least: The smallest value of options that are numbers.
+        text: Passages that come with the data, for a seed; `None` if there are none.
+        others: Whether the data is anyone else's, under terms of theirs.
+    """
+
+    read: Callable[..., Splits]
+    description: str
+    least: Mapping[str, int] = field(default_factory=dict)
+    text: Optional[Callable[[int], list[str]]] = None
+    others: bool = True
+
+    @property
+    def in_folder(self) -> bool:
+        return "folder" in inspect.signature(self.read).parameters
+
+    @property
+    def streams(self) -> bool:
+        return "stream" in inspect.signature(self.read).parameters
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The type of each option."""
+        hints = typing.get_type_hints(self.read)
+        return {name: hints.get(name, object) for name in inspect.signature(self.read).parameters
+                if name not in _NO_OPTIONS}  # fmt: skip
+
+    def checked(self, options: Optional[Mapping[str, Any]], name: str, where: str = "data.options") -> dict[str, Any]:
+        """Options that the reader, called `name`, can take.
+
+        Raises:
+            ValueError: for one that it does not know, or a value that is not allowed.
+        """
+        known, made = self.options, {}
+        for option, value in (options or {}).items():
+            if option not in known:
+                close = difflib.get_close_matches(str(option), known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"{where} has {option!r}, but {name} takes {', '.join(known) or 'none'}{hint}")
+            made[option] = value = typed(value, known[option], f"{where}.{option}")
+            least = self.least.get(option)
+            if least is not None and value is not None and value < least:
+                raise ValueError(f"{where}.{option} is {value}, but must be {least} or more")
+        return made
+
+
+READERS: dict[str, Reader] = {
+    "builtin": Reader(
+        builtin_suite, "a suite of instruction tasks that the package makes itself",
+        least={"train_instances": 1, "eval_instances": 1}, text=builtin_text, others=False,
+    ),
+    "p3": Reader(
+        read_p3, "P3, the prompted data sets that T0 was trained on",
+        least={"held_out_templates": 0, "max_per_template": 1, "max_eval_per_task": 1},
+    ),
+    "sni": Reader(
+        read_sni, "Super-NaturalInstructions",
+        least={"max_train_instances": 1, "max_eval_instances": 1, "positive_examples": 0, "seen_instances": 0},
+    ),
+    "tables": Reader(read_folder, "a collection of its own"),
+}  # fmt: skip
+
+
+def reader_of(source: Any) -> Reader:
+    """The reader of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if source not in READERS:
+        raise ValueError(f"data.source is {source!r}, but must be one of {', '.join(map(repr, READERS))}")
+    return READERS[source]
