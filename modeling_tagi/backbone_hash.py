@@ -1,4 +1,4 @@
-"""The hash of a backbone's stored weights, which tells it from another one of its name."""
+"""A backbone's stored weights: a hash that tells it from another of its name, and whether a model still has them."""
 
 import hashlib
 import json
@@ -7,6 +7,8 @@ from typing import Optional
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.utils import cached_file
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -26,6 +28,81 @@ def backbone_hash(name: str, revision: Optional[str] = None, cache_dir: Optional
     Returns:
         `None` where the weights are no safetensors that are at hand.
     """
+    files = _stored(name, revision, cache_dir)
+    if files is None:
+        return None
+    rows: dict[str, bytes] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():
+                rows[key] = _some_of(file, key)
+    digest = hashlib.sha256()
+    for key in sorted(rows):
+        digest.update(rows[key])
+    return digest.hexdigest()
+
+
+def differs_from_stored(
+    states: dict[str, Tensor],
+    name: str,
+    revision: Optional[str] = None,
+    cache_dir: Optional[str] = None,
+    prefix: str = "",
+    base: str = "",
+) -> Optional[bool]:
+    """Compares a model's weights with those of the files that it was loaded from, number by number.
+
+    Weights that were only cast (to another precision, or there and back) do not differ. The first tensor that does
+    ends the reading, and one tensor is read at a time.
+
+    Args:
+        states: The model's state dict.
+        name, revision, cache_dir: As for `backbone_hash`.
+        prefix: What the files' keys have before those of `states`; other keys are passed over.
+        base: The model's `base_model_prefix`, which files may have or lack.
+
+    Returns:
+        `None` where it cannot be told: the files are no safetensors that are at hand or name other tensors, or the
+        weights are quantized, sharded or offloaded.
+    """
+    files = _stored(name, revision, cache_dir)
+    if files is None or not states or any(_is_elsewhere(tensor) for tensor in states.values()):
+        return None
+    compared: dict[tuple, list[Tensor]] = {}
+    left = dict(states)
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():
+                if not key.startswith(prefix):
+                    continue
+                own = key[len(prefix):]
+                own = next((n for n in (own, f"{base}.{own}", own.removeprefix(f"{base}.")) if n in left), None)
+                if own is None:
+                    continue
+                tensor = left.pop(own)
+                if not _alike(tensor, file.get_tensor(key)):
+                    return True
+                compared.setdefault(tuple(tensor.shape), []).append(tensor)
+    # tied weights are stored once
+    tied = all(any(torch.equal(x, y) for y in compared.get(tuple(x.shape), ())) for x in left.values())
+    return False if tied else None
+
+
+def _is_elsewhere(tensor: Tensor) -> bool:
+    # an empty one is ZeRO-3's, whose shards no state dict has
+    return tensor.device.type == "meta" or is_traceable_wrapper_subclass(tensor) or not tensor.numel()
+
+
+def _alike(tensor: Tensor, stored: Tensor) -> bool:
+    if tensor.shape != stored.shape:
+        return False
+    stored = stored.to(tensor.device)
+    through = (stored.dtype, torch.bfloat16, torch.float16) if stored.is_floating_point() else (stored.dtype,)
+    return any(torch.equal(stored.to(dtype).to(tensor.dtype), tensor) for dtype in through)
+
+
+def _stored(name: str, revision: Optional[str], cache_dir: Optional[str]) -> Optional[list[str]]:
+    """The files of a folder's or a loaded repository's weights; `None` if they are no safetensors, or not at hand."""
     options = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
 
     def find(file: str) -> Optional[str]:
@@ -38,17 +115,7 @@ def backbone_hash(name: str, revision: Optional[str] = None, cache_dir: Optional
     if files == [None] and (index := find(_INDEX)) is not None:
         with open(index) as file:
             files = [find(shard) for shard in sorted(set(json.load(file)["weight_map"].values()))]
-    if None in files:
-        return None
-    rows: dict[str, bytes] = {}
-    for path in files:
-        with safe_open(os.path.realpath(path), framework="pt") as file:
-            for key in file.keys():
-                rows[key] = _some_of(file, key)
-    digest = hashlib.sha256()
-    for key in sorted(rows):
-        digest.update(rows[key])
-    return digest.hexdigest()
+    return None if None in files else [os.path.realpath(path) for path in files]
 
 
 def _some_of(file, key: str) -> bytes:

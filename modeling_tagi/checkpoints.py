@@ -6,14 +6,21 @@ from copy import deepcopy
 from typing import Optional, Sequence, Union
 
 from huggingface_hub import CommitInfo, try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from .backbone_hash import backbone_hash
-from .cards import checkpoint_card, is_repository
+from .cards import checkpoint_card
 from .configuration_tagi import TagiConfig
 from .hub_errors import said_in_one_line
 from .instruction_index import InstructionIndex
+from .named_backbone import (
+    NamedBackboneMixin,
+    auto_class,
+    is_quantized,
+    load_named_backbone,
+    require_backbone_for_others,
+)
 from .uploads import STALE_CHECKPOINT, require_right_to_push, upload
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
@@ -25,12 +32,11 @@ _PUSHING = (
 )  # fmt: skip
 
 
-class CheckpointMixin:
+class CheckpointMixin(NamedBackboneMixin):
     """What a [`TagiModel`] does beyond any transformers model to be built, loaded and saved."""
 
     _tokenizer = None
     _instruction_index = _UNREAD
-    _revision: Optional[str] = None  # the commit that the model was loaded from
 
     @classmethod
     def from_backbone(
@@ -78,6 +84,7 @@ class CheckpointMixin:
         _generator_beside(model)
         model.generation_config = deepcopy(backbone.generation_config)
         model.config.dtype = backbone.dtype
+        model._cache_dir = cache_dir
         if given:  # read now: a token is not kept
             model._read_beside(given)
         return model
@@ -113,7 +120,7 @@ class CheckpointMixin:
                 "generator; save the model with include_backbone=False, and load that with the quantization_config"
             )
         if not config.backbone_in_checkpoint:
-            kwargs["backbone"] = _named_backbone(pretrained_model_name_or_path, config, kwargs)
+            kwargs["backbone"] = load_named_backbone(pretrained_model_name_or_path, config, kwargs)
             kwargs.pop("quantization_config", None)
             buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
             # transformers reads the source of a class's module
@@ -125,6 +132,7 @@ class CheckpointMixin:
         model.__class__ = cls
         if is_quantized(model.backbone):
             _generator_beside(model)
+        model._cache_dir = kwargs.get("cache_dir")
         model._revision = _commit(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
         for name, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
             model.backbone.get_buffer(name).copy_(buffer)
@@ -145,7 +153,8 @@ class CheckpointMixin:
 
         Args:
             include_backbone: Whether the backbone's weights go in; without them the checkpoint names the backbone and
-                loads it from there. `None` keeps what the config says (at first: with them).
+                loads it from there. `None` keeps what the config says (at first: with them), and puts them in if they
+                are no longer those of the named backbone.
             kwargs: As for any transformers model; with `push_to_hub=True` those of `push_to_hub` too.
 
         Raises:
@@ -154,7 +163,7 @@ class CheckpointMixin:
         push = kwargs.pop("push_to_hub", False)
         pushing = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
         config, tokenizer, index = self.config, self._find_tokenizer(), self.instruction_index
-        include = config.backbone_in_checkpoint if include_backbone is None else include_backbone
+        include = self._includes_backbone(include_backbone, kwargs.get("state_dict"))
         if include and is_quantized(self.backbone):
             raise ValueError(
                 "the backbone is quantized, and its weights cannot go into the checkpoint; use include_backbone=False"
@@ -220,7 +229,7 @@ class CheckpointMixin:
             HubError: an OSError that says in one line why it did not come about.
             ValueError: if the backbone is left out but is not to be had elsewhere, or there is such a tag.
         """
-        include = self.config.backbone_in_checkpoint if include_backbone is None else include_backbone
+        include = self._includes_backbone(include_backbone)
         require_backbone_for_others(self.config, include)
         repo_id = require_right_to_push(repo_id, private, token)
         config = deepcopy(self.config)
@@ -327,34 +336,6 @@ def _has_tokenizer(name: str, revision: Optional[str], **given) -> bool:
         return False
 
 
-def _named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedModel:
-    """The backbone that a checkpoint leaves out, from where its config says."""
-    shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation", "quantization_config")
-    loading = {name: kwargs[name] for name in shared if name in kwargs}
-    dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
-    loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
-    source = config.backbone_name_or_path
-    try:
-        backbone = auto_class(config).from_pretrained(source, revision=config.backbone_revision, **loading)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
-            f"{config.backbone_revision or 'main'}) and could not be loaded from there: {error}"
-        ) from error
-    wanted = config.backbone_sha256
-    found = backbone_hash(source, config.backbone_revision, kwargs.get("cache_dir")) if wanted else None
-    if found is not None and found != wanted:
-        raise ValueError(
-            f"{checkpoint} was made for a backbone whose weights have the SHA-256 {wanted}; those at {source!r} "
-            f"(revision {config.backbone_revision or 'main'}) have {found}, so they are another model's, or were "
-            "changed since: name the right one as backbone_name_or_path and backbone_revision in the checkpoint's "
-            "config.json, or set its backbone_sha256 to null to take this one all the same"
-        )
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
-        tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
-    return backbone
-
-
 def _generators_state_dict(model, *args, **kwargs) -> dict:
     """What a checkpoint without a backbone holds. transformers makes room for what it finds missing, which quantized
     weights have none for."""
@@ -362,25 +343,7 @@ def _generators_state_dict(model, *args, **kwargs) -> dict:
     return {key: value for key, value in states.items() if not key.startswith("backbone.")}
 
 
-def require_backbone_for_others(config: TagiConfig, included: bool):
-    """Refuses to publish a checkpoint without its backbone, where that is a folder of one's own."""
-    if not included and not is_repository(config.backbone_name_or_path):
-        raise ValueError(
-            f"the checkpoint leaves out its backbone and names {config.backbone_name_or_path!r} for it, which is no "
-            "repository on the Hub: save and push it with include_backbone=True, or push the backbone first and set "
-            "config.backbone_name_or_path to its repository"
-        )
-
-
-def is_quantized(backbone: PreTrainedModel) -> bool:
-    return getattr(backbone, "is_quantized", False)
-
-
 def _generator_beside(model):
     """The generator on the device of its backbone, in the type that this computes in."""
     for part in (model.hypernetwork, model.fusion):
         part.to(device=model.backbone.device, dtype=model.backbone.dtype)
-
-
-def auto_class(config: TagiConfig):
-    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

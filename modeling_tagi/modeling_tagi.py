@@ -24,7 +24,7 @@ from transformers.utils import ModelOutput
 
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
 from .adapter_tuning import fresh_adapter
-from .checkpoints import CheckpointMixin, auto_class, is_quantized
+from .checkpoints import CheckpointMixin
 from .configuration_tagi import TagiConfig
 from .families import window_of
 from .fit import fingerprint, require_fit, require_one_rotation, require_positions, require_rows
@@ -54,6 +54,7 @@ from .lora import (
     pre_hook_once,
     take_rows,
 )
+from .named_backbone import auto_class, is_quantized
 from .tokens import Tokens, alike_in_length, generation_tensors, pad
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
@@ -160,6 +161,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             pre_hook_once(self.backbone.base_model, arguments_pre_hook)
         self.instruction_cache = InstructionCache()
         self.post_init()
+        # the backbone's own, by regular expressions, so that T5's "wo" is not found in "hypernetwork" as well
+        for kept in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+            own = getattr(self.backbone, kept, None) or ()
+            setattr(self, kept, {rf"^backbone\..*{name}" for name in own})
 
     def set_trainable(self, scope: str):
         """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
@@ -171,6 +176,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         for part in (self.hypernetwork, self.fusion):
             part.requires_grad_(True)
         self.backbone.requires_grad_(scope == "all")
+        self._backbone_may_differ = self._backbone_may_differ or scope != "generator"
         if scope == "generator_and_norms":
             for module in self.backbone.modules():
                 if isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower():
@@ -233,6 +239,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             return adapter
 
         adapter = self.instruction_cache.adapters(self, keys, compute)
+        self.note_training_of_backbone()
         source = {
             "generator": self.name_or_path or None,
             "generator_revision": self._revision,
@@ -248,6 +255,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     def fresh_adapter(self, tasks: int = 1, seed: int = 0) -> TagiAdapter:
         """Adapters that change nothing, to tune from nothing; see [`adapter_tuning.fresh_adapter`]."""
+        self.note_training_of_backbone()
         return fresh_adapter(self, tasks, seed)
 
     def peft_config(self) -> dict:
@@ -257,7 +265,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return {"task_type": task_type, "fan_in_fan_out": fan}
 
     def adapter_base(self) -> dict[str, Optional[str]]:
-        """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own."""
+        """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own.
+        None that has a name, if training changed it since the checkpoint was loaded."""
+        if self._backbone_is_only_here:
+            return {"backbone": None, "backbone_revision": None}
         if self.config.backbone_trained:
             return {"backbone": self.name_or_path or None, "backbone_revision": self._revision}
         return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
@@ -432,6 +443,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the adapters are another backbone's, or not as many as the batch has rows.
         """
+        self._expect_training()
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is not None and input_ids is not None:
             require_rows(adapter, task_index, len(input_ids))

@@ -21,8 +21,8 @@ from .cards import (
     renamed,
     written,
 )
-from .checkpoints import require_backbone_for_others
 from .configuration_tagi import TagiConfig
+from .named_backbone import require_backbone_for_others
 from .training.bank_index import ADDED_FILE, INDEX_FILE, BankIndex
 from .uploads import STALE_ADAPTER, STALE_CHECKPOINT, upload
 

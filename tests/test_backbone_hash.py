@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_tagi.backbone_hash import backbone_hash
+from modeling_tagi.backbone_hash import backbone_hash, differs_from_stored
 
 
 @pytest.fixture
@@ -55,3 +55,25 @@ def test_tensors_of_every_shape_are_read(tmp_path):
 def test_there_is_none_without_safetensors(saved):
     (saved / "model.safetensors").unlink()
     assert backbone_hash(str(saved)) is None and backbone_hash(str(saved / "nowhere")) is None
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5", "llama", "gpt2"])
+def test_weights_differ_from_the_stored_ones_if_a_single_number_does(make_backbone, tmp_path, family):
+    model = make_backbone(family)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    base = model.base_model_prefix
+    assert differs_from_stored(model.state_dict(), str(tmp_path), base=base) is False
+    bare = {key.removeprefix(f"{base}."): x for key, x in model.state_dict().items()}  # as GPT-2's files are
+    assert differs_from_stored(bare, str(tmp_path), base=base) is False
+    for name, parameter in model.named_parameters():
+        kept = parameter.data.flatten()[-1].clone()
+        parameter.data.view(-1)[-1] += 1e-6 + 1e-6 * kept.abs()
+        assert differs_from_stored(model.state_dict(), str(tmp_path), base=base) is True, name
+        parameter.data.view(-1)[-1] = kept
+
+
+def test_it_cannot_be_told_without_the_files_or_with_tensors_of_other_names(make_backbone, saved):
+    states = make_backbone("llama").state_dict()
+    assert differs_from_stored(states, str(saved / "nowhere")) is None
+    assert differs_from_stored({**states, "new.weight": torch.ones(3)}, str(saved)) is None
+    assert differs_from_stored({name: x.to("meta") for name, x in states.items()}, str(saved)) is None

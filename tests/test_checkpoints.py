@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
 
 from modeling_tagi import TagiModel
 
@@ -14,7 +15,7 @@ CODE = [
     "adapter.py", "adapter_algebra.py", "adapter_files.py", "adapter_push.py", "adapter_tuning.py", "backbone_hash.py",
     "cards.py", "checkpoints.py", "configuration_tagi.py", "families.py", "fit.py", "fusion.py", "hub_errors.py",
     "hypernetwork.py", "instruction_cache.py", "instruction_index.py", "instructions.py", "lora.py",
-    "modeling_tagi.py", "tokens.py", "uploads.py",
+    "modeling_tagi.py", "named_backbone.py", "tokens.py", "uploads.py",
 ]  # fmt: skip
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
@@ -140,6 +141,23 @@ def test_dtype_is_the_saved_one_unless_another_is_asked_for(make_model, tmp_path
         assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize("family", ["t5", "mt5"])
+@pytest.mark.parametrize("include_backbone", [True, False])
+def test_a_half_precision_generator_stays_so_beside_modules_that_transformers_keeps_in_full(
+    make_backbone, random_ids, tmp_path, family, include_backbone
+):
+    make_backbone(family).save_pretrained(tmp_path / "backbone")
+    model = TagiModel.from_backbone(tmp_path / "backbone", r=4, dtype=torch.float16).eval()
+    model.save_pretrained(tmp_path / "half", include_backbone=include_backbone)
+    loaded = TagiModel.from_pretrained(tmp_path / "half")
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert {name: parameter.dtype for name, parameter in loaded.named_parameters()} == dtypes
+    assert {dtypes[name] for name in dtypes if name.endswith(".wo.weight")} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if not name.startswith("backbone.")} == {torch.float16}
+    adapter = loaded.generate_adapter(random_ids(1, 5)[0])
+    assert loaded.generate(random_ids(2, 4), adapter=adapter, max_new_tokens=2).shape == (2, 3)
+
+
 def test_loading_info_is_given_where_asked(make_model, tmp_path):
     make_model("t5").save_pretrained(tmp_path)
     model, info = TagiModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -243,6 +261,98 @@ def test_a_backbone_to_be_had_nowhere_else_is_not_left_out(make_model, tmp_path,
     with pytest.raises(ValueError, match=f"cannot be left out.*{why}; use include_backbone=True"):
         make_model("t5", **fields).save_pretrained(tmp_path / "apart", include_backbone=False)
     assert not (tmp_path / "apart").exists()
+
+
+# A backbone that was trained
+
+
+def train_all(model, ids):
+    model.train().set_trainable("all")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    model(ids, labels=ids, instruction_input_ids=ids).loss.backward()
+    optimizer.step()
+    return model.eval()
+
+
+def same_backbone(one, two):
+    states = two.backbone.state_dict()
+    return all(torch.equal(x, states[name]) for name, x in one.backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_trained_backbone_goes_into_a_checkpoint_that_named_it(apart, random_ids, tmp_path, family):
+    apart(family)
+    model = train_all(TagiModel.from_pretrained(tmp_path / "apart"), random_ids(2, 5))
+    assert model.generate_adapter([5, 6]).provenance[0]["backbone"] is None  # of which nothing has a name yet
+    for number in range(2):
+        model.save_pretrained(tmp_path / f"trained{number}")
+        loaded = TagiModel.from_pretrained(tmp_path / f"trained{number}")
+        assert same_backbone(loaded, model) and loaded.config.backbone_trained
+        provenance = loaded.generate_adapter([5, 6]).provenance[0]
+        assert provenance["backbone"] == str(tmp_path / f"trained{number}")
+    with pytest.raises(ValueError, match="cannot be left out.*training has changed it"):
+        model.save_pretrained(tmp_path / "refused", include_backbone=False)
+
+
+def test_a_trainers_checkpoints_have_the_trained_backbone(apart, random_ids, tmp_path):
+    apart("t5")
+    model = TagiModel.from_pretrained(tmp_path / "apart")
+    model.set_trainable("all")
+    rows = [{"input_ids": row, "labels": row} for row in random_ids(4, 5)]
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=2, save_steps=2, per_device_train_batch_size=2, learning_rate=1e-2,
+        report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=rows).train()
+    loaded = TagiModel.from_pretrained(tmp_path / "out" / "checkpoint-2")
+    assert same_backbone(loaded, model) and loaded.config.backbone_trained
+    assert loaded.generate_adapter([5, 6]).provenance[0]["backbone"] == str(tmp_path / "out" / "checkpoint-2")
+
+
+@pytest.mark.parametrize("start", ["from_backbone", "whole", "apart"])
+def test_adapters_of_a_trained_backbone_do_not_name_the_stock_one(apart, random_ids, tmp_path, start):
+    model = apart("t5")
+    model.save_pretrained(tmp_path / "whole")
+    if start != "from_backbone":
+        model = TagiModel.from_pretrained(tmp_path / start)
+    stock = str(tmp_path / "backbone")
+    assert model.generate_adapter([5, 6]).provenance[0]["backbone"] == stock
+    train_all(model, random_ids(2, 5))
+    for adapter in (model.generate_adapter([5, 6]), model.fresh_adapter()):
+        assert adapter.provenance[0]["backbone"] is None
+    assert model.config.backbone_trained
+
+
+@pytest.mark.parametrize("change", [lambda x: x.add_(0.1), lambda x: x[7].add_(1), lambda x: x[3:5].mul_(1.001)])
+def test_weights_that_were_changed_by_hand_are_written_too(apart, tmp_path, change):
+    apart("t5")
+    model = TagiModel.from_pretrained(tmp_path / "apart")
+    change(model.backbone.decoder.block[1].layer[1].EncDecAttention.v.weight.data)
+    model.save_pretrained(tmp_path / "again")
+    assert same_backbone(TagiModel.from_pretrained(tmp_path / "again"), model)
+
+
+@pytest.mark.parametrize(
+    "leave", [lambda m: m.bfloat16(), lambda m: m.half(), lambda m: m.bfloat16().float(), lambda m: m.train()]
+)
+def test_a_backbone_that_was_only_cast_or_passed_through_is_still_left_out(apart, random_ids, tmp_path, leave):
+    apart("t5")
+    model = leave(TagiModel.from_pretrained(tmp_path / "apart"))
+    model(random_ids(1, 4), labels=random_ids(1, 4))
+    model.save_pretrained(tmp_path / "again")
+    assert not TagiModel.from_pretrained(tmp_path / "again").config.backbone_in_checkpoint
+    assert not model.config.backbone_trained
+
+
+def test_training_the_generator_alone_leaves_the_backbone_out(apart, random_ids, tmp_path):
+    apart("llama")
+    model, ids = TagiModel.from_pretrained(tmp_path / "apart").train(), random_ids(2, 5)
+    model.set_trainable("generator")
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    model(ids, labels=ids, instruction_input_ids=ids).loss.backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path / "again")
+    assert not any(key.startswith("backbone.") for key in load_file(tmp_path / "again" / "model.safetensors"))
 
 
 # Broken checkpoints
