@@ -137,9 +137,9 @@ def require_no_leaks(report: dict) -> None:
     ]
     if found:
         raise LeakError(
-            f"evaluation splits share with {report['train']['name']!r} or their own demonstrations what should be "
-            f"new - {'; '.join(found)}. "
-            "Remove it from one side or, if tasks or instructions are meant to be shared, say so by same_tasks"
+            f"evaluation splits share with {report['train']['name']!r} what should be new - {'; '.join(found)}. "
+            "Remove it from one side, or from the demonstrations of the very record; if tasks or "
+            "instructions are meant to be shared, say so by same_tasks"
         )
 
 
