@@ -2,6 +2,8 @@
 
 import importlib
 
+__version__ = "0.1.0"
+
 _HOMES = {"TagiAdapter": ".adapter", "TagiConfig": ".configuration_tagi", "TagiModel": ".modeling_tagi"}
 
 __all__ = list(_HOMES)

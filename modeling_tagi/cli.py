@@ -3,22 +3,35 @@
 import shlex
 import sys
 
-from .commands import compare, evaluate, generate, plan, push, run, study
+from . import __version__
+from .commands import compare, evaluate, generate, plan, push, run, study, train
+from .commands.errors import require_utf8, run_command
 from .commands.parsing import Parser
 
 COMMANDS = {
-    module.__name__.rpartition(".")[2]: module for module in (generate, run, evaluate, compare, push, study, plan)
+    module.__name__.rpartition(".")[2]: module
+    for module in (generate, run, train, evaluate, compare, push, study, plan)
 }
 
 
 def main(arguments=None) -> int:
-    """Returns the exit code: 0, or 1 after an error, which is one line. Wrong arguments raise SystemExit(2)."""
+    """Runs a command and returns its exit code, as `run_command` does. Wrong arguments raise SystemExit(2)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command("tagi", lambda: _main(arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    require_utf8(arguments)
+    called = shlex.join(["tagi", *arguments])
+    fields = []
+    if arguments[:1] == ["train"]:
+        arguments, fields = arguments[:1] + train.known(arguments[1:]), train.fields_of(arguments[1:])
     parser = Parser(
         prog="tagi",
         description="Adapters for language models, generated from instructions.",
         epilog="tagi COMMAND --help says more of each.",
     )
+    parser.add_argument("--version", action="version", version=f"tagi {__version__}")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, module in COMMANDS.items():
         own = parsers.add_parser(
@@ -28,27 +41,15 @@ def main(arguments=None) -> int:
         own.set_defaults(refuse=own.error, call=module.call)
 
     options, rest = parser.parse_known_args(arguments)
-    options.rest = rest
-    options.called = shlex.join(["tagi", *arguments])
+    options.rest = rest + fields
+    options.called = called
     if options.command == "run" and not any(text.startswith("-") for text in options.rest):
         options.input += options.rest  # argparse leaves over the inputs that come after an option
     elif options.rest and not COMMANDS[options.command].TAKES_FIELDS:
         options.refuse(f"unrecognized arguments: {' '.join(options.rest)}")
-    try:
-        return options.call(options)
-    except Exception as error:
-        if not isinstance(error, (ValueError, OSError, RuntimeError, ImportError)) and not _of_a_file(error):
-            raise  # a fault of the program, which needs its traceback
-        print(f"tagi {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"tagi {options.command}: interrupted", file=sys.stderr)
-        return 130
-
-
-def _of_a_file(error: Exception) -> bool:
-    """Whether a file of weights cannot be read: an error of its own, which is not to be imported for --help."""
-    return type(error).__name__ == "SafetensorError"
+    module = COMMANDS[options.command]
+    interrupted = getattr(module, "INTERRUPTED", "interrupted")
+    return run_command(f"tagi {options.command}", lambda: options.call(options), interrupted)
 
 
 if __name__ == "__main__":

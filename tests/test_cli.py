@@ -77,16 +77,16 @@ def test_run_answers_arguments_and_lines_of_standard_input(checkpoint, make_mode
         (["study", "nowhere/at/all.yaml"], "there is no configuration nowhere/at/all.yaml"),
     ],
 )
-def test_a_missing_checkpoint_is_one_line_and_exit_code_1(arguments, message, capsys, tmp_path, monkeypatch):
+def test_a_missing_checkpoint_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"tagi {arguments[0]}: ") and message in error
     assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_instruction_writes_nothing(checkpoint, capsys, tmp_path):
-    assert main(["generate", str(checkpoint), " ", "--output_dir", str(tmp_path / "adapter")]) == 1
+    assert main(["generate", str(checkpoint), " ", "--output_dir", str(tmp_path / "adapter")]) == 2
     assert "the instruction is ' ', but must be a text" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -204,7 +204,7 @@ def test_run_without_any_input_is_exit_code_2(checkpoint, capsys, monkeypatch):
 def test_a_file_of_weights_that_cannot_be_read_is_one_line(checkpoint, tmp_path, capsys):
     shutil.copytree(checkpoint, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"nothing")
-    assert main(["generate", str(tmp_path / "broken"), "say no", "--output_dir", str(tmp_path / "out")]) == 1
+    assert main(["generate", str(tmp_path / "broken"), "say no", "--output_dir", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("tagi generate: ")
     assert not (tmp_path / "out").exists()
 
@@ -233,7 +233,7 @@ def test_push_hands_over_what_was_given_and_no_token(pushed, capsys):
     assert pushed == [("mine", "me/mine", given)]
     assert main(["push", "mine", "me/mine", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"repo_id": "me/mine", "url": "https://hub/me/mine/commit/1"}
-    assert main(["push", "nowhere", "me/mine"]) == 1
+    assert main(["push", "nowhere", "me/mine"]) == 2
     assert capsys.readouterr().err == "tagi push: there is no folder nowhere\n"
     with pytest.raises(SystemExit) as ended:  # a shell remembers it
         main(["push", "mine", "me/mine", "--token", "hf_x"])
@@ -333,10 +333,10 @@ def test_evaluate_answers_as_the_model_does(checkpoint, make_model, tokenizer, t
         (["--data", "{data}", "--task_adapters", "{nowhere}"], "{nowhere} has no index.json with task adapters"),
     ],
 )
-def test_data_that_cannot_be_used_is_one_line_and_exit_code_1(arguments, message, checkpoint, data, tmp_path, capsys):
+def test_data_that_cannot_be_used_is_one_line_and_exit_code_2(arguments, message, checkpoint, data, tmp_path, capsys):
     places = {"data": data, "nowhere": tmp_path / "nowhere"}
     arguments = [text.format(**places) for text in arguments]
-    assert main(["evaluate", str(checkpoint), *arguments, "--output_dir", str(tmp_path / "out")]) == 1
+    assert main(["evaluate", str(checkpoint), *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tagi evaluate: ") and message.format(**places) in line
     assert not list(tmp_path.iterdir())
@@ -344,16 +344,16 @@ def test_data_that_cannot_be_used_is_one_line_and_exit_code_1(arguments, message
 
 def test_evaluate_refuses_a_checkpoint_that_is_not_there(data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["evaluate", "nowhere/at/all", "--data", str(data)]) == 1
+    assert main(["evaluate", "nowhere/at/all", "--data", str(data)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("tagi evaluate: ") and "nowhere/at/all" in line
 
 
 def test_a_study_that_is_not_there_or_makes_no_sense_ends_in_one_line(tmp_path, capsys):
-    assert main(["study", str(tmp_path / "nowhere.yaml")]) == 1
+    assert main(["study", str(tmp_path / "nowhere.yaml")]) == 2
     (tmp_path / "mine.yaml").write_text("config: other.yaml\nmethods: [tagi]\nseed: [0]\n")
-    assert main(["study", str(tmp_path / "mine.yaml")]) == 1
-    assert main(["study", RECIPE]) == 1
+    assert main(["study", str(tmp_path / "mine.yaml")]) == 2
+    assert main(["study", RECIPE]) == 2
     missing, unknown, a_run = capsys.readouterr().err.splitlines()
     assert a_run.endswith(f"is the configuration of one run; start it with: python train.py {RECIPE}")
     assert missing.startswith("tagi study: there is no configuration") and "nowhere.yaml" in missing

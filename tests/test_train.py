@@ -51,14 +51,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, monkeypatch, tmp_path):
+def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, monkeypatch, tmp_path, capsys):
     arguments, message = MISTAKES[name]
     monkeypatch.setenv("TAGI_TINY", str(config.parent))
     monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(tmp_path / "out"), *arguments])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    assert isinstance(ended.value.code, str) and "\n" not in ended.value.code  # python prints it and exits with 1
-    assert ended.value.code.startswith("train.py: ") and re.search(message, ended.value.code)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith("train.py: ") and re.search(message, line)
     assert not list(tmp_path.iterdir())
 
 
@@ -68,7 +68,7 @@ def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, mon
      ("hf_x", "org/one", "may not do that there"), ("hf_x", "not a name", "is no name of a repository")],
 )  # fmt: skip
 def test_a_push_that_will_not_be_let_in_ends_the_run_before_it_begins(
-    config, hub, monkeypatch, tmp_path, token, repository, why
+    config, hub, monkeypatch, tmp_path, token, repository, why, capsys
 ):
     log_in(hub, monkeypatch, tmp_path, token)
     monkeypatch.setenv("TAGI_TINY", str(config.parent))
@@ -76,8 +76,8 @@ def test_a_push_that_will_not_be_let_in_ends_the_run_before_it_begins(
     monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(out), "--push_to_hub", repository])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    assert isinstance(ended.value.code, str) and "\n" not in ended.value.code
-    assert re.match(f"train.py: .*{why}", ended.value.code) and "hf_wrong" not in ended.value.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and re.match(f"train.py: .*{why}", line) and "hf_wrong" not in line
     assert not out.exists() and not hub.repositories
 
 
@@ -86,16 +86,16 @@ def test_a_name_without_a_value_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "train.py: error: '--seed' is no field with a value; fields are given as --field value"
-    )
+    assert capsys.readouterr().err.splitlines() == [
+        "train.py: '--seed' is no field with a value; fields are given as --field value (see train.py --help)"
+    ]
 
 
 def test_a_missing_config_fails_the_command_with_one_line(config, tmp_path):
     code, out, error = end(start(config.with_name("nowhere.yaml"), "--output_dir", tmp_path / "out"))
-    assert code == 1 and out == ""
+    assert code == 2 and out == ""
     (line,) = error.splitlines()
-    assert re.fullmatch("train.py: there is no configuration .*nowhere.yaml; see hub_configs/ for those that .*", line)
+    assert re.fullmatch("train.py: there is no configuration .*nowhere.yaml; give .*: .*, quickstart, .*", line)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+from .loading import announce
 from .parsing import add_data, add_json
 
 HELP = "two adapters, or two checkpoints, side by side"
@@ -22,6 +23,7 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
+    announce(f"loading {options.first} and {options.second}")
     settings = None
     if options.path is not None or options.source is not None or options.t0_eval is not None:
         from ..evaluation.command import settings_of

@@ -2,6 +2,7 @@
 
 import json
 
+from .loading import announce
 from .parsing import add_checkpoint, add_data, add_json, pair
 
 HELP = "scores on any data, beside what tells what they mean"
@@ -27,6 +28,7 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
+    announce(f"loading {options.checkpoint}")
     from ..evaluation.command import evaluate_checkpoint, settings_of, shown
 
     try:

@@ -1,8 +1,17 @@
 """A checkpoint for the commands that use one."""
 
+import sys
+
+
+def announce(text: str):
+    """Says at a terminal what comes next, before it is imported, which takes seconds; in a file it would be noise."""
+    if sys.stderr.isatty():
+        print(f"{text} …", file=sys.stderr, flush=True)
+
 
 def load_model(checkpoint: str):
-    """In eval mode, on the GPU if there is one."""
+    """Returns it in eval mode, on the GPU if there is one."""
+    announce(f"loading {checkpoint}")
     import torch
 
     from ..modeling_tagi import TagiModel

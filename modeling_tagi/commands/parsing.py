@@ -1,13 +1,22 @@
 """What the commands' arguments have in common."""
 
 import argparse
+from typing import Callable, Optional
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line and exit code 2; argparse's own would print the usage before it."""
+    """Errors are one line and exit code 2; argparse's own would print the usage before it.
+
+    `further` makes what `--help` ends with, if that takes long to find out.
+    """
+
+    further: Optional[Callable[[], str]] = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.further()}\n" if self.further is not None else "")
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")

@@ -2,21 +2,23 @@
 
 import json
 
+from ..training.recipes import recipe_file
+from .loading import announce
 from .parsing import add_json, fields, positive, positive_number, share
 
 HELP = "a run's YAML -> parameters, memory, tokens, FLOPs and time, before anything is spent"
 DESCRIPTION = (
-    "Says what train.py CONFIG.yaml will take: parameters, memory, disk, tokens, epochs, FLOPs and time. Nothing is\n"
+    "Says what `tagi train CONFIG` will take: parameters, memory, disk, tokens, epochs, FLOPs and time. Nothing is\n"
     "downloaded but the backbone's configuration and tokenizer, and no weights are made. Fields of the run are given\n"
-    "as for train.py: --seed 1 --finetuning.steps 2000."
+    "as for `tagi train`: --seed 1 --finetuning.steps 2000."
 )
-EXAMPLE = "tagi plan hub_configs/t5-xl-sni-def.yaml --flops_per_second 400e12 --finetuning.steps 5000"
+EXAMPLE = "tagi plan t5-xl-sni-def --flops_per_second 400e12 --finetuning.steps 5000"
 TAKES_FIELDS = True
 
 
 def add_arguments(parser):
     add = parser.add_argument
-    add("config", metavar="CONFIG.yaml", help="the run, such as hub_configs/quickstart.yaml")
+    add("config", metavar="CONFIG", help="the run: a YAML file, or a recipe that comes along, such as quickstart")
     add("--flops_per_second", type=positive_number, metavar="X",
         help="of the device that it is to run on, as its maker has it, such as 400e12; default: this machine's, "
              "measured by products of matrices")  # fmt: skip
@@ -33,15 +35,18 @@ def call(options) -> int:
         overrides = fields(options.rest)
     except ValueError as error:
         options.refuse(str(error))
-    from ..experiments.plan import plan_run, shown
     from ..training.settings import load_settings
 
+    file = recipe_file(options.config)
     try:
-        settings = load_settings(options.config, overrides)
+        settings = load_settings(file, overrides)
     except ValueError as error:
         if not overrides:  # then the file is at fault
             raise
         options.refuse(str(error))
+    announce(f"planning {options.config}")
+    from ..experiments.plan import plan_run, shown
+
     plan = plan_run(
         settings,
         flops_per_second=options.flops_per_second,

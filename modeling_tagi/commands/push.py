@@ -2,6 +2,7 @@
 
 import json
 
+from .loading import announce
 from .parsing import add_json
 
 HELP = "a checkpoint, adapter or bank folder -> the Hub"
@@ -25,6 +26,7 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
+    announce(f"looking at {options.folder}")
     from ..publishing import push_folder
 
     names = ("private", "revision", "tag", "message")

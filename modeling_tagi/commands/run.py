@@ -24,7 +24,7 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
-    inputs = options.input or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    inputs = options.input or _lines_of_standard_input()
     if not inputs:
         options.refuse("there are no inputs; give them as arguments or on standard input")
     from .loading import load_model
@@ -36,6 +36,24 @@ def call(options) -> int:
         for text, output in zip(texts, _outputs(model, adapter, texts, options.max_new_tokens)):
             print(json.dumps({"input": text, "output": output}, ensure_ascii=False) if options.json else output)
     return 0
+
+
+def _lines_of_standard_input() -> list[str]:
+    """All lines that are not blank.
+
+    Raises:
+        ValueError: for a line that is not UTF-8.
+    """
+    lines = []
+    for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
+        try:
+            lines.append((line if isinstance(line, str) else line.decode("utf-8")).rstrip("\r\n"))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"line {number} of standard input is not UTF-8 ({error.reason} at byte {error.start + 1}); convert "
+                "it, for instance with iconv -f LATIN1 -t UTF-8"
+            ) from None
+    return [line for line in lines if line.strip()]
 
 
 def _outputs(model, adapter, inputs: list[str], max_new_tokens: int) -> list[str]:

@@ -2,17 +2,19 @@
 
 import json
 
+from ..training.recipes import recipe_file
+from .loading import announce
 from .parsing import add_json, positive
 
 HELP = "methods x seeds x training tasks from one YAML file, into one table"
 DESCRIPTION = "Runs every method with every seed that a study names; runs that are done are passed over."
-EXAMPLE = "tagi study hub_configs/studies/builtin.yaml --workers 2"
+EXAMPLE = "tagi study studies/builtin --workers 2"
 TAKES_FIELDS = False
 
 
 def add_arguments(parser):
     add = parser.add_argument
-    add("study", metavar="STUDY.yaml", help="such as hub_configs/studies/builtin.yaml")
+    add("study", metavar="STUDY", help="a YAML file, or one that comes along, such as studies/builtin")
     add("--output_dir", metavar="FOLDER",
         help="where it goes, and where it was if it is to go on; default: outputs/<name of the file>")  # fmt: skip
     add("--workers", type=positive, metavar="N", help="runs side by side; default: what the file says")
@@ -21,11 +23,13 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
+    file = recipe_file(options.study)
+    announce(f"reading {file}")
     from ..experiments.settings import load_study
     from ..experiments.study import run_study
 
     given = {name: getattr(options, name) for name in ("output_dir", "workers", "threads")}
-    study = load_study(options.study, {name: value for name, value in given.items() if value is not None})
+    study = load_study(file, {name: value for name, value in given.items() if value is not None})
     folder = run_study(study, options.called)
     if options.json:
         print(json.dumps(json.loads((folder / "summary.json").read_text()), indent=2))

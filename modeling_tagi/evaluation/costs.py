@@ -3,7 +3,6 @@
     python -m modeling_tagi.evaluation.costs --sni FOLDER --backbone t5-base t5-xl t5-xxl
 """
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -13,6 +12,8 @@ from typing import Collection, Optional, Sequence
 
 from transformers import AutoTokenizer, T5Config
 
+from ..commands.errors import run_command
+from ..commands.parsing import Parser
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..data.sni import read_sni
@@ -298,7 +299,7 @@ def tables(made: dict) -> str:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m modeling_tagi.evaluation.costs", description=__doc__)
+    parser = Parser(prog="python -m modeling_tagi.evaluation.costs", description=__doc__)
     parser.add_argument("--backbone", nargs="+", default=["t5-base"], choices=T5_SHAPES, help="sizes of T5 v1.1")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--sni", type=Path, help="a Super-NaturalInstructions folder to take token lengths from")
@@ -307,17 +308,16 @@ def main(arguments=None) -> int:
     parser.add_argument("--tokenizer", help="folder or name; without it one is trained on the folder's texts")
     parser.add_argument("--inputs", type=int, default=100, help="inputs of a task")
     parser.add_argument("--json", type=Path, help="a file to write everything to")
-    options = parser.parse_args(arguments)
+    return run_command("costs", lambda: _call(parser.parse_args(arguments)))
+
+
+def _call(options) -> int:
     quiet_libraries()
-    try:
-        if options.sni:
-            settings = sni_lengths(options.sni, options.tokenizer)
-        else:
-            settings = {"given": {"given": Lengths(*options.lengths)}}
-        made = report(options.backbone, settings, options.inputs)
-    except (ValueError, OSError) as error:
-        print(f"costs: {error}", file=sys.stderr)
-        return 1
+    if options.sni:
+        settings = sni_lengths(options.sni, options.tokenizer)
+    else:
+        settings = {"given": {"given": Lengths(*options.lengths)}}
+    made = report(options.backbone, settings, options.inputs)
     if options.json:
         write_text(options.json, json.dumps(made, indent=2) + "\n")
     print(tables(made))

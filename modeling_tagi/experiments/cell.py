@@ -10,12 +10,18 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..training.settings import load_settings
-from .run import run_experiment
+from ..commands.errors import run_command
 
 
 def main(path: str) -> int:
     threading.Thread(target=_end_with_the_study, daemon=True).start()
+    return run_command(Path(path).parent.name, lambda: _run(path))
+
+
+def _run(path: str) -> int:
+    from ..training.settings import load_settings
+    from .run import run_experiment
+
     settings = load_settings(path)
     with FileLock(Path(path).with_name(".lock")):  # of a study that was killed a moment ago
         run_experiment(settings, f"train.py {path}")

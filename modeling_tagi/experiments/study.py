@@ -12,6 +12,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from ..commands.errors import TRACEBACK
 from ..evaluation.report import write_report
 from ..training.run import FREE_FIELDS, flat, progress_bar, write_text
 from .settings import Cell, StudySettings, cells
@@ -34,7 +35,7 @@ def run_study(study: StudySettings, command: str = "") -> Path:
 
     Raises:
         ValueError: if the folder holds cells with other settings, or another process is at work in it.
-        RuntimeError: if a cell failed; the others are finished first.
+        ChildProcessError: if a cell failed; the others are finished first.
     """
     todo, folder = cells(study), Path(study.output_dir)
     _check(todo, folder)
@@ -49,13 +50,18 @@ def run_study(study: StudySettings, command: str = "") -> Path:
                 write_report(folder)
             if failed:
                 first = folder / "cells" / failed[0] / "log.txt"
-                raise RuntimeError(
-                    f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}; see {first}, and call the study "
-                    "again to go on"
+                raise ChildProcessError(
+                    f"{len(failed)} of {len(todo)} runs failed: {', '.join(failed)}; see {first}, which ends "
+                    f"with {_last_line(first)!r}; call the study again to go on"
                 )
     except Timeout:
         raise ValueError(f"another process is at work in {folder}; wait, or choose another output_dir") from None
     return folder
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _check(todo: Sequence[Cell], folder: Path):
@@ -128,7 +134,7 @@ def _start(cell: Cell, folder: Path, threads: int) -> subprocess.Popen:
     place.mkdir(parents=True, exist_ok=True)
     results_file(folder, cell).unlink(missing_ok=True)  # scored in another way, or cut off
     write_text(place / CELL_FILE, yaml.safe_dump(_plain(cell), sort_keys=False))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), TRACEBACK: "1"}  # to its log
     command = [sys.executable, "-m", "modeling_tagi.experiments.cell", str(place / CELL_FILE)]
     with open(place / "log.txt", "ab") as log:
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .processes import is_main, say, wait
 from .settings import RunSettings
+from .yaml_files import flat
 
 SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"
@@ -164,14 +165,3 @@ def replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def flat(values: dict, prefix: str = "") -> dict:
-    """Nested fields as one dict by dotted name."""
-    found = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            found.update(flat(value, f"{prefix}{name}."))
-        else:
-            found[prefix + name] = value
-    return found

@@ -1,4 +1,8 @@
-"""What a run is: one YAML file, with overrides from the command line, checked before anything starts."""
+"""What a run is: one YAML file, with overrides from the command line, checked before anything starts.
+
+Fields that are not there, or of the wrong type, are told of without waiting for torch, which is imported where it is
+needed.
+"""
 
 import copy
 import dataclasses
@@ -7,13 +11,14 @@ import os
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from ..data.typed import typed
 from .methods import METHODS
-from .setting_checks import require_sensible
-from .trainer import Objective
 from .yaml_files import parse_fields, read_recipe, read_yaml
+
+if TYPE_CHECKING:
+    from .trainer import Objective
 
 
 @dataclass
@@ -196,7 +201,9 @@ class FinetuningSettings(TaskSettings):
     teacher_cache: Optional[str] = None
     teacher_top_k: int = 64
 
-    def objective(self) -> Objective:
+    def objective(self) -> "Objective":
+        from .trainer import Objective
+
         names = [f.name for f in dataclasses.fields(Objective)]
         return Objective(**{name: getattr(self, name) for name in names})
 
@@ -288,7 +295,21 @@ class RunSettings:
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
 
     def __post_init__(self):
+        from .setting_checks import require_sensible
+
         require_sensible(self)
+
+
+def default_fields(cls=RunSettings) -> dict:
+    """The nested fields of a run, with their defaults."""
+    found = {}
+    for one in dataclasses.fields(cls):
+        kind = typing.get_type_hints(cls)[one.name]
+        if dataclasses.is_dataclass(kind):
+            found[one.name] = default_fields(kind)
+        else:
+            found[one.name] = one.default_factory() if one.default is dataclasses.MISSING else one.default
+    return found
 
 
 def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> RunSettings:

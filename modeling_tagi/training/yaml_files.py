@@ -118,3 +118,14 @@ def parse_fields(texts: Optional[dict[str, str]]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"--{name} is {text!r}, which is not YAML ({error}); put quotes around a text") from None
     return parsed
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested fields as one dict by dotted name."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found.update(flat(value, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = value
+    return found

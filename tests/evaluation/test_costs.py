@@ -187,7 +187,7 @@ def test_command_prints_tables_and_writes_json(tmp_path, capsys):
         relative = " | ".join(f"{cost['methods'][name]['relative']:.3f}" for name in METHODS)
         assert f"| given | {cost['backbone']} | {relative} | 0.340 |" in printed
         assert list(cost["methods"]["tagi"]["parts"]) == list(PARTS)
-    assert main(["--sni", str(tmp_path / "nowhere")]) == 1
+    assert main(["--sni", str(tmp_path / "nowhere")]) == 2
     assert "train_tasks.txt is not a file" in capsys.readouterr().err
 
 

@@ -5,8 +5,9 @@ from tiny import WORDS, tiny_settings, write_tiny_data
 
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
-from modeling_tagi.experiments import few_shot
-from modeling_tagi.experiments.few_shot import main, tasks_of
+from modeling_tagi.experiments import few_shot_curve
+from modeling_tagi.experiments.few_shot import main
+from modeling_tagi.experiments.few_shot_curve import tasks_of
 from modeling_tagi.experiments.run import run_experiment
 from modeling_tagi.training.settings import build_settings
 
@@ -20,7 +21,7 @@ def records(task, number, place):
 
 
 def test_examples_and_scored_records_are_apart_and_grow(monkeypatch):
-    monkeypatch.setattr(few_shot, "SCORED", 3)
+    monkeypatch.setattr(few_shot_curve, "SCORED", 3)
     made = records("one", 12, 0)
     [task] = tasks_of(made, 6, seed=0)
     assert task.scored == made[:3] and len(task.examples) == 6
@@ -46,15 +47,15 @@ def test_the_curve_is_written_as_lines_table_and_plot(tmp_path, monkeypatch):
     for split, names in (("dev", ["x", "y"]), ("unseen", ["z", "w"])):
         made = [r for place, name in enumerate(names) for r in records(name, 8, place)]
         write_table(made, tmp_path / "data" / f"{split}.jsonl")
-    monkeypatch.setattr(few_shot, "SCORED", 3)
-    monkeypatch.setattr(few_shot, "GRID", [(1e-3, 1), (1e-2, 2)])
+    monkeypatch.setattr(few_shot_curve, "SCORED", 3)
+    monkeypatch.setattr(few_shot_curve, "GRID", [(1e-3, 1), (1e-2, 2)])
     model, said = str(tmp_path / "run" / "model"), []
     arguments = [model, model, "--data", str(tmp_path / "data"), "--sizes", "1", "4", "--output"]
     assert main([*arguments, str(tmp_path / "out" / "curve")], said.append) == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "curve.jsonl").read_text().splitlines()]
     assert [(x["start"], x["examples"], x["seed"]) for x in lines] == [
-        *((start, size, seed) for start in few_shot.STARTS for size in (0, 1, 4) for seed in (0, 1)),
-        *((start, size, None) for start in few_shot.STARTS for size in (0, 1, 4)),
+        *((start, size, seed) for start in few_shot_curve.STARTS for size in (0, 1, 4) for seed in (0, 1)),
+        *((start, size, None) for start in few_shot_curve.STARTS for size in (0, 1, 4)),
     ]
     for line in lines:
         assert 0 <= line["exact_match"] <= 100 and line["tasks"] == 2 and line["split"] == "unseen"
@@ -62,3 +63,11 @@ def test_the_curve_is_written_as_lines_table_and_plot(tmp_path, monkeypatch):
     page = (tmp_path / "out" / "curve.md").read_text()
     assert said[0] in page and "| examples | generated | memory | zero |" in page
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_missing_checkpoint_is_one_line_and_nothing_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["nowhere/at/all", "--data", str(tmp_path / "none"), "--output", "out/curve"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("few_shot: ") and "none" in line
+    assert not list(tmp_path.iterdir())

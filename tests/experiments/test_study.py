@@ -90,7 +90,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_finished(study_file, tmp_p
     study = load_study(study_file, {
         "output_dir": str(tmp_path), "references": [], "methods": [
             {"nowhere": {"base": "prompted", "evaluation.splits": ["nowhere"]}}, "prompted"]})  # fmt: skip
-    with pytest.raises(RuntimeError, match="1 of 3 runs failed: nowhere-seed0; see .*nowhere-seed0/log.txt"):
+    said = "1 of 3 runs failed: nowhere-seed0; see .*/log.txt, which ends with .nowhere-seed0: evaluation.splits"
+    with pytest.raises(ChildProcessError, match=said):
         run_study(study)
     assert {x["method"] for x in lines(tmp_path / "results.jsonl")} == {"prompted_start", "prompted"}
 

@@ -1,0 +1,98 @@
+"""`tagi train`, and train.py: a run from its YAML file."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from ..training.recipes import recipe_file, recipes
+from .errors import require_utf8, run_command
+from .parsing import Parser, fields
+
+HELP = "a run's YAML -> a trained checkpoint, its scores and a report"
+DESCRIPTION = (
+    "Trains a generator of adapters: config -> task adapters -> pretraining -> finetuning -> evaluation -> save.\n\n"
+    "CONFIG is a YAML file, or the name of a recipe that comes along. Any of its fields can be given after it,\n"
+    "nested ones with dots: --seed 1 --finetuning.steps 2000. --method hint (or another baseline or ablation) takes\n"
+    "that method's settings. --push_to_hub user/name puts the checkpoint on the Hub, with a card. The same command\n"
+    "takes up a run that was cut off. On several devices it is started by `accelerate launch train.py …` or\n"
+    "`torchrun --nproc-per-node N train.py …`; they share each batch."
+)
+EXAMPLE = "tagi train quickstart --seed 1 --finetuning.steps 2000 --output_dir runs/mine"
+TAKES_FIELDS = True
+INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+
+
+def add_arguments(parser):
+    parser.add_argument("config", nargs="?", default="quickstart", metavar="CONFIG",
+                        help=f"a YAML file, or one of {', '.join(recipes())}; default: %(default)s")  # fmt: skip
+    parser.further = known_fields
+
+
+def known(arguments: list[str]) -> list[str]:
+    """The configuration, if it comes first, or `--help`: what argparse can tell from fields."""
+    if any(text in ("-h", "--help") for text in arguments):
+        return ["--help"]
+    return [text for text in arguments[:1] if not text.startswith("-")]
+
+
+def fields_of(arguments: list[str]) -> list[str]:
+    """What is left: fields and their values."""
+    return arguments[len(known(arguments)):]
+
+
+def call(options) -> int:
+    try:
+        overrides = fields(options.rest)
+    except ValueError as error:
+        options.refuse(str(error))
+    from ..training.settings import load_settings
+
+    settings = load_settings(recipe_file(options.config), overrides)
+    print(f"{options.config} -> {settings.output_dir}", flush=True)  # what comes next takes seconds to import
+
+    from ..evaluation.evaluate import table
+    from ..experiments.run import run_experiment
+    from ..training.processes import end, is_main
+
+    results = run_experiment(settings, options.called)
+    end()
+    if not is_main():
+        return 0
+    folder = Path(settings.output_dir)
+    print(f"\n{table(results)}\n\nscores in per cent, means over tasks with 95 % intervals; {folder / 'model'} is the "
+          f"checkpoint, {folder / 'report' / 'index.html'} shows it all")  # fmt: skip
+    pushed = results.get("hub")
+    if pushed and "error" in pushed:
+        raise OSError(pushed["error"])
+    if pushed:
+        print(f"pushed to {pushed['url']}")
+    return 0
+
+
+def main(arguments=None) -> int:
+    """Runs train.py and returns its exit code. Wrong arguments raise SystemExit(2)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return run_command("train.py", lambda: _main(arguments), INTERRUPTED)
+
+
+def _main(arguments: list[str]) -> int:
+    require_utf8(arguments)
+    parser = Parser(prog="train.py", description=DESCRIPTION)
+    add_arguments(parser)
+    options = parser.parse_args(known(arguments))
+    options.rest, options.refuse = fields_of(arguments), parser.error
+    options.called = shlex.join(["train.py", *arguments])
+    return call(options)
+
+
+def known_fields() -> str:
+    """Every field of a run with its default; what they mean is in modeling_tagi/training/settings.py."""
+    import json
+
+    from ..training.methods import METHODS
+    from ..training.settings import default_fields
+    from ..training.yaml_files import flat
+
+    found = {"method": " | ".join(METHODS), **flat(default_fields())}
+    lines = [f"  --{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]
+    return "\n".join(["fields, with their defaults where the configuration does not set them:", *lines])
