@@ -285,7 +285,7 @@ class TagiAdapter:
         between has none and does not load, rather than be a mixture. Other files in the folder are left alone.
 
         Raises:
-            ValueError: if there is not exactly one task.
+            ValueError: if there is not exactly one task, or the folder holds anything but an adapter.
             ImportError: if PEFT is not installed.
         """
         if len(self) != 1:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Callable, Optional, Union
 
@@ -15,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import is_peft_available, logging
 
+from .folders import filling, require_folder_for
 from .hub_errors import said_in_one_line
 
 if is_peft_available():
@@ -33,27 +32,14 @@ def write_adapter(adapter, folder: Union[str, os.PathLike]):
     """Writes the one task of a [`TagiAdapter`]. See its `save_pretrained`.
 
     Raises:
-        ValueError: if `folder` is a file.
+        ValueError: if `folder` is a file, or holds something else.
         ImportError: if PEFT is not installed.
     """
     if not is_peft_available():
         raise ImportError("saving an adapter as a PEFT folder needs PEFT: pip install peft")
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; save_pretrained needs a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    target = require_folder_for("adapter", folder)
+    with filling(target, last=CONFIG_FILE, stale=(WEIGHTS_FILE, MEMORY_FILE, PROVENANCE_FILE)) as beside:
         _write(adapter, beside)
-        target.mkdir(exist_ok=True)
-        (target / CONFIG_FILE).unlink(missing_ok=True)
-        for name in (MEMORY_FILE, WEIGHTS_FILE, PROVENANCE_FILE, CONFIG_FILE):
-            if (beside / name).exists():
-                os.replace(beside / name, target / name)
-            else:
-                (target / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     if adapter.memory is not None:
         logger.warning(
             f"{target} is a PEFT adapter without the instruction memory that this generator's fusion attends to "

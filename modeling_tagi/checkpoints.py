@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import nullcontext
 from copy import deepcopy
 from typing import Optional, Sequence, Union
 
@@ -12,6 +13,7 @@ from transformers.utils import cached_file
 from .backbone_hash import backbone_hash
 from .cards import checkpoint_card
 from .configuration_tagi import TagiConfig
+from .folders import filling, require_folder_for
 from .hub_errors import said_in_one_line
 from .instruction_index import InstructionIndex
 from .named_backbone import (
@@ -157,9 +159,14 @@ class CheckpointMixin(NamedBackboneMixin):
                 are no longer those of the named backbone.
             kwargs: As for any transformers model; with `push_to_hub=True` those of `push_to_hub` too.
 
+        The files are written beside, then moved into place, the configuration last. Of files that are no checkpoint's,
+        those that would be replaced are refused and all others left alone.
+
         Raises:
-            ValueError: if the backbone is to be left out but is not to be had elsewhere.
+            ValueError: if the backbone is to be left out but is not to be had elsewhere, or the folder holds something
+                else than a checkpoint.
         """
+        folder = require_folder_for("checkpoint", save_directory)
         push = kwargs.pop("push_to_hub", False)
         pushing = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
         config, tokenizer, index = self.config, self._find_tokenizer(), self.instruction_index
@@ -181,19 +188,21 @@ class CheckpointMixin(NamedBackboneMixin):
         config.auto_map = {
             **(getattr(config, "auto_map", None) or {}), **{name: "modeling_tagi.TagiModel" for name in auto_classes}
         }  # fmt: skip
-        try:
-            super().save_pretrained(save_directory, *args, **kwargs)
-        finally:
-            config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
-            if quantization is not None:
-                config.backbone_config.quantization_config = quantization
-        if kwargs.get("is_main_process", True):
-            if index is not None:
-                index.save(save_directory)
-            else:  # one that is there is of other weights
-                InstructionIndex.remove(save_directory)
-        if tokenizer is not None and kwargs.get("is_main_process", True):
-            tokenizer.save_pretrained(save_directory)
+        # weights of a variant, such as fp16, lie beside the others
+        stale = STALE_CHECKPOINT if kwargs.get("variant") is None else ()
+        in_place = kwargs.get("distributed_checkpoint", False)  # every process writes a part of it
+        with nullcontext(folder) if in_place else filling(folder, last="config.json", stale=stale) as place:
+            try:
+                super().save_pretrained(place, *args, **kwargs)
+            finally:
+                config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
+                if quantization is not None:
+                    config.backbone_config.quantization_config = quantization
+            if kwargs.get("is_main_process", True):
+                if index is not None:
+                    index.save(place)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(place)
         if push and kwargs.get("is_main_process", True):
             name = pushing.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
             shards = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}

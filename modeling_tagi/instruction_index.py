@@ -81,12 +81,6 @@ class InstructionIndex:
         for name, path in beside.items():
             os.replace(path, Path(folder) / name)
 
-    @staticmethod
-    def remove(folder: Union[str, os.PathLike]):
-        """Takes a checkpoint's index away, if it has one."""
-        for name in (VECTORS_FILE, TEXTS_FILE):
-            (Path(folder) / name).unlink(missing_ok=True)
-
     @classmethod
     def find(cls, name_or_folder: str, revision: Optional[str] = None, **given) -> Optional["InstructionIndex"]:
         """The index of a checkpoint, from its folder or the Hub; `None` if it has none. `given`: `token`, `cache_dir`

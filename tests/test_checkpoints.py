@@ -13,8 +13,8 @@ from modeling_tagi import TagiModel
 
 CODE = [
     "adapter.py", "adapter_algebra.py", "adapter_files.py", "adapter_push.py", "adapter_tuning.py", "backbone_hash.py",
-    "cards.py", "checkpoints.py", "configuration_tagi.py", "families.py", "fit.py", "fusion.py", "hub_errors.py",
-    "hypernetwork.py", "instruction_cache.py", "instruction_index.py", "instructions.py", "lora.py",
+    "cards.py", "checkpoints.py", "configuration_tagi.py", "families.py", "fit.py", "folders.py", "fusion.py",
+    "hub_errors.py", "hypernetwork.py", "instruction_cache.py", "instruction_index.py", "instructions.py", "lora.py",
     "modeling_tagi.py", "named_backbone.py", "tokens.py", "uploads.py",
 ]  # fmt: skip
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
@@ -428,3 +428,40 @@ def test_a_broken_tokenizer_is_not_replaced_by_the_backbones(apart, tokenizer, t
     with pytest.raises(ValueError, match="cannot be read"):
         model.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+# Saving over what is there
+
+
+def test_a_model_is_saved_over_the_folder_that_it_was_loaded_from(make_model, random_ids, tmp_path):
+    make_model("llama").save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    model, ids = TagiModel.from_pretrained(tmp_path / "model"), random_ids(1, 4)
+    assert len(list((tmp_path / "model").glob("model-*-of-*.safetensors"))) > 1
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with torch.no_grad():
+        expected = model(ids).logits
+        model.save_pretrained(tmp_path / "model")
+        assert [path.name for path in (tmp_path / "model").glob("model*.safetensors*")] == ["model.safetensors"]
+        for again in (model, TagiModel.from_pretrained(tmp_path / "model")):
+            assert torch.equal(again(ids).logits, expected)
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_that_was_there(make_model, tmp_path, monkeypatch):
+    make_model("llama").save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_model("llama", seed=3).save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_variant_lies_beside_the_weights(make_model, tmp_path):
+    model = make_model("llama")
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, variant="fp16")
+    assert {"model.safetensors", "model.fp16.safetensors"} <= {path.name for path in tmp_path.iterdir()}

@@ -18,7 +18,13 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
+    from ..folders import require_folder_for
     from .loading import load_model
+
+    try:
+        require_folder_for("adapter", options.output_dir)
+    except ValueError as error:
+        options.refuse(f"--output_dir: {error}")
 
     model = load_model(options.checkpoint)
     adapter = model.generate_adapter(options.instruction, options.demonstration)

@@ -13,11 +13,12 @@ from ..data.readers import READERS
 from ..data.records import Record, Splits
 from ..data.sources import read_source
 from ..data.tables import JSON_SUFFIXES, read_tables
+from ..folders import require_folder_for
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from ..training.adapter_bank import AdapterBank
-from ..training.run import SETTINGS_FILE, circumstances, quiet_libraries, write_text
+from ..training.run import circumstances, quiet_libraries, write_text
 from ..training.settings import RunSettings, build_settings
 from .evaluate import load_backbone, score_methods, spread, table
 from .predict import Answering
@@ -43,11 +44,11 @@ def settings_of(options) -> RunSettings:
         raise ValueError(f"--source builtin makes its own tasks, and has no use for --data {path}; leave out one")
     if "nearest_adapter" in options.references and options.task_adapters is None:
         raise ValueError("the reference nearest_adapter needs --task_adapters FOLDER")
-    folder = options.output_dir and Path(options.output_dir)
-    if folder and folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file; give a folder")
-    if folder and (folder / SETTINGS_FILE).exists():
-        raise ValueError(f"--output_dir {folder} holds a training run, whose results would be lost; give another")
+    if options.output_dir is not None:
+        try:
+            require_folder_for("evaluation", options.output_dir)
+        except ValueError as error:
+            raise ValueError(f"--output_dir: {error}") from None
     if "oracle" in options.references and dict(options.oracle).get("steps", 1) == 0:
         raise ValueError("--oracle steps=0 tunes nothing; give at least 1 step")
     return build_settings({
@@ -124,7 +125,7 @@ def evaluate_checkpoint(
         chat = kind != "tagi" and model.config.input_format == "chat" and getattr(tokenizer, "chat_template", None)
         read = _tokens(settings, tokenizer, prompted.config, "chat" if chat else None)
         start, which = Answering(prompted, read, "prompt", evaluation.batch_size), baseline
-    folder = settings.output_dir and Path(settings.output_dir)
+    folder = Path(settings.output_dir) if settings.output_dir is not None else None
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     loaded = time.monotonic()

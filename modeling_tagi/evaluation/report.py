@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Optional, Union
 
+from ..folders import require_folder_for
 from ..training.run import replacing
 from .report_page import Plot, Section, html_page, markdown_page
 from .report_run import run_report
@@ -42,10 +43,11 @@ def write_report(folder: Union[str, Path], read: Optional[tuple[str, str, list[S
 
     Raises:
         FileNotFoundError: if it is neither.
+        ValueError: if its `report` holds something else.
     """
     folder = Path(folder)
     title, lead, sections = read or read_report(folder)
-    with replacing(folder / "report") as beside:
+    with replacing(require_folder_for("report", folder / "report")) as beside:
         (beside / "index.html").write_text(html_page(title, lead, sections), encoding="utf-8")
         (beside / "report.md").write_text(markdown_page(title, lead, sections), encoding="utf-8")
         for plot in (part for section in sections for part in section.parts if isinstance(part, Plot)):

@@ -105,7 +105,8 @@ def load_study(path: Union[str, Path], overrides: Optional[dict[str, Any]] = Non
     if not study.config:
         raise ValueError(f"{path} names no run; give config: FILE.yaml, such as one of hub_configs/")
     study.config = str(path.parent / study.config)
-    study.output_dir = study.output_dir or f"outputs/{path.stem}"
+    if study.output_dir is None:
+        study.output_dir = f"outputs/{path.stem}"
     for name in ("workers", "threads"):
         value = getattr(study, name)
         if type(value) is not int or value < 1:

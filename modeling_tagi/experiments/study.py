@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..commands.errors import TRACEBACK
 from ..evaluation.report import write_report
+from ..folders import require_folder_for
 from ..training.run import FREE_FIELDS, flat, progress_bar, write_text
 from .settings import Cell, StudySettings, cells
 from .summary import results_file, write_lines, write_tables
@@ -34,10 +35,12 @@ def run_study(study: StudySettings, command: str = "") -> Path:
         `by_task.jsonl`, `summary.json`, `table.md`, `report/`, and a run's folder for each cell in `cells/`.
 
     Raises:
-        ValueError: if the folder holds cells with other settings, or another process is at work in it.
+        ValueError: if the folder holds cells with other settings or something else, or another process is at work in
+            it.
         ChildProcessError: if a cell failed; the others are finished first.
     """
-    todo, folder = cells(study), Path(study.output_dir)
+    folder = require_folder_for("study", study.output_dir)
+    todo = cells(study)
     _check(todo, folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:

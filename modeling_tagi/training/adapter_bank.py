@@ -1,6 +1,5 @@
 """A bank of task adapters: folders of our own with an index, or any PEFT LoRAs from folders and the Hub by name."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from ..adapter import TagiAdapter
 from ..adapter_algebra import with_rank
 from ..fit import require_fit
+from ..folders import file_name, require_folder_for
 from .bank_index import ADDED_FILE, INDEX_FILE, BankIndex
 
 
@@ -91,9 +91,10 @@ class AdapterBank:
 
     def add(self, names: Sequence[str], adapters: TagiAdapter, details: Optional[Sequence[dict]] = None):
         """Writes adapters to folders of their own, then names them all in the index."""
+        require_folder_for("bank", self.folder)
         entries = {}
         for number, name in enumerate(names):
-            folder = _folder_name(name)
+            folder = file_name(name)
             adapters[number].save_pretrained(self.folder / folder)
             entries[name] = {"folder": folder, **(details[number] if details else {})}
         self._index.add(entries)
@@ -215,8 +216,3 @@ def _same_backbone(one: str, other: str) -> bool:
         return True
     # a copy of a repository in a folder of its name
     return os.path.isdir(other) and os.path.basename(one) == os.path.basename(os.path.normpath(other))
-
-
-def _folder_name(name: str) -> str:
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:80]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -19,6 +19,7 @@ import yaml
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..folders import require_folder_for
 from .processes import is_main, say, wait
 from .settings import RunSettings
 from .yaml_files import flat
@@ -37,12 +38,12 @@ class Run:
         stages: Names of the stages, in order, for the progress it shows.
 
     Raises:
-        ValueError: if the folder holds a run with other settings.
+        ValueError: if the folder holds a run with other settings, or something else.
     """
 
     def __init__(self, settings: RunSettings, stages: list[str]):
         self.settings, self.stages = settings, stages
-        self.folder = Path(settings.output_dir)
+        self.folder = require_folder_for("run", settings.output_dir)
         values = {k: v for k, v in flat(dataclasses.asdict(settings)).items() if k.split(".")[0] not in FREE_FIELDS}
         file = self.folder / SETTINGS_FILE
         if file.is_file():

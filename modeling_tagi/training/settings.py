@@ -326,7 +326,8 @@ def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
     if {"config", "methods"} <= set(values):
         raise ValueError(f"{path} is a study of several runs; start it with: tagi study {path}")
     settings = build_settings(values, parse_fields(overrides))
-    settings.output_dir = settings.output_dir or f"outputs/{Path(path).stem}"
+    if settings.output_dir is None:
+        settings.output_dir = f"outputs/{Path(path).stem}"
     return settings
 
 

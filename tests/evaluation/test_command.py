@@ -82,7 +82,7 @@ def test_a_training_runs_folder_is_left_alone(folder, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / SETTINGS_FILE).write_text("seed: 0\n")
-    with pytest.raises(ValueError, match="run holds a training run, whose results would be lost; give another"):
+    with pytest.raises(ValueError, match="--output_dir: .*run holds a training run .*; choose another folder"):
         settings_of(options(path=folder, output_dir=str(run)))
 
 

@@ -1,0 +1,233 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from modeling_tagi.folders import KINDS, file_name, filling, kind_in, require_folder_for
+
+# What a folder of each kind has; the first files are those that it has however early it was cut off.
+MADE = {
+    "adapter": ["adapter_config.json", "adapter_model.safetensors"],
+    "checkpoint": ["config.json", "model.safetensors", "modeling_tagi.py"],
+    "model": ["config.json", "model.safetensors"],
+    "study": ["study.yaml", "cells/tagi-seed0/cell.yaml"],
+    "run": ["settings.yaml", "stages/text/done.json", "task_adapters/index.json", "results.json"],
+    "bank": ["index.json", "first/adapter_config.json"],
+    "evaluation": ["results.json", "results.md", "report/index.html"],
+    "report": ["index.html", "report.md"],
+}  # fmt: skip
+WRITTEN = [kind for kind in KINDS if kind != "model"]
+
+
+def make(folder, kind):
+    for name in MADE[kind]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    if kind in ("checkpoint", "model"):
+        (folder / "config.json").write_text(json.dumps({"model_type": "tagi" if kind == "checkpoint" else "t5"}))
+    return folder
+
+
+@pytest.mark.parametrize("held", KINDS)
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_folder_is_refused_unless_it_holds_the_same(tmp_path, kind, held):
+    folder = make(tmp_path / "taken", held)
+    assert kind_in(folder) == held
+    if kind == held:
+        assert require_folder_for(kind, folder) == folder
+        return
+    with pytest.raises(ValueError, match=f"taken holds {KINDS[held][0]} .*; choose another folder") as caught:
+        require_folder_for(kind, folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_an_absent_or_empty_folder_takes_any(tmp_path, kind):
+    (tmp_path / "empty").mkdir()
+    for name in (".gitattributes", "README.md"):
+        (tmp_path / "empty" / name).write_text("")
+    for name in ("empty", "new", "new/below/it"):
+        assert require_folder_for(kind, str(tmp_path / name)) == tmp_path / name
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_no_name_no_folder_and_below_a_file_are_refused(tmp_path, kind):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loose").symlink_to(tmp_path / "nowhere")
+    for folder, message in (
+        ("", "is '', which names none"),
+        ("a\0b", "has a NUL in its name"),
+        (tmp_path / "file", "file is a file; .* a folder"),
+        (tmp_path / "loose", "loose is a link to nothing; .* a folder"),
+        (tmp_path / "file" / "x" / "y", "lies below .*file, which is no folder; choose another"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_folder_for(kind, folder)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_a_folder_with_files_of_ones_own_is_refused(tmp_path, kind):
+    for name in ("a.py", "config.json", "thesis.tex", "x.csv", "z"):
+        (tmp_path / name).write_text("null")
+    with pytest.raises(ValueError, match="holds a.py, config.json.* no part of .*; choose another folder"):
+        require_folder_for(kind, tmp_path)
+
+
+def test_a_checkpoint_goes_beside_what_a_trainer_and_a_tokenizer_left(tmp_path):
+    for name in ("checkpoint-10/trainer_state.json", "runs/events", "training_args.bin", "tokenizer.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    require_folder_for("checkpoint", tmp_path)
+    with pytest.raises(ValueError, match="holds checkpoint-10, runs, tokenizer.json and 1 more"):
+        require_folder_for("adapter", tmp_path)
+
+
+def test_what_was_cut_off_can_be_written_again(tmp_path):
+    for kind, names in {
+        "adapter": ["tagi_memory.safetensors"], "bank": ["a/adapter_config.json", "b/adapter_model.safetensors"],
+        "run": ["cell.yaml", "log.txt"], "study": ["cells/x/cell.yaml"], "evaluation": ["results.json"],
+        "checkpoint": ["config.json", "modeling_tagi.py"],
+    }.items():  # fmt: skip
+        for name in names:
+            (tmp_path / kind / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / kind / name).write_text("")
+        require_folder_for(kind, tmp_path / kind)
+
+
+# Files beside, then in place
+
+
+def test_a_folder_is_filled_when_the_block_ends_well(tmp_path):
+    (tmp_path / "x").mkdir()
+    for name in ("old-1", "old-2", "mine", "last"):
+        (tmp_path / "x" / name).write_text("old")
+    with filling(tmp_path / "x", last="last", stale=["old-*"]) as beside:
+        (beside / "old-2").write_text("new")
+        (beside / "last").write_text("new")
+        assert (tmp_path / "x" / "last").read_text() == "old"
+    assert {path.name: path.read_text() for path in (tmp_path / "x").iterdir()} == {
+        "mine": "old", "old-2": "new", "last": "new",
+    }  # fmt: skip
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_folder_stays_as_it_was_when_the_block_fails(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "last").write_text("old")
+    with pytest.raises(OSError, match="full"), filling(tmp_path / "x", last="last", stale=["*"]) as beside:
+        (beside / "last").write_text("half")
+        raise OSError("full")
+    assert (tmp_path / "x" / "last").read_text() == "old" and os.listdir(tmp_path) == ["x"]
+
+
+# Names from elsewhere
+
+
+@pytest.mark.parametrize("name", ["first", "task1_squad-1.1", "A_b.C-d", "x" * 80])
+def test_an_ordinary_name_stays(name):
+    assert file_name(name) == name
+
+
+STRANGE = [
+    "", ".", "..", "/", "a/b", "a-b/", "a b", "../../../../pwn", "/etc/passwd", "a\0b", "a\\b", "C:\\x", "nul",
+    "NUL.txt", ".hidden", "-rf", "x.", "日本語", "日本", "🦊", "\ud800", "x" * 81, "x" * 300, "x" * 299 + "y", "a\nb", "a-b",
+]  # fmt: skip
+
+
+def test_any_other_name_stays_in_its_folder_and_apart():
+    made = [file_name(name) for name in STRANGE]
+    assert len(set(made)) == len(made) and file_name("a/b") == file_name("a/b")
+    assert len({name.lower() for name in made}) == len(made)
+    for name in made:
+        assert os.path.basename(name) == name and name.isascii() and len(name) <= 100
+        assert name.strip("-.") == name and not set(name) & set('\0/\\:*?"<>|\n ')
+
+
+def test_no_name_can_be_chosen_to_meet_another():
+    assert file_name(file_name("a/b")) != file_name("a/b")
+
+
+def test_folders_are_refused_without_torch():
+    code = "import sys, modeling_tagi.folders; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# Where each kind is written
+
+
+def snapshot(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def writers(make_model):
+    """Kind -> what writes one to a folder."""
+    from modeling_tagi.evaluation.command import settings_of
+    from modeling_tagi.experiments.settings import StudySettings
+    from modeling_tagi.experiments.study import run_study
+    from modeling_tagi.training.adapter_bank import AdapterBank
+    from modeling_tagi.training.run import Run
+    from modeling_tagi.training.settings import RunSettings
+
+    model = make_model("t5", "none")
+    adapter = model.generate_adapter([5, 6])
+
+    def evaluate(folder):
+        from modeling_tagi.cli import main
+
+        main(["evaluate", "no-model", "--data", "builtin", "--output_dir", str(folder)])
+
+    return {
+        "adapter": adapter.save_pretrained,
+        "checkpoint": model.save_pretrained,
+        "study": lambda folder: run_study(StudySettings(config="nowhere.yaml", output_dir=str(folder))),
+        "run": lambda folder: Run(RunSettings(output_dir=str(folder)), []),
+        "bank": lambda folder: AdapterBank(folder).add(["first"], adapter),
+        "evaluation": evaluate,
+    }, settings_of
+
+
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint", "study", "run", "bank", "evaluation"])
+def test_no_kind_is_written_over_another(writers, tmp_path, capsys, kind):
+    write = writers[0][kind]
+    for held in KINDS:
+        if held == kind:
+            continue
+        folder = make(tmp_path / held, held)
+        before = snapshot(folder)
+        with pytest.raises((ValueError, SystemExit)) as caught:
+            write(folder)
+        said = capsys.readouterr().err if caught.type is SystemExit else str(caught.value)
+        assert "holds" in said and "choose another folder" in said and snapshot(folder) == before
+
+
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint", "study", "run", "evaluation"])
+def test_a_folder_without_a_name_is_not_the_current_one(writers, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, SystemExit)) as caught:
+        writers[0][kind]("")
+    said = capsys.readouterr().err if caught.type is SystemExit else str(caught.value)
+    assert "is '', which names none" in said and not os.listdir(tmp_path)
+
+
+def test_generate_refuses_a_checkpoints_folder_before_it_loads_one(tmp_path, capsys):
+    from modeling_tagi.cli import main
+
+    make(tmp_path / "model", "checkpoint")
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "no/model", "say no", "--output_dir", str(tmp_path / "model")])
+    assert ended.value.code == 2 and "holds a TAGI checkpoint (config.json)" in capsys.readouterr().err
+
+
+def test_a_report_does_not_replace_a_folder_of_that_name(tmp_path, monkeypatch):
+    from modeling_tagi.evaluation import report
+
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="report holds thesis.tex, which is no part of a report"):
+        report.write_report(tmp_path, ("title", "lead", []))
+    assert (tmp_path / "report" / "thesis.tex").read_text() == "mine"
