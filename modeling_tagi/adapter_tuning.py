@@ -2,9 +2,8 @@
 
 import random
 import weakref
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from transformers.utils import logging
 
 from .adapter import TagiAdapter
 from .fit import fingerprint, require_fit
+from .modes import frozen
 from .tokens import Tokens, training_tensors
 
 
@@ -136,7 +136,7 @@ def tune(
     optimizer = torch.optim.AdamW(parameters.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
     bar = logging.tqdm(total=steps, desc="tuning", disable=not progress, dynamic_ncols=True, leave=False)
-    with bar, torch.enable_grad(), _frozen(model):
+    with bar, torch.enable_grad(), frozen(model):
         for step in range(steps):
             drawn = [random.Random(f"{seed} {step}").sample(e, min(batch_size, len(e))) for e in by_task]
             rows = [(*example, task) for task, examples in enumerate(drawn) for example in examples]
@@ -222,19 +222,3 @@ def _example(record: Any, number: int) -> tuple[str, str]:
             "both texts that are not empty"
         )
     return text, target
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for the model's weights and no dropout inside the block; afterwards all is as it was."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = [module for module in model.modules() if module.training]
-    model.requires_grad_(False)
-    model.eval()
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad = True
-        for module in training:
-            module.training = True

@@ -2,32 +2,29 @@
 
 import threading
 from collections import OrderedDict
-from typing import Callable, Optional, Sequence
+from typing import Callable, Hashable, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch import nn
 
 from .adapter import TagiAdapter
 
-_PROBED = 32  # numbers of each tensor
-
 
 class InstructionCache:
-    """The adapters of the last instructions, as long as the model's weights stay as they are.
+    """Keeps the adapters of the last instructions, if it is asked to, until it is cleared.
 
-    Weights are taken to have changed if a tensor is another one, lies elsewhere, or was written to: torch counts every
-    write but those through `.data` and by foreign kernels, for which some numbers of every tensor are looked at as
-    well. Who changes a few single numbers through `.data` must call `clear`.
+    It is off at first. Turn it on where the model stays as it is: `model.instruction_cache.max_bytes = 2**28`. After
+    anything that changes what the model makes of an instruction (a training step, loaded weights, a hook, PEFT's
+    adapters), call `model.instruction_cache.clear()`: weights are not looked at. Only what is seen at once is told
+    apart, namely another dtype, device or autocast, and another `lora_alpha` or `fusion` in the config.
 
     Args:
         max_bytes: Size of the adapters that are kept, the ones used last; 0 keeps none.
     """
 
-    def __init__(self, max_bytes: int = 256 * 2**20):
+    def __init__(self, max_bytes: int = 0):
         self.max_bytes = max_bytes
-        self._entries: OrderedDict[tuple, tuple[TagiAdapter, int]] = OrderedDict()
-        self._state: Optional[tuple] = None
+        self._entries: OrderedDict[Hashable, tuple[TagiAdapter, int]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self):  # a copied model, or one in another process, starts with an empty one
@@ -39,26 +36,24 @@ class InstructionCache:
     def clear(self):
         """Forgets all."""
         with self._lock:
-            self._entries, self._state = OrderedDict(), None
+            self._entries = OrderedDict()  # a new one: what is being computed does not come back
 
     def adapters(
         self, model: nn.Module, instructions: Sequence[tuple[int, ...]], compute: Callable[[list[tuple]], TagiAdapter]
     ) -> TagiAdapter:
         """An adapter for each of `instructions` (token ids); `compute` makes those of distinct ones that are new."""
-        state = _state_of(model) if self.max_bytes > 0 else None
-        if state is None:
+        if self.max_bytes <= 0:
             return compute(list(instructions))
+        way = _way_of(model)
         with self._lock:
-            if state != self._state:
-                self._entries, self._state = OrderedDict(), state
-            entries = self._entries  # of these weights: another thread may find others
-            found = {ids: entries[ids][0] for ids in dict.fromkeys(instructions) if ids in entries}
+            entries = self._entries
+            found = {ids: entries[way, ids][0] for ids in dict.fromkeys(instructions) if (way, ids) in entries}
         new = [ids for ids in dict.fromkeys(instructions) if ids not in found]
         made = compute(new) if new else None
         used = found if made is None else {**found, **self._last_that_fit(new, made)}
         with self._lock:
             for ids, one in used.items():
-                entries[ids] = entries.pop(ids, None) or (one, one.nbytes)
+                entries[way, ids] = entries.pop((way, ids), None) or (one, one.nbytes)
             size = sum(size for _, size in entries.values())
             while size > self.max_bytes:
                 size -= entries.popitem(last=False)[1][1]
@@ -79,22 +74,8 @@ class InstructionCache:
         return dict(reversed(copies))
 
 
-def _state_of(model: nn.Module) -> Optional[tuple]:
-    """What an adapter of the model depends on beside the instruction; `None` where that cannot be told."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(x.is_inference() or x.device.type == "meta" or is_traceable_wrapper_subclass(x) for x in tensors):
-        return None  # writes are not counted, there is nothing to look at, or it is spread over devices
-    kind = tensors[0].device.type
+def _way_of(model: nn.Module) -> tuple:
+    """How an instruction is read now, as far as it can be told without looking at weights."""
+    kind = model.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    # none is kept alive by this: of a freed tensor's place and number another would have to have the same content
-    places = tuple((id(x), x.data_ptr(), x._version, x.dtype, x.device) for x in tensors)
-    return autocast, places, _probe(tensors)
-
-
-def _probe(tensors: Sequence[Tensor]) -> bytes:
-    """Some numbers of each tensor, spread over it."""
-    parts: dict[torch.device, list[Tensor]] = {}
-    for x in tensors:
-        flat = x.detach().reshape(-1)
-        parts.setdefault(x.device, []).append(flat[:: max(1, flat.numel() // _PROBED)][:_PROBED].float())
-    return b"".join(torch.cat(of_device).cpu().numpy().tobytes() for of_device in parts.values())
+    return model.dtype, model.device, autocast, model.config.lora_alpha, model.config.fusion

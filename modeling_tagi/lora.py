@@ -106,6 +106,7 @@ class _InForce(threading.local):  # and no ContextVar, which torch.compile canno
 
 
 _IN_FORCE = _InForce()
+_HOOKING = threading.Lock()  # held while a hook is looked for and registered
 
 
 @contextmanager
@@ -148,18 +149,28 @@ def _dimensions(module: nn.Module) -> tuple[int, int]:
 
 
 def hook_once(module: nn.Module, hook: Callable):
-    """Registers a forward hook, unless `module` has it: from another model that shares it, or by a copy."""
-    if hook in list(module._forward_hooks.values()):  # a list: torch 2.8 compiles no search of the values themselves
+    """Registers a forward hook, unless `module` has it: from another model that shares it, by a copy, or by another
+    thread."""
+    if _has(module._forward_hooks, hook):
         return
-    module.register_forward_hook(hook, prepend=hook is lora_hook)  # before a memory_hook, which lengthens the output
-    if hook is memory_hook:
-        module.register_forward_pre_hook(memory_pre_hook)
+    with _HOOKING:
+        if _has(module._forward_hooks, hook):
+            return
+        if hook is memory_hook:  # before the hook that says it is there
+            module.register_forward_pre_hook(memory_pre_hook)
+        # a lora_hook goes before a memory_hook, which lengthens the output
+        module.register_forward_hook(hook, prepend=hook is lora_hook)
 
 
 def pre_hook_once(module: nn.Module, hook: Callable):
     """As `hook_once`, for a forward pre-hook that takes keyword arguments."""
-    if hook not in list(module._forward_pre_hooks.values()):
-        module.register_forward_pre_hook(hook, with_kwargs=True)
+    with _HOOKING:
+        if not _has(module._forward_pre_hooks, hook):
+            module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _has(hooks: dict, hook: Callable) -> bool:
+    return hook in list(hooks.values())  # a list: torch 2.8 compiles no search of the values themselves
 
 
 def remove_hooks(backbone: nn.Module):

@@ -1,7 +1,6 @@
 """TagiModel: a language model, and the hypernetwork that writes LoRA adapters for it from instructions."""
 
 import weakref
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,6 +53,7 @@ from .lora import (
     pre_hook_once,
     take_rows,
 )
+from .modes import evaluating
 from .named_backbone import auto_class, is_quantized
 from .tokens import Tokens, alike_in_length, generation_tensors, pad
 
@@ -615,18 +615,6 @@ def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:
     if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
         return torch.ones_like(input_ids)
     return (input_ids != pad).long()
-
-
-@contextmanager
-def evaluating(model: nn.Module):
-    """Dropout off inside the block; every module's mode is as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 TagiConfig.register_for_auto_class("AutoConfig")

@@ -4,6 +4,8 @@ import threading
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 
 from modeling_tagi import TagiAdapter
 from modeling_tagi.instruction_cache import InstructionCache
@@ -13,7 +15,12 @@ ONE, TWO, THREE = [5, 6, 7], [8, 9, 10, 11, 12], [13, 14]
 
 @pytest.fixture(params=["t5", "llama"])
 def model(request, make_model):
-    return make_model(request.param)
+    return keeping(make_model(request.param))
+
+
+def keeping(model):
+    model.instruction_cache.max_bytes = 2**28
+    return model
 
 
 @pytest.fixture
@@ -34,6 +41,12 @@ def tensors(adapter):
 
 def same(one, two):
     return all(torch.equal(x, tensors(two)[name]) for name, x in tensors(one).items())
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(make_model):
+    model = make_model("t5")
+    model.generate_adapter(ONE)
+    assert model.instruction_cache.max_bytes == 0 and len(model.instruction_cache) == 0
 
 
 def test_the_same_instruction_is_read_once_and_gives_the_same_bytes(model, read):
@@ -57,7 +70,7 @@ def test_only_what_is_new_is_read_and_each_but_once(model, read):
 
 
 def test_a_text_is_known_with_its_demonstrations(make_model, tokenizer):
-    model = make_model("t5")
+    model = keeping(make_model("t5"))
     model.tokenizer = tokenizer
     bare = model.generate_adapter("say ab")
     shown = model.generate_adapter("say ab", demonstrations=[("a", "b")])
@@ -107,15 +120,85 @@ def one_number(model):
         next(iter(model.hypernetwork.shared_factors().values()))[1, 2] += 1
 
 
-@pytest.mark.parametrize("change", [step, through_data, there_and_back, loaded, exchanged, one_number])
-def test_other_weights_are_other_adapters(model, read, change):
+def trained_embeddings(model):
+    weight = model.get_input_embeddings().weight
+    weight.grad = torch.ones_like(weight)
+    torch.optim.AdamW([weight], lr=1e-1, fused=True).step()  # whose writes torch does not count
+
+
+def hooked(model):
+    layer = model.backbone.encoder.block[0] if model.config.is_encoder_decoder else model.backbone.model.layers[0]
+    layer.register_forward_hook(lambda module, args, x: (2 * x[0], *x[1:]) if isinstance(x, tuple) else 2 * x)
+
+
+def peft_injected(model):
+    targets = ["q"] if model.config.is_encoder_decoder else ["q_proj"]
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=targets, init_lora_weights=False), model.backbone)
+
+
+def peft_layers(model):
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def peft_scaled(model):
+    for layer in peft_layers(model):
+        layer.set_scale("default", 9)
+
+
+def peft_off(model):
+    for layer in peft_layers(model):
+        layer.enable_adapters(False)
+
+
+def other_alpha(model):
+    model.config.lora_alpha = 16
+
+
+def other_fusion(model):
+    model.config.fusion = "none"
+
+
+WEIGHTS = [step, through_data, there_and_back, loaded, exchanged, one_number, trained_embeddings]
+CHANGES = [*WEIGHTS, hooked, peft_injected, peft_scaled, peft_off]
+CONFIGS = [other_alpha, other_fusion]
+
+
+def look_alike(one, two):
+    return one.lora_alpha == two.lora_alpha and tensors(one).keys() == tensors(two).keys() and same(one, two)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *CONFIGS])
+def test_a_changed_model_writes_other_adapters(make_model, change):
+    model = make_model("llama" if change in (peft_scaled, peft_off) else "t5")
+    if change in (peft_scaled, peft_off):
+        peft_injected(model)
     before = model.generate_adapter(ONE)
     change(model)
+    assert not look_alike(model.generate_adapter(ONE), before)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *CONFIGS])
+def test_who_keeps_adapters_clears_them_after_a_change(make_model, change):
+    model = keeping(make_model("t5"))
+    before = model.generate_adapter(ONE)
+    change(model)
+    if change not in CONFIGS:  # those of the config that matter are seen
+        model.instruction_cache.clear()
     after = model.generate_adapter(ONE)
-    assert len(read) == 2 and not same(before, after)
-    fresh = copy.deepcopy(model)
-    fresh.instruction_cache.max_bytes = 0
-    assert same(fresh.generate_adapter(ONE), after)
+    model.instruction_cache.max_bytes = 0
+    assert look_alike(model.generate_adapter(ONE), after)
+    assert look_alike(before, after) == (change in (peft_scaled, peft_off))  # of layers that t5 does not have here
+
+
+def test_no_weight_is_looked_at(model, read, monkeypatch):
+    model.generate_adapter(ONE)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("all weights were gone through")
+
+    monkeypatch.setattr(model, "buffers", refuse)
+    model.instruction_cache.adapters(model, [tuple(ONE)], refuse)
+    assert read == [1]
 
 
 def test_training_mode_and_gradients_change_nothing(model, read):
@@ -185,13 +268,11 @@ def test_what_was_read_without_autograd_serves_those_who_tune(model):
     assert not any(x.is_inference() for x in tensors(adapter).values())
 
 
-def test_weights_whose_writes_are_not_counted_are_not_trusted(make_model):
-    with torch.inference_mode():
-        model = make_model("t5")
-        first = model.generate_adapter(ONE)
-        for parameter in model.hypernetwork.parameters():
-            parameter.mul_(1.5)
-        assert not same(model.generate_adapter(ONE), first)
+def test_what_was_being_read_when_all_was_forgotten_is_not_kept(model, monkeypatch):
+    read_rows = model.adapter_from_rows
+    monkeypatch.setattr(model, "adapter_from_rows", lambda rows: (read_rows(rows), model.instruction_cache.clear())[0])
+    model.generate_adapter(ONE)
+    assert len(model.instruction_cache) == 0
 
 
 def test_threads_get_what_they_asked_for(make_model):

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 import torch
@@ -12,7 +13,10 @@ from modeling_tagi.lora import (
     applied,
     find_targets,
     fusion_hook,
+    hook_once,
     lora_hook,
+    memory_hook,
+    memory_pre_hook,
     needed_index,
     take_rows,
 )
@@ -282,3 +286,33 @@ def test_several_adapters_of_experts_are_refused_as_their_tokens_are_of_any_row(
     with pytest.raises(ValueError, match="mlp.experts.0 is an expert"):
         Application.of(adapter, routed)
     assert routed.get_submodule("mlp.experts.0") in Application.of(adapter[0], routed).lora
+
+
+@pytest.mark.parametrize("hook", [lora_hook, memory_hook])
+def test_threads_that_meet_register_a_hook_once(monkeypatch, hook):
+    linear = nn.Linear(5, 3)
+    register = torch.nn.Module.register_forward_hook
+
+    def slowly(self, *args, **kwargs):
+        time.sleep(0.02)  # as if another thread's turn came between looking and registering
+        return register(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "register_forward_hook", slowly)
+    threads = [threading.Thread(target=hook_once, args=(linear, hook)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert list(linear._forward_hooks.values()) == [hook]
+    assert list(linear._forward_pre_hooks.values()) == ([memory_pre_hook] if hook is memory_hook else [])
+
+
+def test_a_module_that_memory_is_given_to_takes_it_away_from_the_first_call_on(monkeypatch):
+    linear, seen = nn.Linear(5, 3), []
+    register = torch.nn.Module.register_forward_pre_hook
+    monkeypatch.setattr(
+        torch.nn.Module, "register_forward_pre_hook",
+        lambda self, *args, **kw: (seen.append(list(self._forward_hooks.values())), register(self, *args, **kw))[1],
+    )  # fmt: skip
+    hook_once(linear, memory_hook)
+    assert seen == [[]]  # another thread does not take the half for the whole

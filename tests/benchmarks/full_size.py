@@ -135,7 +135,6 @@ def infer(name: str, options) -> dict:
     empty(options)
     with torch.device(options.device):
         model = tagi(name).to(getattr(torch, options.dtype))
-    model.instruction_cache.max_bytes = 0
     ids = torch.randint(3, model.backbone.config.vocab_size, (options.instructions, options.lengths[0]))
     ids = ids.to(options.device)
     with torch.inference_mode():

