@@ -13,20 +13,22 @@ import python_adapters
 import python_calls
 import shell_checkpoints
 import shell_data
+import shell_disks
 import shell_runs
 import shell_settings
+import shell_studies
+from case import Case, Place
 from judged import tree, verdict
 
-from cases import Case, Place
-
 SHELL = [
-    *shell_settings.CASES, *shell_checkpoints.CASES, *shell_data.CASES, *shell_runs.DISKS, *shell_runs.TASK_NAMES,
-    *shell_runs.CUT_OFF, *shell_runs.RUN_FOLDERS, *shell_runs.OUTPUTS, *shell_runs.STUDIES, *shell_settings.MORE,
-    *shell_runs.REST, shell_checkpoints.MALICIOUS, *shell_runs.TEXT_AND_SIGNALS, *shell_data.SNI, *shell_data.TRAIN,
-    *shell_runs.MODULES, shell_runs.TRAVERSAL, *shell_checkpoints.PLAN_LIKE_TRAIN, shell_runs.LATE,
+    *shell_settings.CASES, *shell_checkpoints.CASES, *shell_data.CASES, *shell_disks.DISKS, *shell_runs.TASK_NAMES,
+    *shell_runs.CUT_OFF, *shell_runs.RUN_FOLDERS, *shell_runs.OUTPUTS, *shell_studies.STUDIES, *shell_settings.MORE,
+    *shell_studies.REST, shell_checkpoints.MALICIOUS, *shell_studies.TEXT_AND_SIGNALS, *shell_data.SNI,
+    *shell_data.TRAIN, *shell_studies.MODULES,
+    shell_runs.TRAVERSAL, *shell_checkpoints.PLAN_LIKE_TRAIN, shell_studies.LATE,
 ]  # fmt: skip
 PYTHON = [*python_calls.FIRST, *python_adapters.CASES, *python_calls.LAST]
-CASES = [*SHELL, *PYTHON, *shell_runs.AT_ONCE]
+CASES = [*SHELL, *PYTHON, *shell_studies.AT_ONCE]
 
 
 def import_everything():

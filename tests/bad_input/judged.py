@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Optional
 
-from cases import Case, Either, Fine, Outcome, Place, Refused
+from case import Case, Either, Fine, Outcome, Place, Refused
 
 GOOD = "good"
 _PREFIX = re.compile(r"^(train\.py|tagi( \w+)?|costs|few_shot|python|[\w.]*python -m [\w.]+): ")
@@ -45,7 +45,7 @@ def verdict(case: Case, place: Place, outcome: Outcome, before: dict, after: dic
         expects = expects.fine if outcome.code == 0 else expects.refused
     writes = [str(place.here / name) for name in case.writes]
     for check in (_ended, _contained, _expected):
-        found = check(expects, place, outcome, before, after, writes)
+        found = check(case, expects, place, outcome, before, after, writes)
         if found:
             return found[0], f"{happened} [{found[1]}]" if found[1] else happened
     return GOOD, happened
@@ -69,17 +69,17 @@ def _lines(err: str) -> list[str]:
     return [line for line in lines if not _BAR.search(line)]
 
 
-def _ended(expects, place, outcome, before, after, writes) -> Optional[tuple[str, str]]:
+def _ended(case, expects, place, outcome, before, after, writes) -> Optional[tuple[str, str]]:
     if outcome.timed_out:
         return "hang", f"{outcome.seconds:.0f} s"
     if outcome.code == -9:
         return "memory", "killed"
-    if "Traceback (most recent call last)" in outcome.err + outcome.out:
+    if re.search(r"Traceback \(most recent call last\)|an error of the program's own", outcome.err + outcome.out):
         return "traceback", ""
     return None
 
 
-def _contained(expects, place, outcome, before, after, writes) -> Optional[tuple[str, str]]:
+def _contained(case, expects, place, outcome, before, after, writes) -> Optional[tuple[str, str]]:
     """Whether something changed that was not to."""
 
     def ours(path: str) -> bool:
@@ -104,7 +104,7 @@ def _contained(expects, place, outcome, before, after, writes) -> Optional[tuple
     return None
 
 
-def _expected(expects, place, outcome, before, after, writes) -> Optional[tuple[str, str]]:
+def _expected(case, expects, place, outcome, before, after, writes) -> Optional[tuple[str, str]]:
     if isinstance(expects, Fine):
         if outcome.code:
             return "refused", "this input is fine"
@@ -112,8 +112,9 @@ def _expected(expects, place, outcome, before, after, writes) -> Optional[tuple[
         return ("silently wrong", wrong) if wrong else None
     if outcome.code == 0:
         return "silently wrong", ""
-    if outcome.code not in ((1, 2) if expects.code is None else (expects.code,)):
-        return "wrong code", f"not {expects.code or '1 or 2'}"
+    code = expects.code or (2 if case.where == "shell" else 1)
+    if outcome.code != code:
+        return "wrong code", f"not {code}"
     said, lines = message(outcome.err), _lines(outcome.err)
     if not said or len(said) > _LONGEST:
         return "unclear", "no message" if not said else f"{len(said)} characters"

@@ -7,10 +7,9 @@ import random
 import shutil
 
 import torch
+from case import Either, Fine, Place, Refused
 from python_cases import Scene, python_case, refused
 from safetensors.torch import load_file, save_file
-
-from cases import Either, Fine, Place, Refused
 
 WEIGHTS, MEMORY = "adapter_model.safetensors", "tagi_memory.safetensors"
 CONFIG, TAGI = "adapter_config.json", "tagi_adapter.json"

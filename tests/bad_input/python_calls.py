@@ -4,10 +4,9 @@ import pickle
 import shutil
 
 import torch
+from case import Either, Fine, Place, Refused
 from python_cases import Scene, Wrong, finite, python_case, refused
 from world import INSTRUCTION
-
-from cases import Either, Fine, Place, Refused
 
 FINE = Fine()
 

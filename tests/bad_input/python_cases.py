@@ -6,9 +6,8 @@ import sys
 from functools import cached_property
 from typing import Callable, Optional
 
+from case import Case, Either, Fine, Outcome, Place, Refused
 from world import INSTRUCTION
-
-from cases import Case, Either, Fine, Outcome, Place, Refused
 
 # What falls out of a fault rather than being said.
 _ACCIDENTS = (AttributeError, KeyError, AssertionError, UnboundLocalError, StopIteration, RecursionError)

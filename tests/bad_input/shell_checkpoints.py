@@ -5,9 +5,8 @@ import os
 import shutil
 import sys
 
+from case import Case, Either, Fine, Outcome, Place, Refused, tagi, tagi_case
 from world import INSTRUCTION
-
-from cases import Case, Either, Fine, Outcome, Place, Refused, tagi, tagi_case
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TAGI = (sys.executable, "-m", "modeling_tagi.cli")

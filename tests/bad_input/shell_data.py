@@ -3,9 +3,8 @@
 import json
 import os
 
+from case import Case, Either, Fine, Outcome, Place, Refused, tagi_case, train_case
 from world import record
-
-from cases import Case, Either, Fine, Outcome, Place, Refused, tagi_case, train_case
 
 SHORT = ("--max_target_length", "4", "--batch_size", "4", "--output_dir", "<out>", "--references")
 

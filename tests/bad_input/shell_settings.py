@@ -1,6 +1,6 @@
 """`train.py`: configurations that are no YAML, and fields with values that make no sense."""
 
-from cases import Case, Either, Place, Refused, tagi_case, train_case
+from case import Case, Either, Place, Refused, tagi_case, train_case
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{to}: &{to} [{', '.join(['*' + of] * 9)}]\n" for of, to in zip("abcdefghi", "bcdefghij")

@@ -18,7 +18,7 @@ class Refused:
 
     Args:
         words: Patterns that the message must hold: what is wrong, and where.
-        code: Its exit code; `None` takes 1 and 2.
+        code: Its exit code; `None` is 2 from the shell, for what the user can mend.
         late: Whether it can be known only when work is under way, such as a disk that is full.
     """
 
