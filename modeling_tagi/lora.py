@@ -4,6 +4,7 @@ Forward hooks leave the backbone as it is: its class, its modules and its state-
 found in a variable of the thread, so an adapter is in force for one call in one thread and nowhere else.
 """
 
+import inspect
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -326,8 +327,8 @@ def carry_through_checkpointing(checkpoint: Callable) -> Callable:
                 if application.new_cache is None:
                     return function(*inputs, **named)
                 # transformers hands over a partial whose cache it has set to None
-                with_cache = {**function.keywords, _cache_name(function.keywords): application.new_cache()}
-                return partial(function.func, *function.args, **with_cache)(*inputs, **named)
+                inputs, keywords = _with_cache(function, inputs, application.new_cache())
+                return partial(function.func, *function.args, **keywords)(*inputs, **named)
 
         if not application.checkpointing:
             return recomputable(*args)
@@ -336,5 +337,13 @@ def carry_through_checkpointing(checkpoint: Callable) -> Callable:
     return checkpoint_with_application
 
 
-def _cache_name(arguments: dict) -> str:
-    return "layer_past" if "layer_past" in arguments else "past_key_values"  # GPT-NeoX's, and everyone else's
+def _with_cache(function: partial, inputs: tuple, cache: Any) -> tuple[tuple, dict]:
+    """Returns the positional inputs and the keywords of a layer's call, with `cache` where its cache belongs."""
+    name = "layer_past" if "layer_past" in function.keywords else "past_key_values"  # GPT-NeoX's, and everyone else's
+    if name in function.keywords:
+        return inputs, {**function.keywords, name: cache}
+    layer = function.args[0] if function.args else function.func.__self__  # by the version of transformers
+    place = list(inspect.signature(layer.forward).parameters).index(name)
+    if place < len(inputs):  # GPT-2's
+        return (*inputs[:place], cache, *inputs[place + 1:]), function.keywords
+    return inputs, {**function.keywords, name: cache}

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     StaticCache,
 )
+from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
@@ -323,12 +324,15 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 states = self.backbone.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
         else:
             cache = DynamicCache() if self.config.fusion != "none" else None
+            # tokens are counted and not places, as in `forward`: some that are masked may lie between others
+            places = {} if cache is None else {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
             with applied(Application(new_cache=lambda: cache, checkpointing=False) if cache is not None else None):
                 states = self.backbone.base_model(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
                     past_key_values=cache,
                     use_cache=cache is not None,
+                    **places,
                 )[0]
             if cache is not None:
                 prefix = [torch.stack([getattr(layer, x) for layer in cache.layers], 1) for x in ("keys", "values")]
@@ -514,23 +518,20 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if mask is None:
             mask = _mask_of(input_ids, config)
         require_positions(self, input_ids, mask, adapter)
+        _require_drafts_that_fit(self, adapter, config, kwargs.get("assistant_model"))
         with applied(self._application(adapter, task_index).cast(self.dtype).by_row()):
             if self.config.is_encoder_decoder:
                 states, mask = self._encode_input(input_ids, mask, adapter, task_index)
-                return self.backbone.generate(encoder_outputs=states, attention_mask=mask, **kwargs)
+                # the ids beside what they were encoded to: penalties and an assistant model read them
+                return self.backbone.generate(input_ids, encoder_outputs=states, attention_mask=mask, **kwargs)
             if adapter.memory is None:
                 return self.backbone.generate(input_ids, attention_mask=mask, **kwargs)
             return self._generate_behind_prefix(input_ids, mask, adapter, **kwargs)
 
     def _generate_behind_prefix(self, input_ids, mask, adapter, generation_config, **kwargs):
-        """Continues a cache of the instruction: its place in `input_ids` is held by tokens that are cut off."""
+        """Continues a cache of the instruction, of which `generate` knows the length alone: its mask covers both."""
         length = adapter.memory.mask.shape[1]
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        for name in ("max_length", "min_length"):
-            if getattr(generation_config, name):
-                setattr(generation_config, name, getattr(generation_config, name) + length)
-        # a token of the input: a penalty for repeating it is in force anyway
-        placeholders = input_ids[:, -1:].expand(-1, length)
         prefix_mask = take_rows(adapter.memory.mask, len(input_ids)).to(mask.dtype)
         kind, generation_config.cache_implementation = generation_config.cache_implementation, None
         if kind not in (None, "dynamic", "static", "hybrid"):  # the last, of old files of Gemma's, is now the first
@@ -539,8 +540,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 f"{self.config.fusion!r}) it must be 'dynamic' or 'static'"
             )
         new = generation_config.max_new_tokens
-        longest = generation_config.max_length or length + input_ids.shape[1] + 20  # transformers' default
-        longest = longest if new is None else length + input_ids.shape[1] + new
+        longest = generation_config.max_length or input_ids.shape[1] + 20  # transformers' default
+        longest = length + (longest if new is None else input_ids.shape[1] + new)
         require_one_rotation(self, longest - 1)  # the last token that is written is not read
         cache = None
         if kind == "static":
@@ -554,17 +555,13 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             cache = StaticCache(self.config.backbone_config, max_cache_len=longest)
         cache = prefix_cache(adapter.memory, len(input_ids) * copies, self.dtype, cache=cache)
         generation_config.use_cache = True  # the prefix has no other place
-        output = self.backbone.generate(
-            torch.cat([placeholders, input_ids], 1),
+        return self.backbone.generate(
+            input_ids,
             attention_mask=torch.cat([prefix_mask, mask], 1),
             past_key_values=cache,
             generation_config=generation_config,
             **kwargs,
         )
-        if isinstance(output, Tensor):
-            return output[:, length:]
-        output.sequences = output.sequences[:, length:]
-        return output
 
     def _resolve(self, adapter, instruction_input_ids, instruction_attention_mask) -> Optional[TagiAdapter]:
         if instruction_input_ids is not None:
@@ -607,6 +604,21 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         memory = adapter.memory
         states, mask = concat_memory(memory.states, memory.mask, states, attention_mask, task_index)
         return BaseModelOutput(states), mask
+
+
+def _require_drafts_that_fit(
+    model: TagiModel, adapter: TagiAdapter, config: GenerationConfig, assistant_model: Optional[PreTrainedModel]
+):
+    """Refuses assisted decoding where transformers would not count the instruction that lies before the input."""
+    if adapter.memory is None or config.get_generation_mode(assistant_model) != GenerationMode.ASSISTED_GENERATION:
+        return
+    if assistant_model is None and model.config.is_encoder_decoder:  # what is looked up lies in the output alone
+        return
+    raise ValueError(
+        f"{'an assistant_model' if assistant_model is not None else 'assisted decoding (prompt_lookup_num_tokens)'} "
+        f"cannot draft behind an adapter with an instruction memory (fusion={model.config.fusion!r}); leave it out, "
+        "or use a generator with fusion='none'"
+    )
 
 
 def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:

@@ -229,7 +229,7 @@ def test_an_exported_adapter_gives_equal_outputs_in_peft(made, batch, tmp_path, 
     torch.testing.assert_close(merged, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bart", "pegasus", "gemma2", "gemma3_text", "phi3", "gpt_neox"])
+@pytest.mark.parametrize("family", ["bart", "pegasus", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("fusion", ["cross_attention", "none"])
 def test_checkpointed_gradients_equal_those_without(made, random_ids, family, fusion):
     gradients = []

@@ -244,3 +244,13 @@ def test_fewer_heads_of_cross_attention_are_a_smaller_model(make_model, random_i
     adapter = smaller.generate_adapter(random_ids(1, 5))
     assert adapter.memory.keys.shape[2] == 1
     assert smaller(random_ids(2, 4), labels=random_ids(2, 3), adapter=adapter).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("mask", [[1, 0, 1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 0, 1, 0, 1]], ids=str)
+def test_dropped_instruction_tokens_are_as_if_they_were_not_there(make_model, random_ids, family, mask):
+    model = make_model(family, "concat", awake=False)  # the prefix is all that differs from the bare backbone
+    instruction, ids, mask = random_ids(1, 8, 3), random_ids(1, 5, 4), torch.tensor([mask])
+    found = model(ids, instruction_input_ids=instruction, instruction_attention_mask=mask).logits
+    kept = model.backbone(torch.cat([instruction[:, mask[0].bool()], ids], 1)).logits[:, -5:]
+    torch.testing.assert_close(found, kept, rtol=0, atol=1e-5)
