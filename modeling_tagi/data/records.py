@@ -1,6 +1,7 @@
 """The one record shape that every data source is read into."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Optional
 
 from .json_text import is_unicode
@@ -73,6 +74,14 @@ class Record:
         yield from (self.task, self.group, self.instruction, self.input, *self.targets)
         yield from (text for pair in self.demonstrations for text in pair)
         yield from self.options or ()
+
+
+_everything = attrgetter(*(field.name for field in fields(Record)))
+
+
+def record_bytes(record: Record) -> bytes:
+    """Returns all that a record holds as bytes, for a hash: those of two different records differ."""
+    return repr(_everything(record)).encode("utf-8", "surrogatepass")
 
 
 # What every reader returns: the records of each split, by the split's name. Only "train" is ever trained on.

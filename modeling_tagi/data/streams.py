@@ -1,11 +1,12 @@
 """A training split too large for memory: read as a stream, with a few records of each instruction kept."""
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, cycle, islice
 from typing import Union
 
-from .records import Record
+from .records import Record, record_bytes
 
 MOST_INSTRUCTIONS = 100_000
 Wording = tuple[str, str, tuple]
@@ -28,12 +29,13 @@ class RecordStream(list):
 
     def __init__(self, sources: Sequence[Callable[[], Iterable[Record]]], keep: int = 64, seed: int = 0):
         self.sources, self.keep, self.seed = list(sources), keep, seed
-        rng, kept = random.Random(seed), {}
+        rng, kept, digest = random.Random(seed), {}, hashlib.sha256()
         self.counts: dict[Wording, int] = {}
         for record in self.all():
             name = wording_of(record)
             number = self.counts.get(name, 0)
             self.counts[name] = number + 1
+            digest.update(record_bytes(record))
             if number < keep:
                 kept.setdefault(name, []).append(record)
             elif (place := rng.randrange(number + 1)) < keep:
@@ -47,6 +49,7 @@ class RecordStream(list):
         if not kept:
             raise ValueError("the train split has no records to stream; give at least one")
         super().__init__(chain.from_iterable(kept.values()))
+        self.digest = digest.hexdigest()  # of the whole split
 
     @property
     def size(self) -> int:

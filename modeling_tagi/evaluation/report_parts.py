@@ -7,6 +7,7 @@ from typing import Iterable, Optional, Sequence
 
 import yaml
 
+from ..training.run import reading
 from .report_page import Plot, Section, Table
 from .report_plots import Line, line_plot, map_plot
 
@@ -57,7 +58,10 @@ def read_json(path: Path) -> Optional[dict]:
 
 def read_lines(path: Path) -> list[dict]:
     """The objects of a JSON-lines file; none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with reading(path, "delete it: a report leaves out what is not there, and a study writes its own lines anew"):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def settings_table(path: Path, folded: str) -> list[Table]:

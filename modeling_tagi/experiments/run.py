@@ -65,7 +65,7 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     # model and training
     tokenizer = stages.read_tokenizer(settings, train, text)
     stages.check_model(settings, tokenizer, splits, text)
-    run = Run(settings, stage_names(settings))
+    run = Run(settings, stage_names(settings), train, text)
     backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
     start = stages.start_model(run, backbone, revision)
     tokens = stages.read_tokens(run, tokenizer, start.config)

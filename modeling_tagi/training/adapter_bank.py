@@ -85,6 +85,10 @@ class AdapterBank:
             raise ValueError(f"{self.folder}: some adapters read the prompt and some the input; keep them apart")
         return kinds.pop() if kinds else "prompt"
 
+    def folders(self) -> list[Path]:
+        """Folders of the adapters that are the bank's own, in order."""
+        return [self.folder / entry["folder"] for entry in self._index.values() if "folder" in entry]
+
     def numbers(self) -> dict[str, int]:
         """Position of each name in `load()`, and in a [`StoredAdapters`]."""
         return {name: number for number, name in enumerate(self._index)}

@@ -1,11 +1,13 @@
 """The stages of a run: each reads and writes plain folders, is passed over when done and taken up when cut off."""
 
+import json
 import os
 import shutil
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, Optional, Sequence, Union
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,14 +31,15 @@ from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from .adapter_bank import AdapterBank
 from .processes import from_main, is_main, say, wait
-from .run import Run, Stage, replacing
+from .run import BANK_FOLDER, Run, Stage, reading, replacing
 from .settings import RunSettings
 from .shares import in_shares, require_possible_shares
+from .stage_keys import KEY_FILE, digest_of, digest_of_records, digest_of_text
 from .stage_training import Pushes, Scores, train_stage
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 from .teacher_cache import Kept, TeacherCache
-from .trainer import Drawn, Teacher, frozen_copy
+from .trainer import Drawn, NotFinite, Teacher, frozen_copy, not_finite
 
 TEACHER_FOLDER = "teacher"
 
@@ -47,13 +50,31 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
     if backbone.name is not None:
         return AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
     made = Path(settings.output_dir) / "tokenizer"
+    key = tokenizer_key(settings, digest_of_records(train), digest_of_text(text))
     # as often as training will read them, so that the words of instructions become pieces
     between = " " if backbone_config(settings, backbone.vocab_size).is_encoder_decoder else OUTPUT_HEAD
     texts = [f"{prompt_text(r.instruction, r.input, r.demonstrations)}{between}{r.targets[0]}" for r in train]
     return from_main(
-        lambda: AutoTokenizer.from_pretrained(made) if made.is_dir()
+        lambda: _kept_tokenizer(made) if _is_made_of(made, key)
         else train_tokenizer([*texts, *text], backbone.vocab_size)
     )
+
+
+def tokenizer_key(settings: RunSettings, records: str, text: str) -> dict:
+    """What a vocabulary that the run makes depends on; the data by their digests."""
+    family = settings.backbone.config.get("model_type")
+    return {"vocab_size": settings.backbone.vocab_size, "model_type": family, "records": records, "text": text}
+
+
+def _is_made_of(folder: Path, key: dict) -> bool:
+    """Whether the tokenizer is there and made of this; one that does not say was made by an earlier version."""
+    file = folder / KEY_FILE
+    return folder.is_dir() and (not file.is_file() or file.read_text(encoding="utf-8") == json.dumps(key))
+
+
+def _kept_tokenizer(folder: Path):
+    with reading(folder, "delete it: it is made again of the same data"):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]], text: Sequence[str] = ()):
@@ -115,15 +136,19 @@ def taught_backbone(
     source, revision = backbone.name, backbone.revision
     if scratch:
         source, revision = str(run.folder / "tokenizer"), None
-        if is_main() and not Path(source).is_dir():
+        key = tokenizer_key(settings, run.read.get("records", ""), run.read.get("text", ""))
+        if is_main() and not _is_made_of(Path(source), key):
             with replacing(Path(source)) as beside:
                 tokenizer.save_pretrained(beside)
+                (beside / KEY_FILE).write_text(json.dumps(key), encoding="utf-8")
+        wait()
     for name in ("text", "prompted"):
         stage_settings = getattr(settings, name)
         if not stage_settings.steps and not (scratch and name == "prompted"):
             continue
-        stage = run.stage(name)
+        stage = run.stage(name, backbone=source)
         if stage.facts is not None:
+            _require_whole(stage.folder / "backbone", run.again(name))
             stage.skip()
         else:
             stage.start()
@@ -205,15 +230,23 @@ def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[R
         return bank
     if not settings.steps:
         return None
-    bank, stage = AdapterBank(run.folder / "task_adapters"), run.stage("task_adapters")
+    stage = run.stage("task_adapters", backbone=model.config.backbone_name_or_path)
+    records_of: dict[str, list[Record]] = {}
+    for record in train:
+        records_of.setdefault(getattr(record, settings.by), []).append(record)
+    with reading(run.folder / BANK_FOLDER, run.again(stage.name)):
+        bank = AdapterBank(run.folder / BANK_FOLDER)
+        if bank.names and not stage.folder.is_dir():
+            raise ValueError("nothing says how its adapters were tuned")
+        if stage.facts is not None and (lost := records_of.keys() - bank.numbers().keys()):
+            raise ValueError(f"it has no adapter of {min(lost)!r}")
+    for folder in bank.folders():
+        _require_whole(folder, run.again(stage.name))
     if stage.facts is not None:
         stage.skip()
         return bank
     stage.start()
     model.backbone.to(_device(run))  # the Trainer moves what it trains
-    records_of: dict[str, list[Record]] = {}
-    for record in train:
-        records_of.setdefault(getattr(record, settings.by), []).append(record)
     missing = [name for name in records_of if name not in bank]
     model.requires_grad_(False)
     shared_a, losses = model.hypernetwork.shared_factors(), []
@@ -255,7 +288,7 @@ def pretrained_model(run: Run, model: TagiModel, tokens: Tokens, text: Sequence[
     settings = run.settings.pretraining
     if not settings.steps:
         return model
-    stage = run.stage("pretraining")
+    stage = run.stage("pretraining", backbone=model.config.backbone_name_or_path)
     if stage.facts is not None:
         stage.skip()
     else:
@@ -266,7 +299,7 @@ def pretrained_model(run: Run, model: TagiModel, tokens: Tokens, text: Sequence[
         facts = train_stage(run, stage, settings, model, collator, sampler, Drawn())
         _save_trained(run, stage, model)
         stage.finish(**facts)
-    return TagiModel.from_pretrained(stage.folder / "model", dtype=torch.float32)
+    return _trained_model(run, stage)
 
 
 def finetuned_model(
@@ -286,12 +319,12 @@ def finetuned_model(
     settings = run.settings.finetuning
     if not settings.steps:
         return model
-    stage = run.stage("finetuning")
+    objective, teacher, numbers, by = settings.objective(), None, None, "group"
+    stage = run.stage("finetuning", **_start_of_finetuning(run, model, bank if objective.needs_teacher else None))
     if stage.facts is not None:
         stage.skip()
     else:
         stage.start()
-        objective, teacher, numbers, by = settings.objective(), None, None, "group"
         if objective.needs_teacher:
             teacher, numbers = _teacher(run, model, bank), bank.numbers()
             by = _kind_of(numbers, train)
@@ -331,7 +364,46 @@ def finetuned_model(
         if is_main():
             shutil.rmtree(stage.folder / TEACHER_FOLDER, ignore_errors=True)
             (stage.folder / f"{TEACHER_FOLDER}.lock").unlink(missing_ok=True)
-    return TagiModel.from_pretrained(stage.folder / "model", dtype=torch.float32)
+    return _trained_model(run, stage)
+
+
+def _trained_model(run: Run, stage: Stage) -> TagiModel:
+    """What a stage has saved, read again."""
+    folder = stage.folder / "model"
+    _require_whole(folder, run.again(stage.name))
+    with reading(folder, run.again(stage.name)):
+        model = TagiModel.from_pretrained(folder, dtype=torch.float32)
+        name = not_finite(model.named_parameters())
+        if name is not None:
+            raise NotFinite(f"the weight {name} is not finite")
+    return model
+
+
+def _require_whole(folder: Path, mend: str):
+    """Refuses a folder of weights of which a file is missing, cut off or no safetensors; reads their heads alone."""
+    with reading(folder, mend):
+        files = set(folder.glob("*.safetensors"))
+        for index in folder.glob("*.safetensors.index.json"):
+            files |= {folder / name for name in json.loads(index.read_text())["weight_map"].values()}
+        if not files:
+            raise FileNotFoundError("there are no weights")
+        for file in sorted(files):
+            with reading(file, mend), safe_open(file, "pt"):
+                pass
+
+
+def _start_of_finetuning(run: Run, model: TagiModel, bank: Optional[AdapterBank]) -> dict[str, Union[str, Path]]:
+    """What finetuning reads of what was there before it, by what that is."""
+    before = {"backbone": model.config.backbone_name_or_path}
+    if run.settings.pretraining.steps:
+        before["pretrained model"] = run.folder / "stages" / "pretraining" / "model"
+    if bank is not None:
+        collection = run.settings.task_adapters.collection
+        sources = run.settings.task_adapters.sources() if collection is not None else {}
+        before["bank of task adapters"] = (
+            json.dumps({name: digest_of(source) for name, source in sources.items()}) if sources else bank.folder
+        )
+    return before
 
 
 def _teacher(run: Run, model: TagiModel, bank: AdapterBank) -> Teacher:

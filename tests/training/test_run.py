@@ -12,6 +12,12 @@ def make(tmp_path, **fields):
     return RunSettings(output_dir=str(tmp_path / "run"), **fields)
 
 
+def do(run, name, **before):
+    stage = run.stage(name, **before)
+    stage.start()
+    stage.finish()
+
+
 def test_a_run_is_taken_up_with_the_same_settings(tmp_path):
     Run(make(tmp_path), ["text"])
     settings = make(tmp_path)
@@ -19,19 +25,68 @@ def test_a_run_is_taken_up_with_the_same_settings(tmp_path):
     assert Run(settings, ["text"]).stage("text").facts is None
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path):
-    Run(make(tmp_path), ["text"])
+def test_other_settings_than_a_stage_was_begun_with_are_refused_by_name(tmp_path):
+    run = Run(make(tmp_path), ["finetuning"])
+    do(run, "finetuning")
     settings = make(tmp_path)
     settings.finetuning.temperature = 2.0
-    with pytest.raises(ValueError, match=r"\(finetuning.temperature was 3.0, is now 2.0\); choose another"):
-        Run(settings, ["text"])
+    with pytest.raises(ValueError) as refused:
+        Run(settings, ["finetuning"])
+    assert "stage finetuning was begun with them (finetuning.temperature was 3.0, is now 2.0); " in str(refused.value)
+    assert f"or delete {tmp_path}/run/stages/finetuning to train" in str(refused.value)
     settings.tagi = {"r": 4}
     with pytest.raises(ValueError, match="temperature was 3.0, is now 2.0; tagi.r was None, is now 4"):
-        Run(settings, ["text"])
-    for number, name in enumerate(("seed", "train_tasks", "max_input_length", "max_target_length")):
+        Run(settings, ["finetuning"])
+    for number, name in enumerate(("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length")):
         setattr(settings, name, 99 + number)
-    with pytest.raises(ValueError, match="; 1 more differ"):
+    with pytest.raises(ValueError, match="; 2 more differ"):
+        Run(settings, ["finetuning"])
+
+
+def test_what_no_stage_has_begun_with_may_change(tmp_path):
+    run = Run(make(tmp_path), ["text", "finetuning"])
+    do(run, "text")
+    run.stage("finetuning").start()  # and fails before it has saved anything
+    settings = make(tmp_path)
+    settings.finetuning.temperature = 2.0
+    again = Run(settings, ["text", "finetuning"])
+    again.stage("finetuning").start()
+    assert again.stage("finetuning").made_of()["settings"]["finetuning.temperature"] == 2.0
+    (again.folder / "stages" / "finetuning" / "checkpoints" / "all" / "checkpoint-2").mkdir(parents=True)
+    Run(make(tmp_path), ["text", "finetuning"])  # half a checkpoint is none
+    (again.folder / "stages" / "finetuning" / "checkpoints" / "all" / "checkpoint-2" / "complete").touch()
+    with pytest.raises(ValueError, match="temperature was 2.0, is now 3.0"):
+        Run(make(tmp_path), ["text", "finetuning"])
+
+
+def test_a_run_of_before_stages_said_what_they_were_made_of_is_held_to_its_settings(tmp_path):
+    stage = Run(make(tmp_path), ["text"]).stage("text")
+    stage.start()
+    stage.finish()
+    (stage.folder / "made_of.json").unlink()
+    Run(make(tmp_path), ["text"], [], [])
+    settings = make(tmp_path)
+    settings.text.learning_rate = 1.0
+    with pytest.raises(ValueError, match="text.learning_rate was 0.001, is now 1.0"):
         Run(settings, ["text"])
+    (tmp_path / "run" / "settings.yaml").write_text("seed: [")
+    with pytest.raises(ValueError, match="run/settings.yaml is damaged or not complete .*; delete it"):
+        Run(settings, ["text"])
+
+
+def test_a_stage_done_with_something_else_than_is_there_now_is_refused(tmp_path):
+    before = tmp_path / "run" / "stages" / "prompted" / "backbone"
+    run = Run(make(tmp_path), ["pretraining", "finetuning"])
+    before.mkdir(parents=True)
+    (before / "config.json").write_text("1")
+    for name in ("pretraining", "finetuning"):
+        do(run, name, backbone=before)
+    assert run.stage("pretraining", backbone=before).facts is not None
+    (before / "README.md").write_text("a card, which nothing is trained on")
+    assert run.stage("pretraining", backbone=before).facts is not None
+    (before / "config.json").write_text("2")
+    with pytest.raises(ValueError, match="pretraining was trained with another backbone .*pretraining and .*finetuni"):
+        run.stage("pretraining", backbone=before)
 
 
 def test_a_stage_says_where_it_stands(tmp_path, capsys):
@@ -63,7 +118,7 @@ def test_finishing_removes_the_checkpoints(tmp_path, capsys):
     stage.start()
     (stage.folder / "checkpoints" / "all" / "checkpoint-3").mkdir(parents=True)
     stage.finish()
-    assert sorted(p.name for p in stage.folder.iterdir()) == ["done.json", "seconds.json"]
+    assert sorted(p.name for p in stage.folder.iterdir()) == ["done.json", "made_of.json", "seconds.json"]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):

@@ -1,0 +1,138 @@
+"""What a stage was made of: its settings, the data that it read and what the stages before it left."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Iterable, Optional, Union
+
+from ..data.records import Record, record_bytes
+from ..data.streams import RecordStream
+
+KEY_FILE = "made_of.json"
+_ALL = ("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "backbone")
+_TASKS = ("data.streaming", "data.buffer")
+# By stage: the fields (or sections) that its result depends on, whether there are stages before it among them.
+_FIELDS = {
+    "text": (*_ALL, "text"),
+    "prompted": (*_ALL, *_TASKS, "prompted", "text.steps", "tagi.input_format"),
+    "task_adapters": (*_ALL, *_TASKS, "task_adapters", "tagi", "text.steps", "prompted.steps"),
+    "pretraining": (*_ALL, "pretraining", "tagi", "text.steps", "prompted.steps", "finetuning.train",
+                    "finetuning.freeze"),
+    "finetuning": (*_ALL, *_TASKS, "finetuning", "tagi", "text.steps", "prompted.steps", "task_adapters.steps",
+                   "pretraining.steps"),
+}  # fmt: skip
+STAGES = tuple(_FIELDS)
+# What of the data a stage reads; a vocabulary that the run makes is made of both.
+_READS = {
+    "text": ("text",), "prompted": ("records",), "task_adapters": ("records",), "pretraining": ("text",),
+    "finetuning": ("records",),
+}  # fmt: skip
+_DATA_FIELDS = ("data", "train_tasks")  # where the data come from; what they hold is what counts
+_WHOLE = 2**20  # bytes of a file that is hashed from beginning to end
+_PIECE = 2**12  # bytes of a larger one's tensors that are, at three places: training that reaches one changes it all
+
+
+def settings_of(stage: str, values: dict) -> dict:
+    """Returns the settings that the stage's result depends on, of all of a run's by dotted name."""
+    return _below(_FIELDS[stage], values)
+
+
+def data_settings(values: dict) -> dict:
+    """Returns the settings that say where a run's data are."""
+    return _below(_DATA_FIELDS, values)
+
+
+def reads_of(stage: str, scratch: bool, digests: dict[str, str]) -> dict[str, str]:
+    """Returns the digests of the data that the stage depends on; `scratch`: the vocabulary is made of the data."""
+    return {name: x for name, x in digests.items() if name in _READS[stage] or scratch}
+
+
+def _below(fields: Iterable[str], values: dict) -> dict:
+    fields = tuple(fields)
+    return {name: value for name, value in values.items()
+            if name in fields or any(name.startswith(f"{field}.") for field in fields)}  # fmt: skip
+
+
+def digest_of_records(records: Iterable[Record]) -> str:
+    """Returns a hash of everything that records hold, in their order; a stream knows its own."""
+    if isinstance(records, RecordStream):
+        return records.digest
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(record_bytes(record))
+    return digest.hexdigest()
+
+
+def digest_of_text(passages: Iterable[str]) -> str:
+    """Returns a hash of passages, in their order."""
+    digest = hashlib.sha256()
+    for passage in passages:
+        encoded = passage.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(encoded)} ".encode() + encoded)
+    return digest.hexdigest()
+
+
+def digest_of_folder(folder: Union[str, Path]) -> str:
+    """Returns a hash of the weights, configurations and vocabularies in a folder: of small files all of it, of large
+    ones some numbers of every tensor. What people edit (a card) and what an update changes (code) do not count."""
+    folder, digest = Path(folder), hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if file.name == KEY_FILE or file.suffix in (".md", ".py", ".lock") or name.startswith(".") or "/." in name:
+            continue
+        digest.update(f"{name} ".encode())
+        for piece in _pieces(file):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(file: Path) -> Iterable[bytes]:
+    size = file.stat().st_size
+    if file.name.endswith("config.json") or file.name == "tagi_adapter.json":
+        yield json.dumps(_without_places(file.read_text(encoding="utf-8"))).encode()
+        return
+    if size <= _WHOLE:
+        yield file.read_bytes()
+        return
+    with open(file, "rb") as opened:
+        for start, end in _parts(file, opened, size):
+            for place in sorted({start, (start + end) // 2, max(start, end - _PIECE)}):
+                opened.seek(place)
+                yield opened.read(min(_PIECE, end - place))
+
+
+def _without_places(text: str):
+    """What a configuration says but for paths, names of repositories and versions: folders may be moved and copied,
+    and a tokenizer may have been read or just made."""
+    def kept(value):
+        if isinstance(value, dict):
+            return {name: kept(x) for name, x in value.items() if not re.search("version|local", name)}
+        if isinstance(value, list):
+            return [kept(x) for x in value]
+        return None if isinstance(value, str) and "/" in value else value
+
+    try:
+        return kept(json.loads(text))
+    except ValueError:
+        return text
+
+
+def _parts(file: Path, opened, size: int) -> list[tuple[int, int]]:
+    """From where to where a file's tensors are; of another kind of file, parts of a mebibyte."""
+    if file.suffix == ".safetensors":
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            header = json.loads(opened.read(length)) if length < size else {}
+            found = [x["data_offsets"] for name, x in header.items() if name != "__metadata__"]
+            return [(0, 8 + length), *((8 + length + start, 8 + length + end) for start, end in sorted(found))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass  # no such file after all; whoever loads it says so
+    return [(start, min(start + _WHOLE, size)) for start in range(0, size, _WHOLE)]
+
+
+def digest_of(place: Union[str, Path, None]) -> Optional[str]:
+    """Returns what tells one result from another: the hash of a folder; a repository's name as it is."""
+    if place is None:
+        return None
+    return digest_of_folder(place) if Path(place).is_dir() else str(place)
