@@ -1,4 +1,4 @@
-"""A checkpoint for the commands that use one."""
+"""Checkpoints and adapters for the commands that use them."""
 
 import sys
 
@@ -19,3 +19,11 @@ def load_model(checkpoint: str):
 
     quiet_libraries()
     return TagiModel.from_pretrained(checkpoint).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_adapter(folder: str):
+    """Returns what `tagi generate` wrote, or another plain LoRA of PEFT's."""
+    announce(f"loading {folder}")
+    from ..adapter import TagiAdapter
+
+    return TagiAdapter.from_pretrained(folder)

@@ -78,8 +78,8 @@ def add_checkpoint(parser: argparse.ArgumentParser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a TAGI checkpoint: folder, or USER/NAME on the Hub")
 
 
-def add_instruction(parser: argparse.ArgumentParser, help: str):
-    parser.add_argument("instruction", metavar="INSTRUCTION", help=help)
+def add_instruction(parser: argparse.ArgumentParser, help: str, **options):
+    parser.add_argument("instruction", metavar="INSTRUCTION", help=help, **options)
     parser.add_argument(
         "--demonstration", nargs=2, action="append", metavar=("INPUT", "OUTPUT"),
         help="a worked example that belongs to the instruction; may be given several times",

@@ -5,17 +5,22 @@ import sys
 
 from .parsing import add_checkpoint, add_instruction, add_json, positive
 
-HELP = "instruction and inputs -> outputs, a line each"
-DESCRIPTION = "Makes an adapter of an instruction and does the task on inputs: an output a line."
+HELP = "instruction (or adapter) and inputs -> outputs, a line each"
+DESCRIPTION = (
+    "Makes an adapter of an instruction and does the task on inputs: an output a line. With --adapter it takes one\n"
+    "that `tagi generate` has written, and all texts are inputs."
+)
 EXAMPLE = 'tagi run me/my-generator "Name the animal." "a dog and a house"'
 TAKES_FIELDS = False
 
 
 def add_arguments(parser):
     add_checkpoint(parser)
-    add_instruction(parser, "what is to be done with each input")
+    add_instruction(parser, "what is to be done with each input; not with --adapter", nargs="?")
     parser.add_argument("input", nargs="*", metavar="INPUT",
                         help="the inputs; without any, the lines of standard input")  # fmt: skip
+    parser.add_argument("--adapter", metavar="FOLDER",
+                        help="an adapter in place of an instruction: a folder, or USER/NAME on the Hub")  # fmt: skip
     parser.add_argument("--max_new_tokens", type=positive, default=64, metavar="N",
                         help="most tokens of an output; default: %(default)s")  # fmt: skip
     parser.add_argument("--batch_size", type=positive, default=64, metavar="N",
@@ -24,13 +29,23 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
+    if options.adapter is None and options.instruction is None:
+        options.refuse("there is no instruction; give one after the checkpoint, or --adapter FOLDER")
+    if options.adapter is not None:
+        if options.demonstration:
+            options.refuse("--demonstration belongs to an instruction, but --adapter is there already; leave one out")
+        options.input = [text for text in (options.instruction, *options.input) if text is not None]
     inputs = options.input or _lines_of_standard_input()
     if not inputs:
         options.refuse("there are no inputs; give them as arguments or on standard input")
-    from .loading import load_model
+    from .loading import load_adapter, load_model
 
+    given = load_adapter(options.adapter) if options.adapter is not None else None  # before what takes longer
     model = load_model(options.checkpoint)
-    adapter = model.generate_adapter(options.instruction, options.demonstration)
+    if given is None:
+        adapter = model.generate_adapter(options.instruction, options.demonstration)
+    else:
+        adapter = given.to(model.device)
     for start in range(0, len(inputs), options.batch_size):
         texts = inputs[start: start + options.batch_size]
         for text, output in zip(texts, _outputs(model, adapter, texts, options.max_new_tokens)):

@@ -23,6 +23,7 @@ from ..training.settings import RunSettings, build_settings
 from .evaluate import load_backbone, score_methods, spread, table
 from .predict import Answering
 from .report import write_report
+from .results import RESULTS_VERSION
 
 
 def settings_of(options) -> RunSettings:
@@ -130,7 +131,8 @@ def evaluate_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
     loaded = time.monotonic()
 
-    results = score_methods(own, start, splits, evaluation, model.config, train, bank, settings.seed)
+    scored = score_methods(own, start, splits, evaluation, model.config, train, bank, settings.seed)
+    results = {"schema_version": RESULTS_VERSION, **scored}
     results["baseline"], results["leaks"] = which, leaks
     ended = time.monotonic()
     results["seconds"] = {"loading": round(loaded - began, 1), "evaluation": round(ended - loaded, 1)}

@@ -18,6 +18,7 @@ from .oracle import oracle, two_folds
 from .predict import Answering, wrong_instructions
 from .ranking import rank_accuracy
 from .references import nearest_adapters, random_word_instructions
+from .results import best_option, chosen_examples, example
 from .statistics import bootstrap_interval, paired_difference_by_task
 
 # What a trained model is called, by what it reads.
@@ -176,18 +177,26 @@ def evaluate_split(
         `rank_accuracy_mean` (by log-likelihood per token) over `n_ranked` records; each with its `…_interval`. Beside
         them `per_task` and `per_category`, `per_task_ranked` and `per_dataset_ranked`. `differences`: by
         "<first> - <second>" and score, `mean`, `low` and `high` over the tasks paired. `chance` and `majority` of the
-        records with options. Means and intervals are rounded to two places, scores of single tasks are not.
+        records with options; `examples`, some records with every method's answer. Means and intervals are rounded to
+        two places, scores of single tasks are not.
     """
     ranked = [record for record in records if rank and record.options is not None]
     free = [record for record in records if not (rank and record.options is not None)]
+    outputs: dict[int, dict[str, str]] = {number: {} for number in chosen_examples(free or ranked)}
     scores = {}
     for name, answering in methods.items():
         scores[name] = own = {"exact_match": None, "rouge_l": None, "n": len(free)}
         if free:
-            found = score(answering.generate(free, f"{label}, {name}"), free)
+            answers = answering.generate(free, f"{label}, {name}")
+            found = score(answers, free)
+            for number in outputs:
+                outputs[number][name] = answers[number]
             own.update(per_task=found["per_task"], per_category=_rounded(found["per_category"]))
         if ranked:
-            found = rank_accuracy(answering.rank(ranked, f"{label}, {name}, options"), _groups(ranked))
+            answers = answering.rank(ranked, f"{label}, {name}, options")
+            found = rank_accuracy(answers, _groups(ranked))
+            for number in outputs if not free else ():
+                outputs[number][name] = best_option(ranked[number], answers[number][1])
             own.update(n_ranked=len(ranked), per_task_ranked=found["per_task"])
             own.update(per_dataset_ranked=_rounded(found["per_dataset"]))
     with warnings.catch_warnings():
@@ -203,6 +212,7 @@ def evaluate_split(
     return {
         "methods": scores,
         "differences": differing,
+        "examples": [example((free or ranked)[number], given) for number, given in outputs.items()],
         **{name: None if floors[name] is None else round(floors[name], 2) for name in ("chance", "majority")},
     }
 

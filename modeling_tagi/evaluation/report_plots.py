@@ -1,6 +1,7 @@
 """The plots of a report, as SVG: as wide as a phone, so that their letters are large enough there too."""
 
 import re
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,18 +207,26 @@ def _drawing(height: float) -> Iterator[tuple]:
 
     def done(name: str, caption: str) -> Plot:
         file = StringIO()
-        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        with _without_glyph_warnings(), matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         return Plot(name, _with_own_ids(file.getvalue(), name), caption, picture)
 
     def picture() -> bytes:
         file = BytesIO()
-        with matplotlib.rc_context(_STYLE):
+        with _without_glyph_warnings(), matplotlib.rc_context(_STYLE):
             figure.savefig(file, format="png", dpi=_DOTS, metadata={"Software": None})
         return file.getvalue()
 
     with matplotlib.rc_context(_STYLE):
         yield figure, figure.add_subplot(), done
+
+
+@contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """A letter that the font lacks, such as an emoji in a task's name, is drawn as a box: no reason for a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def _with_own_ids(svg: str, name: str) -> str:

@@ -32,6 +32,7 @@ def run_report(folder: Path) -> tuple[str, str, list[Section]]:
     sections = [
         _scores(results),
         *_families(results),
+        *_examples(results),
         *_training(folder, results),
         *adapter_section(read_json(folder / "adapters.json")),
         *cost_section(read_json(folder / "costs.json")),
@@ -145,6 +146,22 @@ def _families(results: dict) -> list[Section]:
         caption = f"{split.replace('_', ' ')}: rank accuracy (%), median over templates [first, third quartile]"
         parts.append(Table(["data set", "templates", *map(title_of, methods)], rows, caption=caption))
     return [Section("By category", parts)] if parts else []
+
+
+def _examples(results: dict) -> list[Section]:
+    """What every method answered to some records of the first split."""
+    split, found = next(iter(results["splits"].items()))
+    examples = found.get("examples")
+    if not examples:
+        return []
+    methods = ordered(examples[0]["outputs"])
+    head = ["instruction", "input", "target", *map(title_of, methods)]
+    rows = [
+        [one["instruction"], one["input"], " or ".join(one["targets"]), *(one["outputs"][name] for name in methods)]
+        for one in examples
+    ]
+    caption = f"{split.replace('_', ' ')}: {len(rows)} records, taken evenly over the tasks, whatever was answered"
+    return [Section("Examples", [Table(head, rows, text=len(head), caption=caption, wrap=True)])]
 
 
 def _by_place(results: dict, place: str) -> list[tuple[str, dict[str, dict]]]:

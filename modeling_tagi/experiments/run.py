@@ -17,6 +17,7 @@ from ..evaluation.evaluate import evaluate_model, spread, table
 from ..evaluation.metrics import score
 from ..evaluation.predict import Answering
 from ..evaluation.report import read_report, write_report
+from ..evaluation.results import RESULTS_VERSION, headline
 from ..modeling_tagi import TagiModel
 from ..training import stages
 from ..training.processes import from_main, is_main, processes, say
@@ -101,10 +102,11 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
         first = next(iter(evaluated.values()))
         costs = costs_if_known(model.config, lengths_of(first, tokens))
         write_text(run.folder / "costs.json", json.dumps(costs) + "\n")
-    stage.finish()
+    stage.finish(headline(results, settings.label))
     if not is_main():
         return results
 
+    results = {"schema_version": RESULTS_VERSION, **results}
     results["seconds"] = {name: (run.stage(name).facts or {}).get("seconds") for name in run.stages}
     results["run"] = {
         **circumstances(command, settings.seed),

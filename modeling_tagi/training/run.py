@@ -213,13 +213,15 @@ class Stage:
             write_text(self.folder / "seconds.json", json.dumps(seconds))
         return seconds
 
-    def finish(self, **facts):
-        """Records that the stage is done."""
+    def finish(self, result: str = "", **facts):
+        """Records that the stage is done, and says so with its `result`, or else with the loss at its end."""
         facts = {"seconds": round(self.tick(), 1), **facts}
         if is_main():
             write_text(self.folder / DONE_FILE, json.dumps(facts, indent=2) + "\n")
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        say(f"{self.label}: done in {facts['seconds']:.0f} s")
+        if not result and facts.get("loss") is not None:
+            result = f"loss {facts['loss']:.2f}"
+        say(f"{self.label}: done in {facts['seconds']:.0f} s" + (f", {result}" if result else ""))
         wait()  # the next stage reads what this one left
 
     def skip(self):

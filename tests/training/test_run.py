@@ -95,7 +95,7 @@ def test_a_stage_says_where_it_stands(tmp_path, capsys):
     assert stage.facts is None
     stage.start()
     stage.finish(loss=1.5)
-    assert capsys.readouterr().out.splitlines() == ["[2/3] prompted: starts", "[2/3] prompted: done in 0 s"]
+    assert capsys.readouterr().out.splitlines() == ["[2/3] prompted: starts", "[2/3] prompted: done in 0 s, loss 1.50"]
     assert run.stage("prompted").facts["loss"] == 1.5 and run.stage("text").facts is None
     run.stage("prompted").skip()
     assert capsys.readouterr().out == "[2/3] prompted: was done before\n"
