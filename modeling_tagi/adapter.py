@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
+from .adapter_checks import DTYPES
 from .adapter_files import read_adapter, write_adapter
 from .adapter_push import push_adapter
 
@@ -182,10 +183,17 @@ class TagiAdapter:
         return next(iter(self.lora_a.values())).device
 
     def to(self, *args, **kwargs) -> "TagiAdapter":
-        """Moves and casts as `Tensor.to`; whole numbers keep their dtype."""
+        """Moves and casts as `Tensor.to`; whole numbers keep their dtype.
+
+        Raises:
+            ValueError: for a dtype in which the updates would be rounded away, such as int8 or an 8-bit float.
+        """
 
         def move(x):
             moved = x.to(*args, **kwargs)
+            if x.is_floating_point() and moved.dtype not in DTYPES:
+                known = ", ".join(str(dtype) for dtype in DTYPES)
+                raise ValueError(f"an adapter cannot be cast to {moved.dtype}; its dtypes are {known}")
             return moved if x.is_floating_point() else moved.to(x.dtype)
 
         return self._map(move)
@@ -207,7 +215,7 @@ class TagiAdapter:
         """Cosines of the updates ΔW over all modules, exact: `[tasks, tasks of other]`; without `other`, to itself.
 
         Raises:
-            ValueError: if the two are for backbones of different shapes.
+            ValueError: if the two are for backbones of different shapes or weights.
         """
         from .adapter_algebra import cosine_similarity
 
@@ -258,9 +266,10 @@ class TagiAdapter:
         """Several adapters of one generator as one, in order.
 
         Raises:
+            TypeError: if one is no [`TagiAdapter`].
             ValueError: if there are none, or they differ in modules, shapes, scale or in having a memory.
         """
-        adapters = list(adapters)
+        adapters = require_adapters("stack", adapters)
         if not adapters:
             raise ValueError("stack got no adapters; give at least one")
         first = adapters[0]
@@ -278,14 +287,24 @@ class TagiAdapter:
             provenance=provenance if any(provenance) else (),
         )
 
-    def save_pretrained(self, save_directory: Union[str, os.PathLike]) -> None:
+    def save_pretrained(
+        self, save_directory: Union[str, os.PathLike], base_model: Union[str, os.PathLike, None] = None
+    ) -> None:
         """Writes a standard PEFT LoRA folder, and the instruction memory in a file of its own, which PEFT ignores.
 
         The files are written beside, then moved into place, the configuration last: a folder that was cut off in
         between has none and does not load, rather than be a mixture. Other files in the folder are left alone.
 
+        Args:
+            save_directory: The folder; absent, empty, or an adapter's.
+            base_model: The plain transformers model that PEFT's `AutoPeftModelFor…` is to load, a folder or a
+                repository; by default the backbone that the generator's config names. A backbone that training has
+                changed is inside the generator's checkpoint alone, where PEFT does not find it: write it to a folder
+                of its own with `model.backbone.save_pretrained(folder)`, and name that.
+
         Raises:
-            ValueError: if there is not exactly one task, or the folder holds anything but an adapter.
+            ValueError: if there is not exactly one task, a number is not finite, or the folder holds anything but an
+                adapter.
             ImportError: if PEFT is not installed.
         """
         if len(self) != 1:
@@ -293,7 +312,7 @@ class TagiAdapter:
                 f"save_pretrained writes one adapter to one folder, this object holds {len(self)}; save adapter[0], "
                 "adapter[1], … to folders of their own"
             )
-        write_adapter(self, save_directory)
+        write_adapter(self, save_directory, base_model)
 
     def push_to_hub(
         self,
@@ -333,17 +352,20 @@ class TagiAdapter:
         revision: Optional[str] = None,
         device: Union[str, torch.device] = "cpu",
         token: Optional[Union[str, bool]] = None,
+        check_finite: bool = True,
     ) -> "TagiAdapter":
         """Reads what `save_pretrained` wrote, or any PEFT LoRA folder of uniform rank without bias, DoRA and the like.
 
         Args:
             name_or_folder: A folder, or a repository on the Hub.
+            check_finite: Whether to refuse NaN and infinity, for which all numbers are read. Otherwise files are
+                mapped on a CPU, and read when they are used.
 
         Raises:
             FileNotFoundError: if a file of the folder is missing.
-            ValueError: if it is another kind of adapter.
+            ValueError: if it is another kind of adapter, or a file is damaged.
         """
-        fields = read_adapter(name_or_folder, revision, device, token)
+        fields = read_adapter(name_or_folder, revision, device, token, check_finite)
         memory = fields.pop("memory")
         return cls(**fields, memory=InstructionMemory(**memory) if memory else None)
 
@@ -351,6 +373,27 @@ class TagiAdapter:
 def instruction_hash(text: str) -> str:
     """SHA-256 of an instruction text, as adapters record it."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_adapters(whose: str, adapters: Sequence["TagiAdapter"]) -> list["TagiAdapter"]:
+    """The adapters as a list.
+
+    Args:
+        whose: The function that got them.
+
+    Raises:
+        TypeError: if one is something else.
+    """
+    if isinstance(adapters, str) or not hasattr(adapters, "__iter__"):
+        raise TypeError(f"{whose} got a {type(adapters).__name__}, but takes a list of TagiAdapters")
+    adapters = list(adapters)
+    for number, adapter in enumerate(adapters):
+        if not hasattr(adapter, "lora_a"):  # not by its class: a checkpoint brings one of its own
+            raise TypeError(
+                f"{whose} takes TagiAdapters (generate_adapter's, or TagiAdapter.from_pretrained's), but number "
+                f"{number} is a {type(adapter).__name__}"
+            )
+    return adapters
 
 
 def _require_alike(first: TagiAdapter, other: TagiAdapter, number: int):

@@ -4,6 +4,7 @@ Updates are taken as they are, ΔW = scaling * B A; none is formed but where it 
 """
 
 import copy
+import math
 from dataclasses import replace
 from typing import Optional, Sequence, Union
 
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .adapter import InstructionMemory, TagiAdapter
-from .fit import require_fit
+from .adapter import InstructionMemory, TagiAdapter, require_adapters
+from .fit import require_fit, require_one_backbone
 from .lora import remove_hooks
 
 
@@ -39,9 +40,9 @@ def cosine_similarity(one: TagiAdapter, other: TagiAdapter) -> Tensor:
     adds to the other's norm only. An update of zero has the cosine 0 with any.
 
     Raises:
-        ValueError: if a module's updates differ in shape, as those of two backbones do.
+        ValueError: if the adapters are for different backbones, as shapes or fingerprints of the weights tell.
     """
-    _require_equal_shapes([one, other])
+    require_one_backbone(require_adapters("similarity", [one, other]))
     gram = torch.zeros(len(one), len(other), dtype=torch.float64)
     for path in one.lora_a.keys() & other.lora_a.keys():
         a, b, other_a, other_b = (
@@ -76,8 +77,8 @@ def combine(
     """The adapter whose updates are `Σ weight * ΔW`.
 
     Args:
-        adapters: One task each, or one object with several tasks. They may differ in rank, scale and modules.
-        weights: One for each; any numbers.
+        adapters: One task each, or one object with several tasks. They may differ in rank and scale.
+        weights: One for each; any finite numbers.
         rank: Of the result, which is then the nearest to the sum of that rank, module by module (a singular value
             decomposition of the low-rank product). `None` is the sum itself, of the sum of their ranks.
         memory: What becomes of the encoded instructions that a generator with fusion also attends to, and which have
@@ -86,32 +87,39 @@ def combine(
             none.
 
     Raises:
-        ValueError: if numbers of adapters and weights differ, the adapters are for different backbones, or there are
-            instruction memories and nothing says what becomes of them.
+        TypeError: if one is no [`TagiAdapter`].
+        ValueError: if numbers of adapters and weights differ, a weight is not finite, the adapters are for different
+            backbones or differ in the modules that they change, or there are instruction memories and nothing says
+            what becomes of them.
     """
-    adapters, weights = list(adapters), [float(weight) for weight in weights]
+    adapters, weights = require_adapters("combine", adapters), [float(weight) for weight in weights]
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"combine got {len(adapters)} adapters and {len(weights)} weights; give one weight for each")
     for number, adapter in enumerate(adapters):
         if len(adapter) != 1:
             raise ValueError(f"combine sums single adapters, but adapter {number} holds {len(adapter)}; choose by [i]")
+    for number, weight in enumerate(weights):
+        if not math.isfinite(weight):
+            raise ValueError(f"weight {number} of combine is {weight}, but weights must be finite numbers")
     if rank is not None and (type(rank) is not int or rank < 1):
         raise ValueError(f"rank is {rank!r}, but must be a whole number of at least 1, or None for the exact sum")
-    _require_equal_shapes(adapters)
-    _require_one_backbone(adapters)
+    require_one_backbone(adapters)
+    for number, adapter in enumerate(adapters):
+        others = sorted(adapter.lora_a.keys() ^ adapters[0].lora_a.keys())
+        if others:
+            raise ValueError(
+                f"adapters 0 and {number} change different modules ({others[0]!r} is in one of them alone, and "
+                f"{len(others) - 1} more); combine takes adapters for the same modules"
+            )
     kept = _combined_memory(adapters, memory)
     first = adapters[0]
     total, lora_a, lora_b = sum(adapter.rank for adapter in adapters), {}, {}
-    for path in dict.fromkeys(path for adapter in adapters for path in adapter.lora_a):
-        parts_a, parts_b = [], []
-        like = next(adapter for adapter in adapters if path in adapter.lora_a)
-        for adapter, weight in zip(adapters, weights):
-            if path in adapter.lora_a:
-                parts_a.append(adapter.lora_a[path].to(first.device))
-                parts_b.append(adapter.lora_b[path].to(first.device) * (weight * adapter.scaling / first.scaling))
-            else:  # PEFT's files have one rank for all modules
-                parts_a.append(like.lora_a[path].new_zeros(1, adapter.rank, like.lora_a[path].shape[2]))
-                parts_b.append(like.lora_b[path].new_zeros(1, like.lora_b[path].shape[1], adapter.rank))
+    for path in first.lora_a:
+        parts_a = [adapter.lora_a[path].to(first.device) for adapter in adapters]
+        parts_b = [
+            adapter.lora_b[path].to(first.device) * (weight * adapter.scaling / first.scaling)
+            for adapter, weight in zip(adapters, weights)
+        ]
         lora_a[path], lora_b[path] = torch.cat(parts_a, 1), torch.cat(parts_b, 2)
         if rank is not None:
             lora_a[path], lora_b[path] = truncated(lora_a[path], lora_b[path], rank)
@@ -230,41 +238,16 @@ def _combined_memory(adapters: Sequence[TagiAdapter], choice: Union[int, str, No
     return InstructionMemory(**joined)
 
 
-def _require_equal_shapes(adapters: Sequence[TagiAdapter]):
-    known: dict[str, tuple[int, int]] = {}
-    for number, adapter in enumerate(adapters):
-        for path, a in adapter.lora_a.items():
-            shape = adapter.lora_b[path].shape[1], a.shape[2]
-            if known.setdefault(path, shape) != shape:
-                raise ValueError(
-                    f"adapter {number} changes a weight {path!r} of {shape[0]} × {shape[1]}, an earlier one of "
-                    f"{known[path][0]} × {known[path][1]}; they must be for one backbone"
-                )
-
-
-def _require_one_backbone(adapters: Sequence[TagiAdapter]):
-    """Fingerprints are of the weights that an adapter changes: comparable where these are the same."""
-    marks = {}
-    for number, adapter in enumerate(adapters):
-        mark = adapter.provenance[0].get("backbone_fingerprint") if adapter.provenance else None
-        if mark is None:
-            continue
-        first, before = marks.setdefault(frozenset(adapter.lora_a), (number, mark))
-        if len(before) != len(mark) or any(abs(x - y) > 1e-4 + 0.02 * abs(y) for x, y in zip(before, mark)):
-            raise ValueError(f"adapters {first} and {number} were made for backbones with different weights")
-
-
 def _combined_provenance(adapters: Sequence[TagiAdapter], weights: Sequence[float]) -> tuple[dict, ...]:
     parts = [dict(adapter.provenance[0]) if adapter.provenance else {} for adapter in adapters]
     if not any(parts):
         return ()
     common = {}
-    for name in ("generator", "generator_revision", "backbone", "backbone_revision", "input_format",
-                 "backbone_fingerprint"):  # fmt: skip
+    for name in ("generator", "generator_revision", "backbone", "backbone_revision", "input_format"):
         values = [part.get(name) for part in parts]
         common[name] = values[0] if all(value == values[0] for value in values) else None
-    if len({frozenset(adapter.lora_a) for adapter in adapters}) > 1:
-        common["backbone_fingerprint"] = None
+    marks = [part.get("backbone_fingerprint") for part in parts]
+    common["backbone_fingerprint"] = next((mark for mark in marks if mark), None)  # alike, in whatever precision
     kept = ("instruction", "instruction_sha256", "tuned", "combined")
     described = [
         {"weight": weight, **{name: part[name] for name in kept if part.get(name) is not None}}

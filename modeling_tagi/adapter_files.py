@@ -8,11 +8,18 @@ from typing import Callable, Optional, Union
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 from transformers.utils import is_peft_available, logging
 
+from .adapter_checks import (
+    read_object,
+    read_tensors,
+    require_factors,
+    require_finite,
+    require_memory,
+    require_plain_lora,
+    require_provenance,
+)
 from .folders import filling, require_folder_for
 from .hub_errors import said_in_one_line
 
@@ -28,18 +35,22 @@ PROVENANCE_FILE = "tagi_adapter.json"
 _PEFT_PREFIX = "base_model.model."
 
 
-def write_adapter(adapter, folder: Union[str, os.PathLike]):
+def write_adapter(adapter, folder: Union[str, os.PathLike], base_model: Union[str, os.PathLike, None] = None):
     """Writes the one task of a [`TagiAdapter`]. See its `save_pretrained`.
 
     Raises:
-        ValueError: if `folder` is a file, or holds something else.
+        ValueError: if `folder` is a file or holds something else, or the adapter has numbers that are not finite.
         ImportError: if PEFT is not installed.
     """
     if not is_peft_available():
         raise ImportError("saving an adapter as a PEFT folder needs PEFT: pip install peft")
     target = require_folder_for("adapter", folder)
+    factors = {**{f"A of {path!r}": a for path, a in adapter.lora_a.items()},
+               **{f"B of {path!r}": b for path, b in adapter.lora_b.items()}}  # fmt: skip
+    memory = adapter.memory.tensors() if adapter.memory is not None else {}
+    require_finite({**factors, **memory}, f"no adapter was written to {target}", "make it anew")
     with filling(target, last=CONFIG_FILE, stale=(WEIGHTS_FILE, MEMORY_FILE, PROVENANCE_FILE)) as beside:
-        _write(adapter, beside)
+        _write(adapter, beside, None if base_model is None else os.fspath(base_model))
     if adapter.memory is not None:
         logger.warning(
             f"{target} is a PEFT adapter without the instruction memory that this generator's fusion attends to "
@@ -52,51 +63,68 @@ def read_adapter(
     revision: Optional[str] = None,
     device: Union[str, torch.device] = "cpu",
     token: Optional[Union[str, bool]] = None,
+    check_finite: bool = True,
 ) -> dict:
     """The fields of a [`TagiAdapter`] from a folder or a repository; `memory` as its tensors. See `from_pretrained`.
 
     Raises:
         FileNotFoundError: if a file of the folder is missing.
         HubError: an OSError that says in one line why it could not be downloaded.
-        ValueError: if it is another kind of adapter.
+        ValueError: if it is another kind of adapter, or a file is damaged.
     """
     locate = _locator(name_or_folder, revision, token)
-    config = json.loads(locate(CONFIG_FILE).read_text())
-    _require_plain_lora(config, name_or_folder)
-    tensors = _read(locate(WEIGHTS_FILE), device)
+    config_file = locate(CONFIG_FILE)
+    config = read_object(config_file)
+    require_plain_lora(config, config_file, name_or_folder)
+    weights_file = locate(WEIGHTS_FILE)
+    tensors = read_tensors(weights_file, device)
     lora_a, lora_b = {}, {}
     for key in sorted(tensors):
         path, _, part = key.removeprefix(_PEFT_PREFIX).partition(".lora_")
         if part not in ("A.weight", "B.weight"):
             raise ValueError(f"{name_or_folder}: {WEIGHTS_FILE} holds {key!r}, which is no LoRA factor")
-        (lora_a if part == "A.weight" else lora_b)[path] = tensors[key].unsqueeze(0)
+        factors = lora_a if part == "A.weight" else lora_b
+        if path in factors:
+            raise ValueError(f"{name_or_folder}: {WEIGHTS_FILE} holds two tensors for {part[0]} of {path!r}")
+        factors[path] = tensors[key]
     if not lora_a or lora_a.keys() != lora_b.keys():
         raise ValueError(f"{name_or_folder}: {WEIGHTS_FILE} does not hold an A and a B for every module")
+    require_factors(lora_a, lora_b, config["r"], weights_file)
     provenance_file = locate(PROVENANCE_FILE, optional=True)
-    described = json.loads(provenance_file.read_text()) if provenance_file else {}
+    described = read_object(provenance_file) if provenance_file else {}
+    require_provenance(described, provenance_file)
     provenance = described.get("provenance") or {
         "backbone": config.get("base_model_name_or_path"), "backbone_revision": config.get("revision")
     }  # fmt: skip
     memory_file = locate(MEMORY_FILE, optional=not described.get("needs_memory"))
+    memory = read_tensors(memory_file, device) if memory_file else None
+    if memory is not None:
+        require_memory(memory, memory_file)
+    if check_finite:
+        require_finite(tensors, weights_file)
+        require_finite(memory or {}, memory_file)
     return {
-        "lora_a": lora_a,
-        "lora_b": lora_b,
+        "lora_a": {path: x.unsqueeze(0) for path, x in lora_a.items()},
+        "lora_b": {path: x.unsqueeze(0) for path, x in lora_b.items()},
         "lora_alpha": config["lora_alpha"],
-        "memory": _read(memory_file, device) if memory_file else None,
+        "memory": memory,
         "provenance": (provenance,),
         "peft_config": {name: config[name] for name in ("task_type", "fan_in_fan_out") if config.get(name)},
     }
 
 
-def _write(adapter, folder: Path):
+def _write(adapter, folder: Path, base_model: Optional[str]):
     provenance = dict(adapter.provenance[0]) if adapter.provenance else {}
+    base, revision = provenance.get("backbone"), provenance.get("backbone_revision")
+    if base_model is not None:
+        base, revision = os.path.abspath(base_model) if os.path.isdir(base_model) else base_model, None
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=int(adapter.lora_alpha) if float(adapter.lora_alpha).is_integer() else adapter.lora_alpha,
         target_modules=sorted(adapter.lora_a),
         inference_mode=True,
-        base_model_name_or_path=provenance.get("backbone"),
-        revision=provenance.get("backbone_revision"),
+        base_model_name_or_path=base,
+        revision=revision,
         **adapter.peft_config,
     )
     config.save_pretrained(folder)
@@ -114,21 +142,6 @@ def _write(adapter, folder: Path):
         save_file(memory, folder / MEMORY_FILE, metadata={"format": "pt"})
     described = {"provenance": provenance, "needs_memory": adapter.memory is not None}
     (folder / PROVENANCE_FILE).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-
-
-def _require_plain_lora(config: dict, name):
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise ValueError(f"{name} is a PEFT adapter of type {kind!r}; a TagiAdapter is LORA")
-    unsupported = [
-        option
-        for option in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "lora_bias")
-        if config.get(option)
-    ]
-    if config.get("bias", "none") != "none":
-        unsupported.append("bias")
-    if unsupported:
-        raise ValueError(f"{name} uses {', '.join(unsupported)}; a TagiAdapter is plain LoRA of one rank and scale")
 
 
 def _locator(name_or_folder, revision, token) -> Callable[..., Optional[Path]]:
@@ -155,8 +168,3 @@ def _locator(name_or_folder, revision, token) -> Callable[..., Optional[Path]]:
                 raise
 
     return locate
-
-
-def _read(path: Path, device) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}

@@ -1,6 +1,6 @@
 """Whether an adapter fits a model, and a batch."""
 
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,8 @@ def require_fit(adapter: TagiAdapter, model: PreTrainedModel):
                 )
     known = {tuple(source.get("backbone_fingerprint") or ()) for source in adapter.provenance} - {()}
     ours = fingerprint(adapter, model.backbone) if known and not torch.compiler.is_compiling() else None
-    for theirs in known if ours is not None else ():
-        # half precision keeps 8 bits; other weights differ by much more
-        alike = (abs(a - b) <= 1e-4 + 0.02 * abs(b) for a, b in zip(theirs, ours))
-        if len(theirs) != len(ours) or not all(alike):
-            raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
+    if ours is not None and not all(_alike(theirs, ours) for theirs in known):
+        raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
 
 
 def _memory_shapes(adapter: TagiAdapter, model: PreTrainedModel) -> dict[str, tuple[str, tuple, tuple]]:
@@ -121,9 +118,84 @@ def require_rows(adapter: TagiAdapter, task_index: Optional[Tensor], rows: int):
 
 
 def fingerprint(adapter: TagiAdapter, backbone: nn.Module) -> Optional[list[float]]:
-    """A few weights that `adapter` changes, to tell another backbone's; `None` where they cannot be read."""
-    weights = [backbone.get_submodule(path).weight for path in sorted(adapter.lora_a)[:8]]
+    """A few weights that `adapter` changes, to tell another backbone's; `None` where they cannot be read.
+
+    Two numbers of each of eight modules: those of another model, or of one that training has changed as a whole,
+    differ. Training that reaches none of the two by more than 2 %, or changes other modules alone, goes unnoticed.
+    """
+    weights = [backbone.get_submodule(path).weight for path in _fingerprinted(adapter)]
     if any(w.device.type == "meta" or not w.is_floating_point() for w in weights):
         return None
     rows = torch.stack([w.detach()[0, :2].float() for w in weights]).flatten()
     return [round(value, 6) for value in rows.tolist()]
+
+
+def same_weights(one: TagiAdapter, other: TagiAdapter) -> Optional[bool]:
+    """Whether two adapters were made for the same weights, whatever their precision, as far as their modules and
+    fingerprints tell; `None` if these say nothing, such as for lack of a module in common."""
+    for path in one.lora_a.keys() & other.lora_a.keys():
+        if any(x[path].shape[axis] != y[path].shape[axis]
+               for x, y, axis in ((one.lora_a, other.lora_a, 2), (one.lora_b, other.lora_b, 1))):  # fmt: skip
+            return False
+    places = [_fingerprinted(adapter) for adapter in (one, other)]
+    verdicts = []
+    for mark in _marks(one):
+        for another in _marks(other):
+            if mark == another and places[0] == places[1]:
+                verdicts.append(True)
+                continue
+            weights, others = (_by_module(x, paths) for x, paths in zip((mark, another), places))
+            if weights is None or others is None:  # not of these modules
+                verdicts.append(False)
+            elif shared := weights.keys() & others.keys():
+                verdicts.append(all(_alike(weights[path], others[path]) for path in shared))
+    return all(verdicts) if verdicts else None
+
+
+def require_one_backbone(adapters: Sequence[TagiAdapter]):
+    """Refuses adapters for different backbones, where they tell.
+
+    Raises:
+        ValueError: naming the first two of them.
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    for number, adapter in enumerate(adapters):
+        for path, a in adapter.lora_a.items():
+            shape = adapter.lora_b[path].shape[1], a.shape[2]
+            if shapes.setdefault(path, shape) != shape:
+                raise ValueError(
+                    f"adapter {number} changes a weight {path!r} of {shape[0]} × {shape[1]}, an earlier one of "
+                    f"{shapes[path][0]} × {shapes[path][1]}; they must be for one backbone"
+                )
+    marked = [number for number, adapter in enumerate(adapters) if _marks(adapter)]
+    for number in marked[1:]:
+        first, other = adapters[marked[0]], adapters[number]
+        if same_weights(first, other) is False:
+            names = (", ".join(sorted({str(p.get("backbone")) for p in x.provenance})) for x in (first, other))
+            raise ValueError(
+                f"adapters {marked[0]} and {number} were made for backbones with different weights "
+                f"({' and '.join(names)}); their updates cannot be added or compared"
+            )
+
+
+def _fingerprinted(adapter: TagiAdapter) -> list[str]:
+    """Modules whose weights a fingerprint has, two numbers of each."""
+    return sorted(adapter.lora_a)[:8]
+
+
+def _marks(adapter: TagiAdapter) -> list:
+    """The different fingerprints of an adapter's tasks."""
+    marks = [source.get("backbone_fingerprint") for source in adapter.provenance]
+    return [mark for number, mark in enumerate(marks) if mark and mark not in marks[:number]]
+
+
+def _by_module(mark, paths: Sequence[str]) -> Optional[dict[str, Sequence[float]]]:
+    if len(mark) != 2 * len(paths):
+        return None
+    return {path: mark[2 * place: 2 * place + 2] for place, path in enumerate(paths)}
+
+
+def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether weights are the same but for their precision: half precision keeps 8 bits, other weights differ by much
+    more."""
+    return len(one) == len(other) and all(abs(a - b) <= 1e-4 + 0.02 * max(abs(a), abs(b)) for a, b in zip(one, other))

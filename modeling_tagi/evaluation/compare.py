@@ -9,6 +9,7 @@ from transformers.utils import cached_file
 
 from ..adapter import TagiAdapter
 from ..adapter_files import CONFIG_FILE
+from ..fit import same_weights
 from ..hub_errors import said_in_one_line
 from ..modeling_tagi import TagiModel
 from ..training.run import flat
@@ -65,15 +66,15 @@ def compare_adapters(first: TagiAdapter, second: TagiAdapter) -> dict:
     """
     Returns:
         `similarity`: the cosine of both updates over all modules, from -1 to 1; `None` if they are for backbones of
-        different shapes. `norm`: Frobenius norms of both. `modules`: by path the `similarity` and `norm` of those in
-        both; `only_first` and `only_second`. `rank`, `lora_alpha`: of both. `same_backbone`: whether both name the
-        same weights (`None` if one says nothing). `provenance`: of both, by field, where they differ.
+        different shapes or weights. `norm`: Frobenius norms of both. `modules`: by path the `similarity` and `norm` of
+        those in both; `only_first` and `only_second`. `rank`, `lora_alpha`: of both. `same_backbone`: whether both are
+        for the same weights (`None` if one says nothing). `provenance`: of both, by field, where they differ.
     """
     both = sorted(first.lora_a.keys() & second.lora_a.keys())
     try:
         similarity = first.similarity(second).item()
         modules = {path: _module(first, second, path) for path in both}
-    except ValueError:  # other shapes: another backbone
+    except ValueError:  # of another backbone
         similarity, modules = None, {}
     origins = [dict(adapter.provenance[0]) if adapter.provenance else {} for adapter in (first, second)]
     return {
@@ -84,7 +85,7 @@ def compare_adapters(first: TagiAdapter, second: TagiAdapter) -> dict:
         "only_second": sorted(second.lora_a.keys() - first.lora_a.keys()),
         "rank": [first.rank, second.rank],
         "lora_alpha": [first.lora_alpha, second.lora_alpha],
-        "same_backbone": False if similarity is None else _same_backbone(*origins),
+        "same_backbone": _same_backbone(first, second),
         "provenance": _different(*origins),
     }
 
@@ -107,10 +108,13 @@ def _norm(adapter: TagiAdapter) -> float:
     return adapter.scaling * max(0.0, total) ** 0.5
 
 
-def _same_backbone(first: dict, second: dict) -> Optional[bool]:
-    if first.get("backbone_fingerprint") and second.get("backbone_fingerprint"):
-        return first["backbone_fingerprint"] == second["backbone_fingerprint"]
-    names = [(origin.get("backbone"), origin.get("backbone_revision")) for origin in (first, second)]
+def _same_backbone(first: TagiAdapter, second: TagiAdapter) -> Optional[bool]:
+    """By the weights, or where these say nothing by the name."""
+    same = same_weights(first, second)
+    if same is not None:
+        return same
+    origins = [dict(adapter.provenance[0]) if adapter.provenance else {} for adapter in (first, second)]
+    names = [(origin.get("backbone"), origin.get("backbone_revision")) for origin in origins]
     return names[0] == names[1] if all(name for name, _ in names) else None
 
 
@@ -172,7 +176,8 @@ def _shown_adapters(found: dict) -> list[str]:
     ]
     lines = [
         "similarity of the updates: "
-        + ("none, they are for backbones of different shapes" if similarity is None else f"{similarity:.4f}"),
+        + (f"{similarity:.4f}" if similarity is not None
+           else "none, they are for backbones of different shapes or weights"),  # fmt: skip
         f"same backbone: {same}",
         "",
         *markdown_table(["", "first", "second"], rows, text=3),

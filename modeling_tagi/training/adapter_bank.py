@@ -116,11 +116,11 @@ class AdapterBank:
             )
         return joined([self.read(name) for name in (self.names if names is None else names)])
 
-    def one_by_one(self) -> Iterator[tuple[str, TagiAdapter]]:
-        """For people what each adapter is, and the adapter; one at a time in memory."""
+    def one_by_one(self, check_finite: bool = True) -> Iterator[tuple[str, TagiAdapter]]:
+        """For people what each adapter is, and the adapter; one at a time in memory. `check_finite` as for `read`."""
         for name, entry in self._index.items():
             where = f"the task adapter of {name!r} ({entry.get('source') or self.folder / entry['folder']})"
-            yield where, self.read(name)
+            yield where, self.read(name, check_finite=check_finite)
 
     def require_like(self, model: nn.Module, ranks: bool):
         """Refuses adapters that are not of the generator's modules and shapes and, if `ranks`, of its rank; or that
@@ -160,7 +160,7 @@ class AdapterBank:
         Raises:
             ValueError: naming the adapter, its backbone and the one that is used.
         """
-        for where, adapter in self.one_by_one():
+        for where, adapter in self.one_by_one(check_finite=False):
             source = adapter.provenance[0]
             theirs, their_revision = source.get("backbone"), source.get("backbone_revision")
             if theirs is None or source.get("backbone_fingerprint"):
@@ -180,21 +180,27 @@ class AdapterBank:
                     "of both"
                 )
 
-    def read(self, name: str, device: Union[str, torch.device] = "cpu") -> TagiAdapter:
+    def read(
+        self, name: str, device: Union[str, torch.device] = "cpu", check_finite: bool = True
+    ) -> TagiAdapter:
         """One of them, as it was saved; on a CPU its file is mapped.
+
+        Args:
+            check_finite: Whether its numbers are read, and NaN and infinity refused.
 
         Raises:
             FileNotFoundError: if it is missing.
-            ValueError: if it is not plain LoRA.
+            ValueError: if it is not plain LoRA, or damaged.
         """
         entry = self._index[name]
+        options = {"device": device, "check_finite": check_finite}
         if "folder" in entry:
-            return TagiAdapter.from_pretrained(self.folder / entry["folder"], device=device)
+            return TagiAdapter.from_pretrained(self.folder / entry["folder"], **options)
         source, revision = entry["source"], None
         if not Path(source).is_dir():
             source, _, revision = source.partition("@")
         try:
-            return TagiAdapter.from_pretrained(source, revision=revision or None, device=device)
+            return TagiAdapter.from_pretrained(source, revision=revision or None, **options)
         except (HfHubHTTPError, OSError) as error:
             raise FileNotFoundError(f"the task adapter of {name!r} ({entry['source']}): {error}") from error
         except ValueError as error:
