@@ -191,18 +191,18 @@ class CheckpointMixin(NamedBackboneMixin):
         # weights of a variant, such as fp16, lie beside the others
         stale = STALE_CHECKPOINT if kwargs.get("variant") is None else ()
         in_place = kwargs.get("distributed_checkpoint", False)  # every process writes a part of it
-        with nullcontext(folder) if in_place else filling(folder, last="config.json", stale=stale) as place:
-            try:
+        try:
+            with nullcontext(folder) if in_place else filling(folder, last="config.json", stale=stale) as place:
                 super().save_pretrained(place, *args, **kwargs)
-            finally:
-                config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
-                if quantization is not None:
-                    config.backbone_config.quantization_config = quantization
-            if kwargs.get("is_main_process", True):
-                if index is not None:
-                    index.save(place)
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(place)
+                if kwargs.get("is_main_process", True):
+                    if index is not None:
+                        index.save(place)
+                    if tokenizer is not None:
+                        tokenizer.save_pretrained(place)
+        finally:
+            config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
+            if quantization is not None:
+                config.backbone_config.quantization_config = quantization
         if push and kwargs.get("is_main_process", True):
             name = pushing.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
             shards = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}

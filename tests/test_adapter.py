@@ -3,12 +3,13 @@ import logging
 import os
 import pickle
 
+import peft
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from modeling_tagi import TagiAdapter, adapter_files
+from modeling_tagi import TagiAdapter, TagiModel, adapter_files
 from modeling_tagi.adapter import InstructionMemory
 
 PEFT_FILES = ["adapter_config.json", "adapter_model.safetensors", "tagi_adapter.json"]
@@ -318,6 +319,39 @@ def test_a_plain_peft_folder_is_read(make_backbone, make_model, random_ids, tmp_
     assert (len(adapter), adapter.rank, adapter.scaling) == (1, 2, 1.5)
     ids = random_ids(2, 5)
     torch.testing.assert_close(model(ids, adapter=adapter).logits, theirs.eval()(ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family, auto", [("llama", "AutoPeftModelForCausalLM"), ("t5", "AutoPeftModelForSeq2SeqLM")])
+def test_auto_peft_loads_an_adapter_with_its_backbone(make_backbone, make_model, random_ids, tmp_path, family, auto):
+    make_backbone(family).save_pretrained(tmp_path / "stock")
+    model = TagiModel.from_backbone(
+        tmp_path / "stock", fusion="none", r=4, generator_hidden_size=16, generator_index_size=4
+    ).eval()
+    model.load_state_dict(make_model(family, "none").state_dict())
+    model.generate_adapter([5, 6, 7]).save_pretrained(tmp_path / "adapter")
+
+    # a backbone that training has changed is in the checkpoint alone, until it is written out
+    with torch.no_grad():
+        model.backbone.lm_head.weight.add_(0.1)
+    model.config.backbone_trained = True
+    model.save_pretrained(tmp_path / "checkpoint")
+    changed = TagiModel.from_pretrained(tmp_path / "checkpoint")
+    changed.backbone.save_pretrained(tmp_path / "backbone")
+    changed.generate_adapter([5, 6, 7]).save_pretrained(tmp_path / "named", base_model=tmp_path / "backbone")
+
+    ids, last = random_ids(2, 5), []
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if family == "t5" else {})}
+    stock = TagiModel.from_backbone(tmp_path / "stock", fusion="none", r=4, generator_hidden_size=16,
+                                    generator_index_size=4).eval()  # fmt: skip
+    for folder, ours in (("adapter", stock), ("named", changed)):
+        theirs = getattr(peft, auto).from_pretrained(tmp_path / folder).eval()
+        with torch.no_grad():
+            adapter = TagiAdapter.from_pretrained(tmp_path / folder)
+            expected = ours(**inputs, adapter=adapter).logits
+            torch.testing.assert_close(theirs(**inputs).logits, expected, rtol=0, atol=1e-5)
+            assert not torch.allclose(ours(**inputs).logits, expected, atol=1e-3)
+        last.append(expected)
+    assert not torch.allclose(*last, atol=1e-3)
 
 
 # Folders that cannot be read
