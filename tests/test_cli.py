@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from modeling_tagi import TagiAdapter
-from modeling_tagi.cli import COMMANDS as COMMAND_MODULES
 from modeling_tagi.cli import main
 from modeling_tagi.commands.parsing import Parser
+from modeling_tagi.commands.table import COMMANDS as COMMAND_MODULES
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.metrics import exact_match

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from modeling_tagi.cli import COMMANDS, main
+from modeling_tagi.cli import main
 from modeling_tagi.commands.errors import run_command
+from modeling_tagi.commands.table import COMMANDS
 from modeling_tagi.hub_errors import HubError
 
 ROOT = Path(__file__).parents[1]
@@ -143,8 +144,8 @@ def test_help_versions_and_wrong_arguments_do_not_import_torch(tmp_path):
     code = """
 import io, sys
 from contextlib import redirect_stderr, redirect_stdout
-from modeling_tagi.cli import COMMANDS, main
-from modeling_tagi.commands.train import main as train
+from modeling_tagi.cli import main, train
+from modeling_tagi.commands.table import COMMANDS
 from modeling_tagi.experiments.few_shot import main as few_shot
 
 calls = [(main, ["--version"]), (main, ["--help"]), (main, []), (main, ["fly"]), (main, ["run", "model"])]

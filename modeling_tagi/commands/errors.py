@@ -6,14 +6,13 @@ Nothing here takes long to import: the handler must be in place before torch is.
 import errno
 import os
 import re
-import signal
 import sys
-import threading
-from contextlib import contextmanager
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Sequence
+
+from .interrupts import INTERRUPTED, Interrupts
 
 TRACEBACK = "TAGI_TRACEBACK"  # set to 1, the environment variable that has every error print where it was raised
-USER, BUG, INTERRUPTED, PIPE = 2, 1, 130, 141  # exit codes; the last two are a shell's for SIGINT and SIGPIPE
+USER, BUG, PIPE = 2, 1, 141  # exit codes; the last is a shell's for SIGPIPE
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space, or choose another folder",
@@ -52,7 +51,7 @@ def run_command(name: str, call: Callable[[], int], when_interrupted: str = "int
         call: Does the work.
         when_interrupted: What the line says after Ctrl-C.
     """
-    with _interrupts(f"{name}: {when_interrupted}"):
+    with Interrupts(f"{name}: {when_interrupted}"):
         try:
             return call()
         except KeyboardInterrupt:
@@ -128,40 +127,3 @@ def _of_the_machine(error: BaseException):
     if number and int(number[1]) in _REASONS:
         return f"{_REASONS[int(number[1])]} ({text})"
     return next((f"{reason} ({text:.200})" for pattern, reason in _BY_TEXT if pattern.search(text)), None)
-
-
-@contextmanager
-def _interrupts(line: str) -> Iterator[None]:
-    """Has Ctrl-C end the process at once while a module is imported: libraries in C can swallow a KeyboardInterrupt.
-
-    Elsewhere Ctrl-C raises KeyboardInterrupt as always; a second one ends the process at once.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    known = before is signal.default_int_handler or hasattr(before, "of_a_command")
-    if threading.current_thread() is not threading.main_thread() or not known:
-        yield  # someone else has a handler of their own
-        return
-    came = False
-
-    def interrupt(number, frame):
-        nonlocal came
-        if came or _imports(frame):
-            os.write(2, f"\n{line}\n".encode())
-            os._exit(INTERRUPTED)
-        came = True
-        raise KeyboardInterrupt
-
-    interrupt.of_a_command = True
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _imports(frame) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            return True
-        frame = frame.f_back
-    return False
