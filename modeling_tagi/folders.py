@@ -12,7 +12,7 @@ import tempfile
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
+from typing import Iterable, Iterator, Optional, Sequence, Union
 
 # Kind -> what it is called, and the files and folders by which it is known. A later kind's may lie in an earlier one.
 KINDS = {
@@ -164,3 +164,21 @@ def file_name(name: str) -> str:
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{plain or 'name'}-{digest}"
+
+
+def require_names(names: Iterable[str], listed_in: Union[str, os.PathLike]):
+    """Accepts names that a list from elsewhere gives of files, if each is of a file in the folder it is sought in.
+
+    Args:
+        names: Of files, without their endings; they may lie in folders below.
+        listed_in: The list's file, for the message.
+
+    Raises:
+        ValueError: for a name that would leave the folder.
+    """
+    for name in names:
+        parts = Path(name).parts
+        if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
+            raise ValueError(
+                f"{listed_in} lists {name!r}, which names no file in its own folder; give a plain name, without '..'"
+            )

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
+from ..folders import require_names
 from .json_text import parse_json
 from .records import Record, Splits
 from .splits import cap_tasks, drop_duplicates, drop_instances, normalise_text, shared_instances
@@ -127,6 +128,7 @@ def _datasets(path: Path) -> dict[str, list[str]]:
             "valid and test"
         ) from None
     names = sum(datasets.values(), [])
+    require_names(map(str, names), path)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{path} lists {twice} more than once; a data set belongs to one split")

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any, Union
 
+from ..folders import require_names
 from .json_text import not_utf8, parse_json
 from .records import Record, Splits
 from .splits import cap_tasks, drop_instances, instance_texts, normalise_text
@@ -83,6 +84,7 @@ def _task_names(path: Path) -> list[str]:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from None
+    require_names(filter(None, names), path)
     return list(dict.fromkeys(name for name in names if name))
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Optional
 
+from ..folders import file_name
 from .evaluate import COLUMNS, METHODS
 from .report_page import Plot, Section, Table
 from .report_parts import (
@@ -98,7 +99,7 @@ def _scores(results: dict) -> Section:
             values = {title_of(name): (scores[column], scores.get(f"{column}_interval"))
                       for name in methods if (scores := found["methods"][name]).get(column) is not None}  # fmt: skip
             values |= {f"({name})": (value, None) for name, value in floors.items() if column == "rank_accuracy"}
-            strong, name = [title_of(own)] if own else [], f"scores-{_file_name(split)}"
+            strong, name = [title_of(own)] if own else [], f"scores-{file_name(split)}"
             section.parts.append(bar_plot(name, f"{title}, 95 % intervals", values, UNITS[column], strong, values))
     rows = [
         [split.replace("_", " "), " − ".join(title_of(name) for name in pair.split(" - ")),
@@ -216,7 +217,3 @@ def _origin(folder: Path, results: dict) -> Section:
         section.parts.append(Table(head, rows, caption="Wall time over all calls", strong=[len(rows) - 1]))
     section.parts += settings_table(folder / "settings.yaml", "All settings")
     return section
-
-
-def _file_name(text: str) -> str:
-    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in text)

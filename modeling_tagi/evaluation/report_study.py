@@ -103,6 +103,7 @@ def _scores(summary: dict, at_most: int) -> list[Section]:
         for size in sorted({row["train_tasks"] for row in summary["rows"]}, reverse=True):
             is_main = (split, size) == (main, at_most)
             section.parts += _score_table(summary, split, size, "" if is_main else "shut")
+    section.parts += [f"{note[0].upper()}{note[1:]}." for note in summary.get("notes") or ()]
     return [section]
 
 

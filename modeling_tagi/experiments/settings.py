@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from ..folders import file_name
 from ..training.methods import METHODS
 from ..training.run import flat
 from ..training.settings import RunSettings, build_settings
@@ -28,13 +29,13 @@ class Grid:
     """
     Args:
         methods: Names of `METHODS`, or `{name: {base: method, field: value}}` for one of your own.
-        seeds: Of training.
-        train_tasks: Numbers of tasks to train on; `null` is all.
+        seeds: Of training; not given, the configuration's one.
+        train_tasks: Numbers of tasks to train on, a `null` among them for all; not given, the configuration's one.
     """
 
     methods: list = field(default_factory=lambda: ["prompted", "tagi"])
-    seeds: list = field(default_factory=lambda: [0])
-    train_tasks: list = field(default_factory=lambda: [None])
+    seeds: Optional[list] = None
+    train_tasks: Optional[list] = None
 
 
 @dataclass
@@ -122,6 +123,8 @@ def _check_grid(grid: Grid, path):
     numbers = {"seeds": (int,), "train_tasks": (int, type(None)), "methods": (str, dict)}
     for name, kinds in numbers.items():
         value = getattr(grid, name)
+        if value is None and name != "methods":
+            continue
         if not isinstance(value, list) or not value or any(type(entry) not in kinds for entry in value):
             allowed = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise ValueError(f"{path}: {name} is {value!r}, but must be a list of {allowed}")
@@ -141,8 +144,8 @@ def cells(study: StudySettings) -> list[Cell]:
     made: dict[str, Cell] = {}
     with_references = _with_references(study)
     for grid in (study, *(_grid(values) for values in study.also)):
-        for seed in grid.seeds:
-            for train_tasks in grid.train_tasks:
+        for seed in _given(grid.seeds, "seed", study, base):
+            for train_tasks in _given(grid.train_tasks, "train_tasks", study, base):
                 for entry in grid.methods:
                     method, preset, own = _method(entry)
                     common = {**study.overrides, "seed": seed, "train_tasks": train_tasks}
@@ -159,6 +162,13 @@ def cells(study: StudySettings) -> list[Cell]:
                     if made.setdefault(name, cell) != cell:
                         raise ValueError(f"the study has {name} twice, with other settings; give one another name")
     return [*starts.values(), *made.values()]
+
+
+def _given(values: Optional[list], name: str, study: StudySettings, base: dict) -> list:
+    """The values of a grid's axis; where it has none, the one that every run has."""
+    if values is not None:
+        return values
+    return [study.overrides.get(name, base.get(name, getattr(RunSettings(), name)))]
 
 
 def _with_references(study: StudySettings) -> Optional[str]:
@@ -195,7 +205,7 @@ def _method(entry) -> tuple[str, str, dict]:
 
 
 def _name(method: str, seed: int, train_tasks: Optional[int]) -> str:
-    return f"{method}-seed{seed}" + (f"-tasks{train_tasks}" if train_tasks is not None else "")
+    return f"{file_name(method)}-seed{seed}" + (f"-tasks{train_tasks}" if train_tasks is not None else "")
 
 
 def _start(base: dict, fields: dict, folder: Path, study: StudySettings, starts: dict[str, Cell]) -> Cell:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..evaluation.statistics import bootstrap_interval, paired_difference
 from ..training.run import write_text
-from .settings import START, Cell, StudySettings
+from .settings import START, TAGI_REFERENCES, Cell, StudySettings
 
 METRICS = ("exact_match", "rouge_l", "rank_accuracy", "rank_accuracy_mean")
 
@@ -24,9 +24,10 @@ def write_lines(study: StudySettings, done: Sequence[Cell]) -> tuple[list[dict],
         The lines by split, those by task, and what else the last cell's results hold, with all splits' `floors`.
     """
     folder = Path(study.output_dir)
-    by_split, by_task, floors = [], [], {}
+    by_split, by_task, floors, notes = [], [], {}, {}
     for cell in done:
         results = json.loads(results_file(folder, cell).read_text())
+        notes.update(dict.fromkeys(results.get("notes", ())))
         for split, found in results["splits"].items():
             floors[split] = {name: found[name] for name in ("chance", "majority") if found[name] is not None}
         start = next((other for other in done if other.name == cell.after), None)
@@ -38,7 +39,17 @@ def write_lines(study: StudySettings, done: Sequence[Cell]) -> tuple[list[dict],
     _write_json_lines(folder / "results.jsonl", [line for line in by_split if line["split"] == first])
     _write_json_lines(folder / "by_split.jsonl", by_split)
     _write_json_lines(folder / "by_task.jsonl", by_task)
-    return by_split, by_task, {"floors": floors, "run": results["run"]}
+    notes = [*notes, *_left_out(study, by_split, " ".join(notes))]
+    return by_split, by_task, {"floors": floors, "run": results["run"], "notes": notes}
+
+
+def _left_out(study: StudySettings, by_split: Sequence[dict], said: str) -> list[str]:
+    """What references of the study no run has a score of, and why, but for those of which that is said already."""
+    scored = {line["method"] for line in by_split}
+    why = {"nearest_adapter": "no start has task adapters", "oracle": "it could not be tuned on any split"}
+    why |= dict.fromkeys(TAGI_REFERENCES, "the study has no method that is TAGI")
+    return [f"no {name}, since {why.get(name, 'no run has scored it')}"
+            for name in study.references if name not in scored and f"no {name}, since" not in said]  # fmt: skip
 
 
 def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
@@ -48,6 +59,7 @@ def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
     summary = summarise(by_split, by_task)
     summary.update(
         floors=rest["floors"],
+        notes=rest["notes"],
         command=command,
         versions={name: rest["run"][name] for name in ("python", "torch", "transformers", "peft")},
         seconds=round(sum(line["seconds"] for line in by_split if line["split"] == summary["split"]), 1),
@@ -167,6 +179,7 @@ def table(summary: dict) -> str:
                 cells = [f"{value:.1f}" if "rank" in metric else "–" for metric in metrics]
                 lines.append(f"| *{name}* | " + " | ".join(cells) + " | – | – |")
             lines.append("")
+    lines += [f"* {note}" for note in summary.get("notes", ())]
     return "\n".join(lines).rstrip()
 
 

@@ -11,6 +11,7 @@ from transformers import ProgressCallback, Seq2SeqTrainingArguments, TrainerCall
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..common.randomness import derived_seed
+from ..folders import file_name
 from ..modeling_tagi import TagiModel, evaluating
 from .processes import from_main, is_main, wait
 from .run import Run, Stage, progress_bar, write_text
@@ -42,7 +43,8 @@ def train_stage(
     Returns:
         `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.
     """
-    checkpoints = stage.folder / "checkpoints" / (part or "all")
+    place = file_name(part) if part else ""  # the name of a task, which data may have from anywhere
+    checkpoints = stage.folder / "checkpoints" / (place or "all")
     seed = derived_seed(run.settings.seed, stage.name, "training", part)
     trainer = TagiTrainer(
         model=shared_copy(model, run.settings.bf16) if in_shares() else model,
@@ -65,10 +67,10 @@ def train_stage(
             model.load_state_dict({**model.state_dict(), **weights})
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     if is_main():
-        name = f"log-{part}.jsonl" if part else "log.jsonl"
+        log = stage.folder / (f"log-{place}.jsonl" if place else "log.jsonl")
         lines = [json.dumps(entry, sort_keys=True) + "\n" for entry in history]
-        write_text(stage.folder / name.replace("/", "-"), "".join(lines))
-        plot_losses(history, stage.folder / name.replace("/", "-").replace(".jsonl", ".png"), stage.label)
+        write_text(log, "".join(lines))
+        plot_losses(history, log.with_suffix(".png"), stage.label)
     last = history[-max(1, len(history) // 10):]
     return {"steps": settings.steps, "loss": sum(entry["loss"] for entry in last) / len(last)}
 

@@ -158,3 +158,12 @@ def test_real_tasks_give_the_papers_sizes_and_leak_nothing():
     require_no_leaks(check_splits(splits, same_tasks=["seen_tasks"]))
     assert all(len(record.demonstrations) == 2 for records in splits.values() for record in records)
     assert max(len(record.targets) for record in splits["unseen"]) > 1
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../b"])
+def test_a_list_of_tasks_cannot_name_files_elsewhere(name, tmp_path):
+    (tmp_path / "splits" / "default").mkdir(parents=True)
+    for split in ("train", "test"):
+        (tmp_path / "splits" / "default" / f"{split}_tasks.txt").write_text(f"{name}\n")
+    with pytest.raises(ValueError, match="train_tasks.txt lists '.*', which names no file in its own folder"):
+        read_sni(tmp_path)

@@ -327,3 +327,13 @@ def test_a_curve_keeps_its_interval_and_level():
     bare = line_plot("p", "c", {"one": Line([1, 10, 100], [1.0, 2.0, 3.0])}, "x", "y", log_x=True)
     assert "LineCollection" in full.svg and "LineCollection" not in bare.svg
     assert len(full.svg) > len(bare.svg)
+
+
+def test_no_name_of_a_split_leaves_the_reports_folder(tmp_path):
+    folder, hostile = tmp_path / "a" / "run", ["../../../x", "/tmp/tagi-outside", "x" * 300, "a.b", "a-b", ".."]
+    results = write_run(folder)
+    results["splits"] = {name: results["splits"]["unseen"] for name in hostile}
+    (folder / "results.json").write_text(json.dumps(results))
+    write_report(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and [p.name for p in folder.parent.iterdir()] == ["run"]
+    assert len([name for name in names_of_plots(folder) if name.startswith("scores-")]) == len(hostile)

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from modeling_tagi.experiments.settings import load_study
+from modeling_tagi.evaluation.report import write_report
+from modeling_tagi.experiments.settings import cells, load_study
 from modeling_tagi.experiments.study import run_study
+from modeling_tagi.experiments.summary import write_tables
 
 FIELDS = {"methods": ["prompted", "tagi"], "workers": 2, "references": ["no_instruction", "wrong_instruction"]}
 
@@ -55,6 +58,21 @@ def test_the_summary_has_intervals_and_differences(done):
     assert rows["tagi"]["minus_prompted"]["mean"] == pytest.approx(expected, abs=0.02)
     assert "tagi study small.yaml" in (done / "report" / "index.html").read_text()
     assert "0 (of 1) |" in (done / "table.md").read_text()
+
+
+def test_what_could_not_be_scored_is_told_beside_the_scores(done, study_file, tmp_path):
+    shutil.copytree(done, tmp_path / "out")
+    references = [*FIELDS["references"], "oracle", "nearest_adapter"]
+    study = load_study(study_file, {"output_dir": str(tmp_path / "out"), "references": references})
+    file = tmp_path / "out" / "cells" / "prompted_start-seed0" / "results.json"
+    note = "unseen: no oracle, since task 'next' has 1 distinct input"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "notes": [note]}))
+    write_tables(study, cells(study))
+    write_report(tmp_path / "out")
+    told = [note, "no nearest_adapter, since no start has task adapters"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["notes"] == told
+    assert all(f"* {one}" in (tmp_path / "out" / "table.md").read_text() for one in told)
+    assert "No nearest_adapter, since" in (tmp_path / "out" / "report" / "report.md").read_text().replace("\\", "")
 
 
 def test_what_is_done_is_not_run_again(done, study_file, monkeypatch):

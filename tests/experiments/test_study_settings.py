@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,22 @@ def test_a_start_comes_before_what_needs_it(study):
 def test_a_study_that_makes_no_sense_is_refused(study, fields, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         cells(study(**fields))
+
+
+@pytest.mark.parametrize("name", ["../../x", "/abs", "x" * 300, "a\0b", ".", "..", "a/b"])
+def test_no_name_of_a_method_leaves_the_studys_folder(name, tmp_path, study):
+    found = cells(study(methods=[{name: {"base": "tagi"}}, "tagi"], output_dir=str(tmp_path / "out")))
+    assert [cell.method for cell in found] == ["prompted_start", name, "tagi"]
+    for cell in found:
+        assert Path(os.path.normpath(cell.settings.output_dir)).parent == tmp_path / "out" / "cells"
+        assert len(cell.name) < 120 and cell.name.isprintable()
+
+
+def test_a_study_takes_from_its_configuration_what_it_does_not_set_itself(tmp_path, study):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"base": str(QUICKSTART), "train_tasks": 50, "seed": 3}))
+    found = cells(study(config=str(recipe), methods=["tagi"], also=[{"methods": ["hint"], "train_tasks": [None, 7]}]))
+    assert [cell.name for cell in found if cell.method != "prompted_start"] == [
+        "tagi-seed3-tasks50", "hint-seed3", "hint-seed3-tasks7"
+    ]  # fmt: skip
+    assert {cell.settings.train_tasks for cell in found} == {50, None, 7}

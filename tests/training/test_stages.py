@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -250,6 +251,27 @@ def test_a_stage_whose_numbers_run_away_is_named_with_its_last_good_checkpoint(m
     assert said.endswith(f"delete {where} and lower --prompted.learning_rate (it is 1e+30)")
     kept = sorted(path.name for path in Path(where).rglob("checkpoint-*"))
     assert kept == ["checkpoint-1", "checkpoint-2"] and run.stage("prompted").facts is None
+
+
+# What must not choose a path: names from data, whoever has made them.
+HOSTILE = ["../../../../outside", "/tmp/tagi-outside", "x" * 300, "a\0b", ".", "..", "-", "a/b", "😀", "con", "a\nb"]
+
+
+@pytest.mark.parametrize("by", ["task", "group"])
+def test_no_name_of_a_task_or_group_leaves_the_runs_folder(make_run, records, by, tmp_path):
+    places = [{"task": name} if by == "task" else {"group": name} for name in HOSTILE]
+    hostile = [dataclasses.replace(records[n], **place) for n, place in enumerate(places)]
+    run = make_run(f"hostile-{by}", output_dir=str(tmp_path / "a" / "b" / "run"), prompted={"steps": 0},
+                   task_adapters={"steps": 1, "save_every": 1, "by": by}, pretraining={"steps": 0},
+                   finetuning={"steps": 1})  # fmt: skip
+    _, bank = go(run, hostile)
+    assert bank.names == HOSTILE and len({folder.name for folder in bank.folders()}) == len(HOSTILE)
+    assert [str(path) for path in tmp_path.glob("*")] == [f"{tmp_path}/a"] and not Path("/tmp/tagi-outside").exists()
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["run"]
+    logs = list((run.folder / "stages" / "task_adapters").glob("log-*.jsonl"))
+    assert len(logs) == len(HOSTILE) and len(list(run.folder.rglob("adapter_model.safetensors"))) == len(HOSTILE)
+    go(make_run(f"hostile-{by}", output_dir=str(run.folder), prompted={"steps": 0}, pretraining={"steps": 0},
+                task_adapters={"steps": 1, "save_every": 1, "by": by}, finetuning={"steps": 1}), hostile)
 
 
 def test_finished_stages_are_not_trained_again(make_run, records, monkeypatch, uninterrupted, capsys):
