@@ -8,6 +8,7 @@ from typing import Optional
 import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
+from ..common.folder_lock import alone_in
 from ..data.p3 import read_t0_eval
 from ..data.readers import READERS
 from ..data.records import Record, Splits
@@ -91,8 +92,25 @@ def evaluate_checkpoint(
 
     Raises:
         OSError: if the checkpoint, the baseline or the data is not there.
-        ValueError: for data that cannot be used, or instructions that the checkpoint cannot read whole.
+        ValueError: for data that cannot be used, or instructions that the checkpoint cannot read whole; or if the
+            `output_dir` holds something else, or another process is at work in it.
     """
+    if settings.output_dir is None:
+        return _evaluated(checkpoint, settings, baseline, task_adapters, command, None)
+    folder = require_folder_for("evaluation", settings.output_dir)
+    with alone_in(folder):
+        return _evaluated(checkpoint, settings, baseline, task_adapters, command, folder)
+
+
+def _evaluated(
+    checkpoint: str,
+    settings: RunSettings,
+    baseline: Optional[str],
+    task_adapters: Optional[str],
+    command: str,
+    folder: Optional[Path],
+) -> dict:
+    """What `evaluate_checkpoint` returns; `folder` is the one that it writes to."""
     began = time.monotonic()
     quiet_libraries()
     TagiModel.config_class.from_pretrained(checkpoint)  # whether it is there, before data is read
@@ -126,9 +144,6 @@ def evaluate_checkpoint(
         chat = kind != "tagi" and model.config.input_format == "chat" and getattr(tokenizer, "chat_template", None)
         read = _tokens(settings, tokenizer, prompted.config, "chat" if chat else None)
         start, which = Answering(prompted, read, "prompt", evaluation.batch_size), baseline
-    folder = Path(settings.output_dir) if settings.output_dir is not None else None
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
     loaded = time.monotonic()
 
     scored = score_methods(own, start, splits, evaluation, model.config, train, bank, settings.seed)
@@ -141,7 +156,7 @@ def evaluate_checkpoint(
         "label": settings.label,
         "seconds_of_this_call": round(ended - began, 1),
     }
-    if folder:
+    if folder is not None:
         write_text(folder / "results.json", json.dumps(results, indent=2) + "\n")
         write_text(folder / "results.md", shown(results) + "\n")
         write_report(folder)

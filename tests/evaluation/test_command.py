@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
+from modeling_tagi.common.folder_lock import alone_in
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.command import evaluate_checkpoint, read_splits, settings_of
@@ -150,3 +151,10 @@ def test_the_stock_backbone_of_a_chat_checkpoint_is_asked_in_a_chat_too(
     )
     evaluate_checkpoint(str(tmp_path / "chat"), settings_of(options(path=folder)), str(tmp_path / "stock"))
     assert formats == ["chat", "chat"]
+
+
+def test_two_evaluations_do_not_work_in_one_folder(folder, tmp_path):
+    settings = settings_of(options(path=folder, output_dir=str(tmp_path / "scores")))
+    with alone_in(tmp_path / "scores"):
+        with pytest.raises(ValueError, match="another process is at work in .*scores; wait, or choose another"):
+            evaluate_checkpoint("no/model", settings)
