@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 from pathlib import Path
 from statistics import fmean
 from typing import Optional
@@ -19,8 +18,10 @@ from ..evaluation.markdown import markdown_table
 from ..instructions import instruction_text
 from ..tokens import Tokens
 from ..training import stages
+from ..training.backbones import backbone_config, made_config
 from ..training.run import quiet_libraries
 from ..training.settings import RunSettings
+from .checks import check_data, check_run, check_setup, memory_there
 from .plan_work import FLOAT, RunWork, TextLengths, Work, stages_that_train, trained_parameters
 from .speed import measured_flops_per_second
 
@@ -61,9 +62,12 @@ def plan_run(
     splits, text = _data(settings, notes) if with_data else (None, None)
     tokenizer = _tokenizer(settings, splits, text, notes) if splits is not None else None
     backbone, source = backbone_shape(settings, len(tokenizer) if tokenizer is not None else None, notes)
+    check_setup(settings, backbone)
     config = TagiConfig(backbone, **settings.tagi)
     if tokenizer is not None and source != "config":
-        stages.check_model(settings, tokenizer, splits, text)
+        check_run(settings, tokenizer, splits, text, here=False)
+    elif splits is not None:
+        check_data(settings, splits, text)
 
     counted = _counted(splits["train"], settings.task_adapters.by) if splits is not None else None
     number = counted["adapters"] if counted is not None else adapters
@@ -131,8 +135,8 @@ def backbone_shape(
     """
     backbone = settings.backbone
     if backbone.name is None:
-        return stages.backbone_config(settings, vocab_size or backbone.vocab_size), "scratch"
-    declared = stages.made_config(backbone.config) if "model_type" in backbone.config else None
+        return backbone_config(settings, vocab_size or backbone.vocab_size), "scratch"
+    declared = made_config(backbone.config) if "model_type" in backbone.config else None
     try:
         # without the network where the recipe says the shape: a plan is to be quick, and the same everywhere
         found = AutoConfig.from_pretrained(
@@ -258,10 +262,7 @@ def _machine() -> str:
 def _warn_of_memory(plan: dict, here: bool):
     if not here:
         return
-    if torch.cuda.is_available():
-        there = torch.cuda.get_device_properties(0).total_memory
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there, _ = memory_there()
     if plan["total"]["memory"] > there:
         plan["notes"].append(
             f"it does not fit into this machine's {_bytes(there)}: fewer rows a batch (and more accumulation), "

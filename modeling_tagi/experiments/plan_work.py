@@ -13,6 +13,7 @@ from torch import nn
 
 from ..evaluation.flops import Lengths, TaskFlops
 from ..training.settings import RunSettings
+from ..training.stored_adapters import KEPT_BYTES
 
 FLOAT = 4  # bytes: weights, gradients and optimizer states are fp32, also where bf16 computes
 _KEPT_CHECKPOINTS = 2
@@ -178,7 +179,9 @@ class RunWork:
             trained = sum(x.numel() for x in parameters)
             states = _optimizer_numbers(settings.optimizer, parameters)
         if stage == "finetuning" and settings.objective().needs_teacher:
-            weights += self.adapters * self.adapter
+            # no more of the bank than `StoredAdapters` keeps, and what a batch asks for
+            a_batch = settings.tasks_per_batch * settings.wordings_per_task * self.adapter
+            weights += min(self.adapters * self.adapter, max(KEPT_BYTES // FLOAT, a_batch))
             if self.scope != "generator":  # the teacher is a copy of the backbone as it was
                 weights += self.formula.parameters
         return {

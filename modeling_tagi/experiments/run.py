@@ -20,10 +20,12 @@ from ..evaluation.report import read_report, write_report
 from ..evaluation.results import RESULTS_VERSION, headline
 from ..modeling_tagi import TagiModel
 from ..training import stages
+from ..training.backbones import backbone_config
 from ..training.processes import from_main, is_main, processes, say
 from ..training.run import Run, circumstances, quiet_libraries, replacing, write_text
 from ..training.settings import RunSettings
 from .card import example_of, write_run_card
+from .checks import check_run, check_setup, evaluated_splits
 from .known_instructions import index_instructions
 from .pushing import push_at_the_end, push_on_the_way, repository_of
 
@@ -49,23 +51,22 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     # first of all: a wrong token is found in a second, data is read in minutes
     repo_id = from_main(lambda: repository_of(settings))
 
+    check_setup(settings, backbone_config(settings, settings.backbone.vocab_size))
+
     # data
     splits, text, leaks = read_source(
         **dataclasses.asdict(settings.data), train_tasks=settings.train_tasks, seed=settings.seed
     )
     train = splits["train"]
-    wanted = settings.evaluation.splits or [name for name in splits if name != "train"]
-    unknown = [name for name in wanted if name not in splits]
-    if unknown:
-        raise ValueError(f"evaluation.splits names {unknown[0]!r}, but the data has {', '.join(splits)}")
-    evaluated = {name: spread(splits[name], settings.evaluation.max_records) for name in wanted}
+    evaluated = {name: spread(records, settings.evaluation.max_records)
+                 for name, records in evaluated_splits(settings, splits).items()}  # fmt: skip
     tasks = len({record.task for record in train})
     say(f"data: {tasks} tasks with {number_of(train)} records to train on, {len(text)} passages of text; no leak into "
-        f"{', '.join(wanted)}")  # fmt: skip
+        f"{', '.join(evaluated)}")  # fmt: skip
 
     # model and training
     tokenizer = stages.read_tokenizer(settings, train, text)
-    stages.check_model(settings, tokenizer, splits, text)
+    check_run(settings, tokenizer, splits, text)
     run = Run(settings, stage_names(settings), train, text)
     backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
     start = stages.start_model(run, backbone, revision)
@@ -118,7 +119,7 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     }
     results["leaks"] = leaks
     results["example"] = example_of(next(iter(evaluated.values())))
-    write_text(run.folder / "results.md", table(results, wanted) + "\n")
+    write_text(run.folder / "results.md", table(results, list(evaluated)) + "\n")
     write_text(run.folder / "results.json", json.dumps(results, indent=2) + "\n")
     report = read_report(run.folder)
     write_report(run.folder, report)

@@ -16,6 +16,7 @@ from ..commands.errors import TRACEBACK
 from ..evaluation.report import write_report
 from ..folders import require_folder_for
 from ..training.run import FREE_FIELDS, flat, progress_bar, write_text
+from .checks import check_cells
 from .settings import Cell, StudySettings, cells
 from .summary import results_file, write_lines, write_tables
 
@@ -45,6 +46,8 @@ def run_study(study: StudySettings, command: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            if not all(_is_done(cell, folder) for cell in todo):
+                check_cells(todo)
             write_text(folder / STUDY_FILE, yaml.safe_dump(dataclasses.asdict(study), sort_keys=False))
             failed = _run_cells(study, todo, folder)
             done = [cell for cell in todo if cell.name not in failed]

@@ -30,6 +30,7 @@ from ..instructions import OUTPUT_HEAD, instruction_text, prompt_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from .adapter_bank import AdapterBank
+from .backbones import backbone_config
 from .processes import from_main, is_main, say, wait
 from .run import BANK_FOLDER, Run, Stage, reading, replacing
 from .settings import RunSettings
@@ -173,31 +174,6 @@ def taught_backbone(
             stage.finish(**facts)
         source, revision = str(stage.folder / "backbone"), None
     return source, revision
-
-
-def backbone_config(settings: RunSettings, vocab_size: int) -> PretrainedConfig:
-    """The config of the backbone: the named one's, or what is made from scratch.
-
-    Raises:
-        OSError: if the named one is not to be had.
-        ValueError: if there is neither a name nor a `model_type`.
-    """
-    backbone = settings.backbone
-    if backbone.name is not None:
-        return AutoConfig.from_pretrained(backbone.name, revision=backbone.revision)
-    if "model_type" not in backbone.config:
-        raise ValueError(
-            "backbone has neither a name nor a config with a model_type; name a pretrained one, or say what to make"
-        )
-    return made_config({"vocab_size": vocab_size, **backbone.config})
-
-
-def made_config(fields: dict) -> PretrainedConfig:
-    """A backbone's config from its fields, `model_type` among them."""
-    config = AutoConfig.for_model(**{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, **fields})
-    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = 0
-    return config
 
 
 def _load_or_make(settings: RunSettings, source: str, revision: Optional[str], vocab_size: int) -> nn.Module:

@@ -10,6 +10,9 @@ from ..adapter import TagiAdapter
 from .adapter_bank import AdapterBank, joined
 
 
+KEPT_BYTES = 2 * 2**30
+
+
 class StoredAdapters:
     """What a [`TagiAdapter`] of all of a bank's adapters gives for `[index]`, without that.
 
@@ -21,7 +24,7 @@ class StoredAdapters:
         max_bytes: Size of the adapters that are kept, those used last; a batch's own are there in any case.
     """
 
-    def __init__(self, bank: AdapterBank, device: Union[str, torch.device] = "cpu", max_bytes: int = 2 * 2**30):
+    def __init__(self, bank: AdapterBank, device: Union[str, torch.device] = "cpu", max_bytes: int = KEPT_BYTES):
         self.bank, self.device, self.max_bytes = bank, torch.device(device), max_bytes
         self._names = bank.names
         self._kept: OrderedDict[int, TagiAdapter] = OrderedDict()

@@ -97,7 +97,8 @@ def test_the_xl_recipes_flops_are_two_a_parameter_and_token_and_the_scores_of_at
 def test_the_xl_recipes_memory_is_weights_gradients_and_optimizer_states_of_four_bytes(xl):
     trained, total = xl["parameters"]["trained"], xl["parameters"]["total"]
     memory = stage(xl, "finetuning")["memory"]
-    assert memory["weights"] == 4 * (total + 60 * xl["parameters"]["adapter"])
+    assert 60 * 4 * xl["parameters"]["adapter"] > 2 * 2**30  # more than is kept of a bank
+    assert memory["weights"] == 4 * total + 2 * 2**30
     assert (memory["gradients"], memory["optimizer"]) == (4 * trained, 8 * trained)  # AdamW has two numbers for each
     assert 1e9 < memory["activations"] < 60e9
     assert stage(xl, "pretraining")["memory"]["optimizer"] < 0.05 * 4 * trained  # Adafactor: rows and columns

@@ -107,8 +107,10 @@ def test_two_studies_do_not_work_in_one_folder(study_file, tmp_path):
 def test_a_run_that_fails_is_named_and_the_others_are_finished(study_file, tmp_path):
     study = load_study(study_file, {
         "output_dir": str(tmp_path), "references": [], "methods": [
-            {"nowhere": {"base": "prompted", "evaluation.splits": ["nowhere"]}}, "prompted"]})  # fmt: skip
-    said = "1 of 3 runs failed: nowhere-seed0; see .*/log.txt, which ends with .nowhere-seed0: evaluation.splits"
+            {"blocked": {"base": "prompted"}}, "prompted"]})  # fmt: skip
+    (tmp_path / "cells" / "blocked-seed0").mkdir(parents=True)
+    (tmp_path / "cells" / "blocked-seed0" / "stages").write_text("a file where a folder is to be")
+    said = "1 of 3 runs failed: blocked-seed0; see .*/log.txt, which ends with .*stages"
     with pytest.raises(ChildProcessError, match=said):
         run_study(study)
     assert {x["method"] for x in lines(tmp_path / "results.jsonl")} == {"prompted_start", "prompted"}

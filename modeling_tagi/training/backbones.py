@@ -1,0 +1,98 @@
+"""The config of the backbone that a run starts from: the named one's, or what is made from scratch."""
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from .settings import RunSettings
+
+# Known to every config, or to those written by earlier versions, beside the fields of its class.
+_OF_EVERY_CONFIG = {
+    "attn_implementation", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "forced_eos_token_id",
+    "is_encoder_decoder", "model_type", "pad_token_id", "rope_scaling", "rope_theta", "tie_word_embeddings",
+    "torch_dtype", "use_cache",
+}  # fmt: skip
+
+
+def backbone_config(settings: RunSettings, vocab_size: int) -> PretrainedConfig:
+    """The config of the backbone: the named one's, or what is made from scratch.
+
+    Raises:
+        FileNotFoundError: if the named one is not to be had.
+        ValueError: if the named one is none, there is neither a name nor a `model_type`, or a field is wrong.
+    """
+    backbone = settings.backbone
+    if backbone.name is not None:
+        return _named_config(backbone.name, backbone.revision)
+    if "model_type" not in backbone.config:
+        raise ValueError(
+            "backbone has neither a name nor a config with a model_type; name a pretrained one, or say what to make"
+        )
+    return made_config({"vocab_size": vocab_size, **backbone.config})
+
+
+def made_config(fields: dict) -> PretrainedConfig:
+    """A backbone's config from its fields, `model_type` among them.
+
+    Raises:
+        ValueError: for an unknown family or field, or a value that is not allowed.
+    """
+    kind = fields["model_type"]
+    if kind not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "such as 't5' or 'llama'"
+        raise ValueError(f"backbone.config.model_type is {kind!r}, but must be a family of transformers; {hint}")
+    _require_known(CONFIG_MAPPING[kind], fields)
+    try:
+        config = AutoConfig.for_model(**{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, **fields})
+    except Exception as error:  # configs check their fields each in its own way
+        raise ValueError(f"backbone.config is not one of {kind!r}: {' '.join(str(error).split())}") from error
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0
+    return config
+
+
+def _named_config(name: str, revision) -> PretrainedConfig:
+    place = Path(name).expanduser()
+    if place.is_file():
+        raise ValueError(f"backbone.name is {name!r}, which is a file; name the folder that its config.json is in")
+    if place.is_dir() and not (place / "config.json").is_file():
+        raise FileNotFoundError(f"backbone.name is {name!r}, a folder without a config.json; name a model's folder")
+    if not place.is_dir() and (place.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise FileNotFoundError(f"backbone.name is {name!r}, but there is no such folder")
+    try:
+        kind = PretrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
+        if kind == "tagi":
+            raise ValueError("it is a TAGI checkpoint, and a generator is made for a plain language model")
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        where = "cannot be read" if place.is_dir() else "is no folder here, and cannot be had from the Hub"
+        raise FileNotFoundError(f"backbone.name is {name!r}, which {where}: {str(error).splitlines()[0]}") from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"backbone.name is {name!r}, which cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _require_known(kind: type, fields: dict[str, Any]):
+    """Refuses fields that the config's class does not have, and sizes that no model has."""
+    try:
+        defaults = vars(kind())
+    except Exception:  # a class that is nothing without its parts
+        return
+    known = {name for name in defaults if not name.startswith("_")} | {*kind.attribute_map, *_OF_EVERY_CONFIG}
+    known |= {name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")}
+    for name, value in fields.items():
+        if name not in known:
+            close = difflib.get_close_matches(str(name), sorted(known), n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(known - _OF_EVERY_CONFIG))}"
+            raise ValueError(f"unknown field backbone.config.{name} of a {kind.model_type!r} backbone; {hint}")
+        default = defaults.get(kind.attribute_map.get(name, name))
+        if name.endswith(("_id", "_ids")) or value is None or isinstance(value, bool):
+            continue
+        counts = type(default) is int and default > 0 or default is None and type(value) is int
+        if counts and (type(value) is not int or value < 1):
+            raise ValueError(f"backbone.config.{name} is {value!r}, but must be a whole number of 1 or more")
+        if "drop" in name and isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise ValueError(f"backbone.config.{name} is {value!r}, but must be a share from 0 to 1")
