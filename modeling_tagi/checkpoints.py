@@ -101,8 +101,11 @@ class CheckpointMixin(NamedBackboneMixin):
         Raises:
             OSError: if a file is missing, or the backbone is not where the config says.
             ValueError: if the checkpoint lacks a tensor of the model, a backbone in it is to be quantized, or the
-                backbone that it names is not the one that it was made for.
+                backbone that it names is not the one that it was made for; or if an adapter was named.
         """
+        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
+        if adapter is not None:  # AutoModel was given one, and names here the checkpoint that it is for
+            raise _no_model(adapter, f"AutoModel.from_pretrained({str(pretrained_model_name_or_path)!r})")
         if not hasattr(config, "backbone_config"):
             names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
             hub = {name: kwargs[name] for name in names if name in kwargs}
@@ -149,6 +152,15 @@ class CheckpointMixin(NamedBackboneMixin):
         if given:  # what else is there is read now: a token is not kept
             model._read_beside(given)
         return (model, info) if output_loading_info else model
+
+    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+        """Refuses what transformers would do, which is to build an adapter into the model: a [`TagiAdapter`] goes
+        with each call.
+
+        Raises:
+            ValueError: always.
+        """
+        raise _no_model(peft_model_id, "it is here already")
 
     def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
         """Writes the checkpoint as it goes to the Hub: weights, config, code and, where it is known, the tokenizer.
@@ -326,6 +338,13 @@ class CheckpointMixin(NamedBackboneMixin):
                 ) from error
             return self._tokenizer
         return None
+
+
+def _no_model(adapter, model: str) -> ValueError:
+    return ValueError(
+        f"{adapter} is an adapter, which is not built into a model: load the model ({model}), then "
+        f"model.adapter_class.from_pretrained({str(adapter)!r}), and give that to each call as adapter=…"
+    )
 
 
 def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:

@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modeling_tagi import TagiAdapter, TagiModel, adapter_files
 from modeling_tagi.adapter import InstructionMemory
@@ -352,6 +352,20 @@ def test_auto_peft_loads_an_adapter_with_its_backbone(make_backbone, make_model,
             assert not torch.allclose(ours(**inputs).logits, expected, atol=1e-3)
         last.append(expected)
     assert not torch.allclose(*last, atol=1e-3)
+
+
+def test_an_adapter_is_not_loaded_as_a_model(make_model, tokenizer, tmp_path):
+    model = make_model("llama", "none")
+    model.config.backbone_trained = True
+    model.tokenizer = tokenizer
+    model.save_pretrained(tmp_path / "model")
+    model = TagiModel.from_pretrained(tmp_path / "model")
+    model.generate_adapter([5, 6]).save_pretrained(tmp_path / "adapter")
+    message = "adapter is an adapter, which is not built into a model: load the model .*adapter_class.from_pretrained"
+    with pytest.raises(ValueError, match=message):
+        AutoModel.from_pretrained(tmp_path / "adapter", trust_remote_code=True)
+    with pytest.raises(ValueError, match=message):
+        model.load_adapter(str(tmp_path / "adapter"))
 
 
 # Folders that cannot be read

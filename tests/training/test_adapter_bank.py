@@ -8,6 +8,7 @@ import torch
 import yaml
 from hub_stand_in import Repository
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
 from modeling_tagi import TagiAdapter
@@ -16,6 +17,7 @@ from modeling_tagi.training import adapter_bank, stages
 from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import build_settings
+from modeling_tagi.training.stored_adapters import StoredAdapters
 
 TASKS = ("first", "last", "both", "swap")
 STAGES = ["task_adapters", "finetuning"]
@@ -254,3 +256,34 @@ def test_a_file_that_is_no_index_is_said_to_be_none(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(ValueError, match="index.json is no index of task adapters"):
         AdapterBank(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_that_is_not_finite_is_refused_before_training(run_of, loras, records, tmp_path, value):
+    shutil.copytree(loras["last"], tmp_path / "last")
+    file = tmp_path / "last" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = value
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="the task adapter of 'last' .*adapter_model.safetensors: .* must be finite"):
+        check(run_of({**loras, "last": str(tmp_path / "last")}), records)
+    bank = AdapterBank.of({"last": str(tmp_path / "last")})
+    for read in (bank.load, lambda: StoredAdapters(bank)[[0]]):
+        with pytest.raises(ValueError, match="the task adapter of 'last' .* must be finite"):
+            read()
+
+
+def test_names_of_strangers_stay_in_the_banks_folder(make_model, make_bank, tmp_path):
+    names = ["../../pwn", "/etc/passwd", "a\0b", "x" * 300, "."]
+    bank = AdapterBank(tmp_path / "deep" / "bank")
+    bank.add(names, make_bank(make_model(), tasks=len(names)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep"]
+    assert {path.name for path in (tmp_path / "deep").iterdir()} <= {"bank", "bank.lock"}
+    assert AdapterBank(tmp_path / "deep" / "bank").names == names and len(bank.load()) == len(names)
+
+
+def test_a_bank_is_not_written_over_something_else(make_model, make_bank, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "tagi"}')
+    with pytest.raises(ValueError, match="holds a TAGI checkpoint .*; choose another folder"):
+        AdapterBank(tmp_path).add(["first"], make_bank(make_model(), tasks=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
