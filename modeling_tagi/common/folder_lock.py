@@ -1,7 +1,6 @@
 """One process at a time in a folder that is written to."""
 
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -10,22 +9,35 @@ from filelock import FileLock, Timeout
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, lock_file: str = ".lock") -> Iterator[None]:
     """Makes the folder and keeps other processes out of it; one that was made for nothing is taken away again.
+
+    The system gives the folder free where the process is killed.
+
+    Args:
+        folder: Where the process works.
+        lock_file: What is locked, in the folder.
 
     Raises:
         ValueError: at once, if another process is in there.
+        OSError: at once, if the folder cannot be made or written to.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / lock_file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise ValueError(f"another process is at work in {folder}; wait, or choose another folder") from None
+    except NotImplementedError:  # a file system that knows no locks
+        pass
     try:
         yield
     finally:
+        if made and set(os.listdir(folder)) <= {lock_file}:
+            (folder / lock_file).unlink(missing_ok=True)
+            for path in made:
+                if os.listdir(path):
+                    break
+                path.rmdir()
         lock.release()
-        if made and set(os.listdir(folder)) <= {".lock"}:
-            shutil.rmtree(folder)

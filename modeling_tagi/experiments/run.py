@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from ..cards import CARD_FILE, is_edited
+from ..common.folder_lock import alone_in
 from ..data.collate import Tokens
 from ..data.records import Record
 from ..data.sources import read_source
@@ -18,6 +20,7 @@ from ..evaluation.metrics import score
 from ..evaluation.predict import Answering
 from ..evaluation.report import read_report, write_report
 from ..evaluation.results import RESULTS_VERSION, headline
+from ..folders import require_folder_for
 from ..modeling_tagi import TagiModel
 from ..training import stages
 from ..training.backbones import backbone_config
@@ -45,7 +48,15 @@ def run_experiment(settings: RunSettings, command: str = "") -> dict:
     Raises:
         ValueError, FileNotFoundError: for settings or data that cannot be used, before any long work.
         HubError: if it is to be pushed, and may not be; before anything else.
+        OSError: if its folder cannot be written to.
     """
+    folder = require_folder_for("run", settings.output_dir)
+    # of several processes the main one holds it for all; a study's cell has a lock of its own in there
+    with alone_in(folder, ".run.lock") if is_main() else nullcontext():
+        return _train_and_score(settings, command)
+
+
+def _train_and_score(settings: RunSettings, command: str) -> dict:
     began = time.monotonic()
     quiet_libraries()
     # first of all: a wrong token is found in a second, data is read in minutes

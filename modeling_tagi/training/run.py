@@ -279,8 +279,11 @@ def reading(what: Path, mend: str) -> Iterator[None]:
 def write_text(path: Path, text: str):
     """Writes beside, then moves into place."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
+    try:
+        beside.write_text(text)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # half of it, where the disk is full
 
 
 @contextmanager
