@@ -1,5 +1,6 @@
 """Few-shot tuning: adapters as parameters, and gradient steps from generated ones."""
 
+import math
 import random
 import weakref
 from dataclasses import replace
@@ -120,51 +121,66 @@ def tune(
 
     Raises:
         ValueError: if no model is known, the adapter is another backbone's, there is no example, or one cannot be
-            read.
+            read; if tuning diverges.
     """
     model = _model_of(adapter, model)
     require_fit(adapter, model)
     if type(steps) is not int or steps < 1 or type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"tune got steps={steps!r} and batch_size={batch_size!r}; both must be whole numbers above 0")
+    if not 0 <= learning_rate < math.inf:
+        raise ValueError(f"tune got learning_rate={learning_rate!r}, but it must be a finite number of at least 0")
     tokens = Tokens.of(model.tokenizer, model.config, max_input_length, max_target_length)
     by_task = [
         [(tokens.input(text), tokens.target(target)) for text, target in examples]
         for examples in _examples(adapter, records)
     ]
-    start = adapter.to(model.device).detach()
-    parameters = AdapterParameters(start.lora_a, start.lora_b, start.lora_alpha).to(model.device)
-    optimizer = torch.optim.AdamW(parameters.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-    schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
-    bar = logging.tqdm(total=steps, desc="tuning", disable=not progress, dynamic_ncols=True, leave=False)
-    with bar, torch.enable_grad(), frozen(model):
-        for step in range(steps):
-            drawn = [random.Random(f"{seed} {step}").sample(e, min(batch_size, len(e))) for e in by_task]
-            rows = [(*example, task) for task, examples in enumerate(drawn) for example in examples]
-            inputs, targets, task_index = zip(*rows)
-            batch = training_tensors(tokens, inputs, targets)
-            batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            labels, index = batch.pop("labels"), torch.tensor(task_index, device=model.device)
-            if tokens.is_encoder_decoder:
-                batch["decoder_input_ids"] = model.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
-            applied = replace(parameters.adapter(), memory=start.memory)
-            logits = model(**batch, adapter=applied, task_index=index).logits
-            loss = summed_task_losses(logits, labels, index, len(start), shifted=not tokens.is_encoder_decoder)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-            bar.set_postfix(loss=f"{loss.item() / len(start):.3f}", refresh=False)
+    with torch.inference_mode(False), torch.enable_grad():
+        # tensors made under inference_mode take no part in a graph, copies do
+        start = adapter.to(model.device).detach()._map(lambda x: x.clone() if x.is_inference() else x)
+        parameters = AdapterParameters(start.lora_a, start.lora_b, start.lora_alpha).to(model.device)
+        optimizer = torch.optim.AdamW(parameters.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
+        schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
+        bar = logging.tqdm(total=steps, desc="tuning", disable=not progress, dynamic_ncols=True, leave=False)
+        with bar, frozen(model):
+            for step in range(steps):
+                drawn = [random.Random(f"{seed} {step}").sample(e, min(batch_size, len(e))) for e in by_task]
+                rows = [(*example, task) for task, examples in enumerate(drawn) for example in examples]
+                inputs, targets, task_index = zip(*rows)
+                batch = training_tensors(tokens, inputs, targets)
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                labels, index = batch.pop("labels"), torch.tensor(task_index, device=model.device)
+                if tokens.is_encoder_decoder:
+                    batch["decoder_input_ids"] = model.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
+                applied = replace(parameters.adapter(), memory=start.memory)
+                logits = model(**batch, adapter=applied, task_index=index).logits
+                loss = summed_task_losses(logits, labels, index, len(start), shifted=not tokens.is_encoder_decoder)
+                value = loss.item() / len(start)
+                _require_finite(torch.tensor(value), f"the loss of step {step + 1} of {steps}", learning_rate)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+                bar.set_postfix(loss=f"{value:.3f}", refresh=False)
     tuned = parameters.adapter().detach()
+    tuned_a = {path: a.to(adapter.lora_a[path]) for path, a in tuned.lora_a.items()}
+    tuned_b = {path: b.to(adapter.lora_b[path]) for path, b in tuned.lora_b.items()}
+    for path, a in tuned_a.items():  # an update of numbers too large for their product is no update either
+        _require_finite(a.float().norm() * tuned_b[path].float().norm(), f"after step {steps} {path!r}", learning_rate)
     note = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     sources = adapter.provenance or (_base_of(adapter, model),) * len(adapter)
     provenance = [{**p, "tuned": {**note, "examples": len(e)}} for p, e in zip(sources, by_task)]
     return replace(
-        adapter,
-        lora_a={path: a.to(adapter.lora_a[path]) for path, a in tuned.lora_a.items()},
-        lora_b={path: b.to(adapter.lora_b[path]) for path, b in tuned.lora_b.items()},
-        origin=weakref.ref(model),
+        adapter, lora_a=tuned_a, lora_b=tuned_b, origin=weakref.ref(model)
     ).described(provenance, adapter.peft_config or model.peft_config())
+
+
+def _require_finite(value: Tensor, what: str, learning_rate: float):
+    if not value.isfinite():
+        raise ValueError(
+            f"{what} is not finite ({value.item()}), so no adapter was made; use a learning_rate below "
+            f"{learning_rate:g}"
+        )
 
 
 def _base_of(adapter: TagiAdapter, model: PreTrainedModel) -> dict:

@@ -179,8 +179,8 @@ def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
     def within(batch, head, query, key):
         return token[batch, query] - token[batch, key] < window
 
-    ids = arguments["input_ids"]
-    like = torch.empty(*ids.shape, 1, dtype=stack.dtype, device=ids.device)  # shape and type are all that is read
+    ids = arguments["input_ids"] if arguments.get("input_ids") is not None else arguments["inputs_embeds"]
+    like = torch.empty(*ids.shape[:2], 1, dtype=stack.dtype, device=ids.device)  # shape and type are all that is read
     masks = partial(create_causal_mask, stack.config, like, mask, arguments["past_key_values"])
     windowed = masks(and_mask_function=within)
     if family_of(stack.config).window == "by_layer":

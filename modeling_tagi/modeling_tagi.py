@@ -2,7 +2,7 @@
 
 import weakref
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Optional, Sequence, Union
 
@@ -37,6 +37,7 @@ from .fusion import (
     windowed_masks,
 )
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
+from .input_checks import checked_index, input_list, instruction_list, require_known_ids, require_room
 from .instruction_cache import InstructionCache
 from .instruction_index import mean_embeddings
 from .instructions import instruction_text
@@ -71,12 +72,24 @@ class TagiOutput(ModelOutput):
         logits: `[batch, target_len, vocab]` (causal: `[batch, seq, vocab]`).
         past_key_values: The backbone's cache, if it was asked for.
         adapter: The adapter that was applied.
+        hidden_states, …: The backbone's, if they were asked for.
     """
 
     loss: Optional[Tensor] = None
     logits: Optional[Tensor] = None
     past_key_values: Optional[Any] = None
     adapter: Optional[TagiAdapter] = None
+    hidden_states: Optional[tuple[Tensor, ...]] = None
+    attentions: Optional[tuple[Tensor, ...]] = None
+    encoder_hidden_states: Optional[tuple[Tensor, ...]] = None
+    encoder_attentions: Optional[tuple[Tensor, ...]] = None
+    decoder_hidden_states: Optional[tuple[Tensor, ...]] = None
+    decoder_attentions: Optional[tuple[Tensor, ...]] = None
+    cross_attentions: Optional[tuple[Tensor, ...]] = None
+
+
+_ASKED = ("output_hidden_states", "output_attentions")
+_ON_REQUEST = [field.name for field in fields(TagiOutput)][4:]
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, num_items: Optional[Union[int, Tensor]] = None) -> Tensor:
@@ -220,7 +233,9 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             As many adapters as instructions.
 
         Raises:
-            ValueError: if an instruction is empty or longer than `config.max_instruction_length` tokens.
+            TypeError: if it is none of these.
+            ValueError: if an instruction is empty or longer than `config.max_instruction_length` tokens, or has tokens
+                that are not in the vocabulary.
         """
         texts, ids = self._read_instructions(instruction, demonstrations)
         limit = self.config.max_instruction_length
@@ -229,6 +244,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 mend = "shorten it or leave out demonstrations" if tokens else "give at least one token"
                 length = len(tokens)
                 raise ValueError(f"instruction {number} has {length} tokens, but 1 to {limit} can be read; {mend}")
+        require_known_ids(ids, getattr(self.get_input_embeddings(), "num_embeddings", None))
         keys = [tuple(tokens) for tokens in ids]
         names = {key: text if text is not None else f"of tokens {key}" for key, text in zip(keys, texts)}
 
@@ -358,19 +374,14 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     def _read_instructions(self, instruction, demonstrations) -> tuple[list[Optional[str]], list[list[int]]]:
         if isinstance(instruction, str):
-            instruction, demonstrations = [instruction], [demonstrations]
-        if isinstance(instruction, Tensor):
-            rows = instruction.tolist() if instruction.ndim > 1 else [instruction.tolist()]
-            instruction = [self._without_padding(row) for row in rows]
-        instruction = list(instruction)
-        if instruction and isinstance(instruction[0], int):
-            instruction = [instruction]
-        if not instruction:
-            raise ValueError("generate_adapter got no instruction; give a text, a list of texts, or token ids")
-        if not any(isinstance(text, str) for text in instruction):
+            demonstrations = [demonstrations]
+        padded, instruction = isinstance(instruction, Tensor), instruction_list(instruction)
+        if padded:
+            instruction = [self._without_padding(row) for row in instruction]
+        if not isinstance(instruction[0], str):
             if demonstrations is not None:
                 raise ValueError("demonstrations go with instruction texts; put their tokens among the token ids")
-            return [None] * len(instruction), [list(tokens) for tokens in instruction]
+            return [None] * len(instruction), instruction
         demonstrations = list(demonstrations) if demonstrations is not None else [None] * len(instruction)
         if len(demonstrations) != len(instruction):
             raise ValueError(
@@ -405,11 +416,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             `input_ids [batch, seq]` and `attention_mask [batch, seq]`, padded on the left for a causal backbone.
 
         Raises:
+            TypeError: if an input is no text.
             ValueError: if there is no input.
         """
-        inputs = [inputs] if isinstance(inputs, str) else list(inputs)
-        if not inputs:
-            raise ValueError("encode_inputs got no inputs; give a text, or a list of at least one")
+        inputs = input_list(inputs)
         tokens = Tokens.of(self.tokenizer, self.config, max_length)
         batch = generation_tensors(tokens, [tokens.input(text) for text in inputs])
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -449,10 +459,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         """
         self._expect_training()
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
-        if adapter is not None and input_ids is not None:
-            require_rows(adapter, task_index, len(input_ids))
-            require_positions(self, input_ids, attention_mask, adapter)
-            task_index = needed_index(task_index, len(adapter))
+        return_dict = kwargs.pop("return_dict", None)
+        encoded = kwargs.get("encoder_outputs")
+        given = _first(input_ids, kwargs.get("inputs_embeds"), None if encoded is None else encoded[0])
+        if adapter is not None and given is not None:
+            task_index = self._checked(adapter, task_index, given, attention_mask)
         if self.config.is_encoder_decoder:
             if decoder_input_ids is None and labels is not None:
                 decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
@@ -462,21 +473,26 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             if adapter is None or adapter.memory is None:
                 kwargs.update(input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values)
             elif self.config.is_encoder_decoder:
-                states, mask = self._encode_input(input_ids, attention_mask, adapter, task_index)
+                asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
+                read = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
+                states, mask = self._encode_input(input_ids, attention_mask, adapter, task_index, **read, **asked)
                 kwargs.update(encoder_outputs=states, attention_mask=mask, past_key_values=past_key_values)
             else:
-                application.new_cache = lambda: prefix_cache(adapter.memory, len(input_ids), self.dtype, task_index)
+                if given is None:
+                    raise ValueError("forward got an adapter, but no inputs; give input_ids or inputs_embeds")
+                rows, length = given.shape[:2]
+                application.new_cache = lambda: prefix_cache(adapter.memory, rows, self.dtype, task_index)
                 cache = past_key_values
                 if cache is None or not cache.get_seq_length():
                     cache = application.new_cache()
-                prefix_mask = take_rows(adapter.memory.mask, len(input_ids), task_index)
+                prefix_mask = take_rows(adapter.memory.mask, rows, task_index)
                 mask = attention_mask
                 if mask is None:
                     seen = cache.get_seq_length() - prefix_mask.shape[1]
-                    mask = prefix_mask.new_ones(len(input_ids), seen + input_ids.shape[1])
+                    mask = prefix_mask.new_ones(rows, seen + length)
                 mask = torch.cat([prefix_mask.to(mask.dtype), mask], 1)
                 require_one_rotation(self, mask.shape[1])
-                positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -input_ids.shape[1]:]
+                positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
                 kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
             output = self.backbone(**kwargs)
         loss = None
@@ -484,7 +500,9 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             logits = output.logits if self.config.is_encoder_decoder else output.logits[:, :-1]
             targets = labels if self.config.is_encoder_decoder else labels[:, 1:]
             loss = prediction_loss(logits, targets, num_items_in_batch)
-        return TagiOutput(loss, output.logits, getattr(output, "past_key_values", None), adapter)
+        more = {name: getattr(output, name, None) for name in _ON_REQUEST}
+        output = TagiOutput(loss, output.logits, getattr(output, "past_key_values", None), adapter, **more)
+        return output.to_tuple() if return_dict is False else output
 
     @torch.no_grad()
     def generate(
@@ -510,18 +528,23 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is None:
             return self.backbone.generate(input_ids, **kwargs)
-        require_rows(adapter, task_index, len(input_ids))
-        task_index = needed_index(task_index, len(adapter))
-        if task_index is not None and not self.config.is_encoder_decoder:  # one gather now, not in every step
-            adapter, task_index = adapter[task_index], None
+        given = _first(input_ids, kwargs.get("inputs_embeds"))
+        if given is None:
+            raise ValueError(
+                "generate got an adapter, but no inputs; give input_ids (encode_inputs makes them of texts)"
+            )
         mask = kwargs.pop("attention_mask", None)
         if mask is None:
-            mask = _mask_of(input_ids, config)
-        require_positions(self, input_ids, mask, adapter)
+            mask = _mask_of(given, config)
+        task_index = self._checked(adapter, task_index, given, mask)
+        if task_index is not None and not self.config.is_encoder_decoder:  # one gather now, not in every step
+            adapter, task_index = adapter[task_index], None
         _require_drafts_that_fit(self, adapter, config, kwargs.get("assistant_model"))
         with applied(self._application(adapter, task_index).cast(self.dtype).by_row()):
             if self.config.is_encoder_decoder:
-                states, mask = self._encode_input(input_ids, mask, adapter, task_index)
+                asked = {name: True for name in _ASKED if getattr(config, name)}
+                embeds = kwargs.pop("inputs_embeds", None)
+                states, mask = self._encode_input(input_ids, mask, adapter, task_index, embeds, **asked)
                 # the ids beside what they were encoded to: penalties and an assistant model read them
                 return self.backbone.generate(input_ids, encoder_outputs=states, attention_mask=mask, **kwargs)
             if adapter.memory is None:
@@ -530,6 +553,12 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     def _generate_behind_prefix(self, input_ids, mask, adapter, generation_config, **kwargs):
         """Continues a cache of the instruction, of which `generate` knows the length alone: its mask covers both."""
+        for name in ("inputs_embeds", "past_key_values"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"generate got {name}, which it cannot read behind an instruction (fusion={self.config.fusion!r})"
+                    "; give input_ids of the whole input"
+                )
         length = adapter.memory.mask.shape[1]
         copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         prefix_mask = take_rows(adapter.memory.mask, len(input_ids)).to(mask.dtype)
@@ -562,6 +591,14 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             generation_config=generation_config,
             **kwargs,
         )
+
+    def _checked(self, adapter: TagiAdapter, task_index: Any, given: Tensor, mask: Optional[Tensor]):
+        """Returns the needed `task_index [batch]`, if any, after a look at whether adapters and inputs go together."""
+        task_index = checked_index(task_index, len(adapter), self.device)
+        require_rows(adapter, task_index, len(given))
+        require_positions(self, given, mask, adapter)
+        require_room(self, *given.shape[:2])
+        return needed_index(task_index, len(adapter))
 
     def _resolve(self, adapter, instruction_input_ids, instruction_attention_mask) -> Optional[TagiAdapter]:
         if instruction_input_ids is not None:
@@ -596,14 +633,24 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 )
         return application
 
-    def _encode_input(self, input_ids, attention_mask, adapter, task_index) -> tuple[BaseModelOutput, Tensor]:
+    def _encode_input(
+        self, input_ids, attention_mask, adapter, task_index, inputs_embeds=None, encoder_outputs=None, **asked
+    ) -> tuple[BaseModelOutput, Tensor]:
         """The decoder's memory, `(I_x ; F)` where there is an I_x, and its mask."""
-        states = self.backbone.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
-        if adapter.memory is None:
-            return BaseModelOutput(states), attention_mask
-        memory = adapter.memory
-        states, mask = concat_memory(memory.states, memory.mask, states, attention_mask, task_index)
-        return BaseModelOutput(states), mask
+        if encoder_outputs is None:
+            embedded = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+            encoder_outputs = self.backbone.get_encoder()(
+                input_ids=input_ids, attention_mask=attention_mask, **embedded, **asked
+            )
+        states, mask, memory = encoder_outputs[0], attention_mask, adapter.memory
+        if memory is not None:
+            states, mask = concat_memory(memory.states, memory.mask, states, attention_mask, task_index)
+        more = {name: getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions")}
+        return BaseModelOutput(states, **more), mask
+
+
+def _first(*tensors: Optional[Tensor]) -> Optional[Tensor]:
+    return next((tensor for tensor in tensors if tensor is not None), None)
 
 
 def _require_drafts_that_fit(
@@ -624,6 +671,8 @@ def _require_drafts_that_fit(
 def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:
     """As transformers' own `generate`: padding is left out, unless its token also ends a text."""
     pad, eos = config.pad_token_id, config.eos_token_id
+    if input_ids.is_floating_point():  # embeddings
+        return input_ids.new_ones(input_ids.shape[:2], dtype=torch.long)
     if pad is None or pad in (eos if isinstance(eos, list) else [eos]):
         return torch.ones_like(input_ids)
     return (input_ids != pad).long()

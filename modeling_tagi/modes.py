@@ -44,12 +44,12 @@ def _held(model: nn.Module, change: Callable[[nn.Module], Callable[[], None]]) -
 
 
 def _to_eval(model: nn.Module) -> Callable[[], None]:
-    training = [module for module in model.modules() if module.training]
+    training = {module for module in model.modules() if module.training}
     model.eval()
 
-    def undo():
-        for module in training:
-            module.training = True
+    def undo():  # of what was done inside the block as well, such as a `train()` before an interrupt
+        for module in model.modules():
+            module.training = module in training
 
     return undo
 

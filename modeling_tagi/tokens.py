@@ -53,7 +53,7 @@ class Tokens:
             lambda text, special: array("i", tokenizer(text, add_special_tokens=special)["input_ids"])
         )
         # what the tokenizer puts before a text, such as a token for its beginning; nothing for T5's
-        self.start = [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
+        self.start = _start_of(tokenizer)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._target_start = self.start if marks_targets else []
         self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
@@ -146,6 +146,15 @@ class Tokens:
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         behind = self.plain(rendered.rpartition(_REPLY)[2])
         return next(([token] for token in behind if token in special), self._eos)
+
+
+def _start_of(tokenizer) -> list[int]:
+    """Returns the special tokens before a text, those after it left out, even where one token does both (OPT's)."""
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for place in range(len(whole) - len(bare) + 1):
+        if whole[place: place + len(bare)] == bare:
+            return list(whole[:place])
+    return [token for token in tokenizer("")["input_ids"] if token != tokenizer.eos_token_id]
 
 
 def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -190,3 +190,30 @@ def test_several_adapters_take_a_list_each(model_of):
     for options in ({"steps": 0}, {"batch_size": 0}, {"steps": 1.5}):
         with pytest.raises(ValueError, match="both must be whole numbers above 0"):
             two.tune([PAIRS, PAIRS], **{**QUICK, **options})
+
+
+@pytest.mark.parametrize("family, fusion", [("t5", "cross_attention"), ("llama", "concat"), ("t5", "none")])
+def test_an_adapter_made_or_tuned_in_inference_mode_is_tuned_as_any(model_of, family, fusion):
+    model = model_of(family, fusion)
+    expected = model.generate_adapter("say ab").tune(PAIRS, **QUICK)
+    with torch.inference_mode():
+        adapter = model.generate_adapter("say ab")
+        inside = adapter.tune(PAIRS, **QUICK)
+    assert same(adapter.tune(PAIRS, **QUICK), expected) and same(inside, expected)
+
+
+@pytest.mark.parametrize("rate", [float("inf"), float("nan"), -1.0])
+def test_a_learning_rate_that_cannot_be_is_refused(model_of, rate):
+    model = model_of()
+    with pytest.raises(ValueError, match=f"learning_rate={rate}, but it must be a finite number"):
+        model.generate_adapter("say ab").tune(PAIRS, **{**QUICK, "learning_rate": rate})
+
+
+@pytest.mark.parametrize("steps, where", [
+    (6, "the loss of step 2 of 6 is not finite"), (1, "after step 1 '.*is not finite"),
+])  # fmt: skip
+def test_tuning_that_diverges_ends_with_the_step_and_no_adapter(model_of, steps, where):
+    model = model_of()
+    with pytest.raises(ValueError, match=f"{where}.*no adapter was made; use a learning_rate below 1e.30"):
+        model.generate_adapter("say ab").tune(PAIRS, **{**QUICK, "steps": steps, "learning_rate": 1e30})
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())

@@ -14,9 +14,9 @@ from modeling_tagi import TagiModel
 CODE = [
     "adapter.py", "adapter_algebra.py", "adapter_checks.py", "adapter_files.py", "adapter_push.py",
     "adapter_tuning.py", "backbone_hash.py", "cards.py", "checkpoints.py", "configuration_tagi.py", "families.py",
-    "fit.py", "folders.py", "fusion.py", "hub_errors.py", "hypernetwork.py", "instruction_cache.py",
-    "instruction_index.py", "instructions.py", "lora.py", "modeling_tagi.py", "modes.py", "named_backbone.py",
-    "tokens.py", "uploads.py",
+    "fit.py", "folders.py", "fusion.py", "hub_errors.py", "hypernetwork.py", "input_checks.py",
+    "instruction_cache.py", "instruction_index.py", "instructions.py", "lora.py", "modeling_tagi.py", "modes.py",
+    "named_backbone.py", "tokens.py", "uploads.py",
 ]  # fmt: skip
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]

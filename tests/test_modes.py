@@ -64,3 +64,11 @@ def test_two_tunings_at_once_leave_no_gradient_and_are_each_as_alone(make_model,
     assert all(module.training for module in model.modules())
     for one, expected in zip(tuned, alone):
         assert all(torch.allclose(b, expected.lora_b[path], atol=1e-5) for path, b in one.lora_b.items())
+
+
+def test_what_an_interrupt_leaves_in_train_mode_is_put_back(make_model):
+    model = make_model("t5", "none")
+    with pytest.raises(KeyboardInterrupt), evaluating(model):
+        model.backbone.train()
+        raise KeyboardInterrupt
+    assert not any(module.training for module in model.modules())

@@ -214,3 +214,13 @@ def test_no_pass_is_larger_than_it_should_be():
 def test_a_gpu_reads_more_at_once():
     lengths = [512, 16] * 4
     assert len(alike_in_length(lengths)) == 2 and len(alike_in_length(lengths, on_cpu=False)) == 1
+
+
+def test_a_token_that_begins_and_ends_texts_stands_before_inputs():
+    both = Tokenizer(models.BPE(vocab={"<pad>": 0, "</s>": 1, "a": 2, "b": 3}, merges=[]))
+    both.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 1)])
+    opt = PreTrainedTokenizerFast(tokenizer_object=both, bos_token="</s>", eos_token="</s>", pad_token="<pad>")
+    assert Tokens(opt, False).start == [1] and Tokens(opt, False).input("ab")[:3] == [1, 2, 3]
+    both.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    t5 = PreTrainedTokenizerFast(tokenizer_object=both, bos_token="</s>", eos_token="</s>", pad_token="<pad>")
+    assert Tokens(t5, True).start == [] and Tokens(t5, True).input("ab") == [2, 3, 1]
