@@ -118,6 +118,28 @@ def _names(folder: Path) -> list[str]:
 
 
 @contextmanager
+def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
+    """Names the file or folder in what the system says of a write to it, such as that the disk is full.
+
+    Python does not where a write fails, and safetensors has errors of its own.
+
+    Raises:
+        OSError: of the kind that it was, with `place` for its file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError):
+            number = error.errno if error.filename is None else None
+        else:
+            found = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(found[1]) if found else None
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(place)) from error
+
+
+@contextmanager
 def filling(target: Union[str, os.PathLike], last: str, stale: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write to, whose files are moved into `target` when the block ends well.
 
@@ -138,7 +160,8 @@ def filling(target: Union[str, os.PathLike], last: str, stale: Sequence[str] = (
         place = whole  # a volume of its own: no file can be moved into it from outside
     beside = Path(tempfile.mkdtemp(prefix=f".{whole.name[:60]}-", dir=place))
     try:
-        yield beside
+        with naming(target):
+            yield beside
         written = sorted(os.listdir(beside), key=lambda name: (name == last, name))
         target.mkdir(exist_ok=True)
         if last in written:

@@ -1,11 +1,13 @@
+import errno
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from safetensors import SafetensorError
 
-from modeling_tagi.folders import KINDS, file_name, filling, kind_in, require_folder_for
+from modeling_tagi.folders import KINDS, file_name, filling, kind_in, naming, require_folder_for
 
 # What a folder of each kind has; the first files are those that it has however early it was cut off.
 MADE = {
@@ -122,6 +124,17 @@ def test_a_folder_stays_as_it_was_when_the_block_fails(tmp_path):
         (beside / "last").write_text("half")
         raise OSError("full")
     assert (tmp_path / "x" / "last").read_text() == "old" and os.listdir(tmp_path) == ["x"]
+
+
+def test_what_the_disk_says_is_said_of_the_folder(tmp_path):
+    for error in (OSError(errno.ENOSPC, "full"), SafetensorError("I/O error: No space left (os error 28)")):
+        with pytest.raises(OSError) as caught, filling(tmp_path / "x", last="last"):
+            raise error
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "x")
+    for error in (OSError(errno.ENOENT, "gone", "file"), OSError("no number"), SafetensorError("header too small")):
+        with pytest.raises(type(error)) as caught, naming("x"):
+            raise error
+        assert caught.value is error
 
 
 # Names from elsewhere

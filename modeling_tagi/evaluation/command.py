@@ -15,6 +15,7 @@ from ..data.records import Record, Splits
 from ..data.sources import read_source
 from ..data.tables import JSON_SUFFIXES, read_tables
 from ..folders import require_folder_for
+from ..hub_errors import said_in_one_line
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
@@ -115,7 +116,8 @@ def _evaluated(
     quiet_libraries()
     TagiModel.config_class.from_pretrained(checkpoint)  # whether it is there, before data is read
     if baseline is not None:
-        kind = PretrainedConfig.get_config_dict(baseline)[0].get("model_type")
+        with said_in_one_line(baseline, "load"):
+            kind = PretrainedConfig.get_config_dict(baseline)[0].get("model_type")
     bank = AdapterBank.open(task_adapters) if task_adapters is not None else None
     if bank is not None:
         bank.load()

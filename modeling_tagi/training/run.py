@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..data.records import Record
-from ..folders import require_folder_for
+from ..folders import naming, require_folder_for
 from . import stage_keys as keys
 from .processes import is_main, say, wait
 from .settings import RunSettings
@@ -280,7 +280,8 @@ def write_text(path: Path, text: str):
     """Writes beside, then moves into place."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text)
+        with naming(path):
+            beside.write_text(text)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)  # half of it, where the disk is full
