@@ -37,7 +37,7 @@ def instruction_list(instruction: Any) -> Union[list[str], list[list[int]]]:
         raise ValueError("generate_adapter got no instruction; give a text, a list of texts, or token ids")
     if all(map(_is_id, instruction)):
         return [instruction]
-    if all(isinstance(one, str) for one in instruction):
+    if isinstance(instruction[0], str):  # `instruction_text` refuses those that are none
         return instruction
     rows = [one.tolist() if hasattr(one, "tolist") else one for one in instruction]
     for number, row in enumerate(rows):

@@ -24,7 +24,7 @@ def test_instructions_are_read_as_texts_or_as_rows_of_ids(given, read):
     (b"write", TypeError, f"the instruction is a bytes .*{KINDS}"),
     ({"a"}, TypeError, f"the instruction is a set .*{KINDS}"),
     ([["a"]], TypeError, r"instruction 0 is a list \(\['a'\]\), but all must be texts, or all lists of token ids"),
-    (["a", None], TypeError, "instruction 0 is a str.*all must be texts"),
+    ([[5], "a"], TypeError, "instruction 1 is a str.*all must be texts"),
     ([[5, 6.5]], TypeError, "instruction 0 is a list.*whole numbers"),
     ([True, False], TypeError, "instruction 0 is a bool"),
     (torch.tensor([[1.5]]), TypeError, r"tensor of torch.float32 and shape \[1, 1\], but token ids are whole numbers"),
