@@ -1,6 +1,7 @@
 """`tagi plan`: what a run will take, before anything is spent."""
 
 import json
+import time
 
 from ..training.recipes import recipe_file
 from .loading import announce
@@ -9,8 +10,9 @@ from .parsing import add_json, fields, positive, positive_number, share
 HELP = "a run's YAML -> parameters, memory, tokens, FLOPs and time, before anything is spent"
 DESCRIPTION = (
     "Says what `tagi train CONFIG` will take: parameters, memory, disk, tokens, epochs, FLOPs and time. Nothing is\n"
-    "downloaded but the backbone's configuration and tokenizer, and no weights are made. Fields of the run are given\n"
-    "as for `tagi train`: --seed 1 --finetuning.steps 2000."
+    "downloaded but the backbone's configuration and tokenizer. A few steps of every stage are tried in a folder\n"
+    "that is thrown away, unless --flops_per_second says another device, or they would take long. Fields of the run\n"
+    "are given as for `tagi train`: --seed 1 --finetuning.steps 2000."
 )
 EXAMPLE = "tagi plan t5-xl-sni-def --flops_per_second 400e12 --finetuning.steps 5000"
 TAKES_FIELDS = True
@@ -35,6 +37,8 @@ def call(options) -> int:
         overrides = fields(options.rest)
     except ValueError as error:
         options.refuse(str(error))
+    import psutil
+
     from ..training.settings import load_settings
 
     file = recipe_file(options.config)
@@ -53,6 +57,7 @@ def call(options) -> int:
         utilisation=options.utilisation,
         adapters=options.adapters,
         with_data=not options.without_data,
+        startup=time.time() - psutil.Process().create_time(),
     )
     print(json.dumps(plan, indent=2) if options.json else shown(plan))
     return 0

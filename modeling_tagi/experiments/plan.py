@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import math
+import time
 from pathlib import Path
 from statistics import fmean
 from typing import Optional
@@ -24,8 +26,11 @@ from ..training.settings import RunSettings
 from .checks import check_data, check_run, check_setup, memory_there
 from .plan_work import FLOAT, RunWork, TextLengths, Work, stages_that_train, trained_parameters
 from .speed import measured_flops_per_second
+from .trial import STEPS, timed_trial
 
 _LOOKED_AT = 2000  # records, and passages of text, whose lengths are taken
+_TRIAL_SECONDS = 30
+_AROUND = {"evaluation": "evaluation, report", "start": "start, reading data"}
 _TOKENS = ("hypernetwork", "backbone", "target", "teacher")
 
 
@@ -35,6 +40,7 @@ def plan_run(
     utilisation: float = 0.4,
     adapters: Optional[int] = None,
     with_data: bool = True,
+    startup: float = 0.0,
 ) -> dict:
     """Parameters, memory, tokens, FLOPs and time of every stage.
 
@@ -50,17 +56,22 @@ def plan_run(
         utilisation: Share of that speed that training gets.
         adapters: How many task adapters there are, if the data does not say.
         with_data: Whether to read the data.
+        startup: Seconds that a command takes before it begins.
 
     Returns:
-        `backbone`, `parameters`, `data`, `stages`, `total`, `device` and `notes`. Values of JSON alone.
+        `backbone`, `parameters`, `data`, `stages`, `total`, `device`, `time` and `notes`. Values of JSON alone.
+        Seconds are those of a few steps of every stage, tried on this machine, where that takes no longer than half
+        a minute and the backbone is at hand (`time` is then what comes on top of the stages); else FLOPs by the speed.
 
     Raises:
         ValueError: for what the run would refuse, or a backbone whose shape is not to be had.
     """
     quiet_libraries()
     notes: list[str] = []
+    began = time.perf_counter()
     splits, text = _data(settings, notes) if with_data else (None, None)
     tokenizer = _tokenizer(settings, splits, text, notes) if splits is not None else None
+    startup += time.perf_counter() - began
     backbone, source = backbone_shape(settings, len(tokenizer) if tokenizer is not None else None, notes)
     check_setup(settings, backbone)
     config = TagiConfig(backbone, **settings.tagi)
@@ -91,6 +102,12 @@ def plan_run(
         speed = measured_flops_per_second(torch.bfloat16 if settings.bf16 else torch.float32)
     rate = speed * utilisation
     rows = [_stage(work, name, settings, limits, means, longest, counted, rate) for name in planned]
+    around = None
+    on_disk = settings.backbone.name is None or Path(settings.backbone.name).is_dir()  # nothing is downloaded for it
+    if flops_per_second is None and means is not None and on_disk:
+        around = _tried(settings, splits, text, tokenizer, work, rows, means, math.ceil(longest.target), notes)
+        if around is not None:
+            around["start"] = startup
     made = {
         "output_dir": settings.output_dir,
         "backbone": {
@@ -107,7 +124,7 @@ def plan_run(
         "stages": rows,
         "total": {
             "flops": sum(row["flops"] for row in rows),
-            "seconds": sum(row["seconds"] for row in rows),
+            "seconds": sum(row["seconds"] for row in rows) + sum((around or {}).values()),
             "memory": max((row["memory"]["total"] for row in rows), default=0),
             "disk": sum(row["disk"]["kept"] for row in rows)
             + max((row["disk"]["checkpoints"] for row in rows), default=0)
@@ -119,6 +136,7 @@ def plan_run(
             "flops_per_second": speed,
             "utilisation": utilisation,
         },
+        "time": around,
         "notes": notes,
     }
     _warn_of_memory(made, flops_per_second is None)
@@ -248,6 +266,38 @@ def _stage(work: RunWork, name: str, settings: RunSettings, limits, means, longe
     }
 
 
+def _tried(
+    settings, splits, text, tokenizer, work: RunWork, rows, means, longest_target: int, notes: list[str]
+) -> Optional[dict]:
+    """Puts the seconds of a trial on this machine into the stages' rows, and returns those of what is no stage that
+    trains; `None`, and a note, if it would take too long or cannot be done."""
+    predicted = sum(row["seconds"] / max(1, row["steps"]) for row in rows) * STEPS
+    if predicted > _TRIAL_SECONDS:
+        notes.append(
+            f"no steps were tried here, which would take about {_time(predicted)}: time is by products of matrices, "
+            "which steps of training do not reach as a rule"
+        )
+        return None
+    try:
+        trial = timed_trial(settings, splits, text, tokenizer, longest_target)
+    except (OSError, RuntimeError) as error:
+        notes.append(f"no steps could be tried here ({str(error).splitlines()[0]}): time is by products of matrices")
+        return None
+    for row in rows:
+        name, groups, share = row["name"], 1, 1.0
+        if name == "task_adapters":  # the last group may be smaller than those before
+            at_once = min(settings.task_adapters.at_once, work.adapters)
+            groups = math.ceil(work.adapters / at_once)
+            share = work.adapters / (groups * at_once)
+        if name == "finetuning":
+            share = work.step(name, means).flops / work.with_teacher_to_the_end().step(name, means).flops
+        times = trial.stages[name]
+        row["seconds"] = times.of(0, groups) + share * times.of(row["steps"], 0)
+        if name == "finetuning":
+            row["seconds"] += trial.scores_on_the_way(settings, splits)
+    return {"evaluation": trial.evaluation(settings, splits)}
+
+
 def _tokens(work: Work) -> dict:
     return {name: getattr(work, name) for name in _TOKENS}
 
@@ -309,15 +359,21 @@ def shown(plan: dict) -> str:
         memory = stage["memory"]
         rows.append([stage["name"], *(_bytes(memory[name]) for name in memory), _bytes(stage["disk"]["checkpoints"]),
                      _bytes(stage["disk"]["kept"]), _flops(stage["flops"]), _time(stage["seconds"])])  # fmt: skip
+    for name, seconds in (plan["time"] or {}).items():
+        rows.append([_AROUND[name], *[""] * 8, _time(seconds)])
     rows.append(["all", "", "", "", "", _bytes(total["memory"]), _bytes(total["disk"]), "", _flops(total["flops"]),
                  _time(total["seconds"])])  # fmt: skip
     heads = ["stage", "weights", "gradients", "optimizer", "activations, roughly", "memory", "checkpoints", "kept",
              "FLOPs", "time"]  # fmt: skip
     lines += markdown_table(heads, rows)
     speed = f"{_flops(device['flops_per_second'])}/s in {device['dtype']}, {device['utilisation']:.0%} of it used"
+    if plan["time"] is not None:
+        timed = f"time: of {STEPS} steps of every stage and a few answers, tried on {device['name']}, as busy as it is"
+    else:
+        timed = f"time: {'a device of' if device['name'] == 'given' else device['name'] + ', measured:'} {speed}; "
+        timed += "evaluation and the reading of data are not counted"
     notes = [
-        f"time: {'a device of' if device['name'] == 'given' else device['name'] + ', measured:'} {speed}; evaluation "
-        "and the reading of data are not counted",
+        timed,
         "a sequence is as long as it is: padding to the longest of a batch comes on top",
         *plan["notes"],
     ]

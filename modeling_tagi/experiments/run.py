@@ -32,7 +32,7 @@ from .checks import check_run, check_setup, evaluated_splits
 from .known_instructions import index_instructions
 from .pushing import push_at_the_end, push_on_the_way, repository_of
 
-_SCORED_WHILE_TRAINING = 400  # records of the first split
+SCORED_WHILE_TRAINING = 400  # records of the first split
 
 
 def run_experiment(settings: RunSettings, command: str = "") -> dict:
@@ -179,7 +179,7 @@ def _scores(settings: RunSettings, tokens, evaluated: dict[str, list[Record]]):
     if not settings.evaluation.every:
         return None
     split, records = next(iter(evaluated.items()))
-    records = spread(records, _SCORED_WHILE_TRAINING)
+    records = spread(records, SCORED_WHILE_TRAINING)
 
     def scores(model: TagiModel) -> dict:
         answers = Answering(model, tokens, settings.finetuning.reads, settings.evaluation.batch_size).generate(records)

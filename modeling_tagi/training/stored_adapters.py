@@ -9,7 +9,6 @@ from torch import Tensor
 from ..adapter import TagiAdapter
 from .adapter_bank import AdapterBank, joined
 
-
 KEPT_BYTES = 2 * 2**30
 
 
