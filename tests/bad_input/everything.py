@@ -14,6 +14,7 @@ import python_calls
 import shell_checkpoints
 import shell_data
 import shell_disks
+import shell_more
 import shell_runs
 import shell_settings
 import shell_studies
@@ -28,7 +29,7 @@ SHELL = [
     shell_runs.TRAVERSAL, *shell_checkpoints.PLAN_LIKE_TRAIN, shell_studies.LATE,
 ]  # fmt: skip
 PYTHON = [*python_calls.FIRST, *python_adapters.CASES, *python_calls.LAST]
-CASES = [*SHELL, *PYTHON, *shell_studies.AT_ONCE]
+CASES = [*SHELL, *PYTHON, *shell_studies.AT_ONCE, *shell_more.CASES]
 
 
 def import_everything():

@@ -9,7 +9,7 @@ from case import Case, Either, Fine, Outcome, Place, Refused
 
 GOOD = "good"
 _PREFIX = re.compile(r"^(train\.py|tagi( \w+)?|costs|few_shot|python|[\w.]*python -m [\w.]+): ")
-_BAR = re.compile(r"\d+%\||[\d?]+(it|s|run|record)/|^\s*$")
+_BAR = re.compile(r"\d+%\||[\d?]+(it|s|run|record|examples)/| examples/s|^\s*$")
 _LONGEST = 1500  # characters of a message
 
 

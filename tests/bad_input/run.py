@@ -27,6 +27,7 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_TOKEN
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="TEXT", default=[], help="cases with one of these in their name")
+    parser.add_argument("--exact", nargs="+", metavar="NAME", default=[], help="cases of these names")
     parser.add_argument("--share", action="store_true", help="those that the default test run takes")
     parser.add_argument("--where", choices=("shell", "python"), help="those alone")
     parser.add_argument("--again", type=Path, metavar="FILE.md",
@@ -49,6 +50,8 @@ def main(arguments=None) -> int:
         wanted = [case for case in wanted if (case.where, case.name) in SHARE]
     if options.only:
         wanted = [case for case in wanted if any(text in case.name for text in options.only)]
+    if options.exact:
+        wanted = [case for case in wanted if case.name in options.exact]
     if options.again:
         bad = {(where, name) for where, name, _, verdict in rows_of(options.again) if verdict != "good"}
         wanted = [case for case in wanted if (case.where, case.name) in bad]
