@@ -191,7 +191,15 @@ def _load_or_make(settings: RunSettings, source: str, revision: Optional[str], v
 def start_model(run: Run, backbone: str, revision: Optional[str]) -> TagiModel:
     """A fresh generator on the taught backbone."""
     set_seed(derived_seed(run.settings.seed, "generator", "weights"))
-    return TagiModel.from_backbone(backbone, revision=revision, dtype=torch.float32, **run.settings.tagi)
+
+    def made() -> TagiModel:
+        return TagiModel.from_backbone(backbone, revision=revision, dtype=torch.float32, **run.settings.tagi)
+
+    folder = Path(backbone)
+    if folder.parent.parent != run.folder / "stages":
+        return made()
+    with reading(folder, run.again(folder.parent.name)):  # of the run's own
+        return _finite(made())
 
 
 def tuned_adapters(run: Run, model: TagiModel, tokens: Tokens, train: Sequence[Record]) -> Optional[AdapterBank]:
@@ -348,10 +356,14 @@ def _trained_model(run: Run, stage: Stage) -> TagiModel:
     folder = stage.folder / "model"
     _require_whole(folder, run.again(stage.name))
     with reading(folder, run.again(stage.name)):
-        model = TagiModel.from_pretrained(folder, dtype=torch.float32)
-        name = not_finite(model.named_parameters())
-        if name is not None:
-            raise NotFinite(f"the weight {name} is not finite")
+        return _finite(TagiModel.from_pretrained(folder, dtype=torch.float32))
+
+
+def _finite(model: TagiModel) -> TagiModel:
+    """The model, if all of its weights are finite."""
+    name = not_finite(model.named_parameters())
+    if name is not None:
+        raise NotFinite(f"the weight {name} is not finite")
     return model
 
 

@@ -131,12 +131,13 @@ def test_who_mends_what_is_damaged_has_the_same_run_again(done):
     assert run_experiment(settings())["splits"] == scores
 
 
-def test_weights_that_are_not_finite_are_not_gone_on_from(done):
-    file = done / "run" / "stages" / "pretraining" / "model" / "model.safetensors"
+@pytest.mark.parametrize("stage, place", [("pretraining", "model"), ("prompted", "backbone")])
+def test_weights_that_are_not_finite_are_not_gone_on_from(done, stage, place):
+    file = Path("run") / "stages" / stage / place / "model.safetensors"
     weights = load_file(file)
-    name = next(name for name in weights if name.startswith("hypernetwork"))
+    name = next(name for name in weights if "hypernetwork" in name or place == "backbone")
     save_file({**weights, name: weights[name] * float("nan")}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match=f"the weight {name} is not finite.*; delete run/stages/pretraining"):
+    with pytest.raises(ValueError, match=f"the weight .*{name} is not finite.*; delete run/stages/{stage}"):
         run_experiment(settings())
 
 
