@@ -7,11 +7,20 @@ from copy import deepcopy
 from typing import Optional, Sequence, Union
 
 from huggingface_hub import CommitInfo, try_to_load_from_cache
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from .backbone_hash import backbone_hash
 from .cards import checkpoint_card
+from .checkpoint_checks import (
+    broken_weights_named,
+    require_dtype,
+    require_finite,
+    require_name,
+    require_no_adapter_beside,
+    require_tagi_config,
+    require_whole,
+)
 from .configuration_tagi import TagiConfig
 from .folders import filling, require_folder_for
 from .hub_errors import said_in_one_line
@@ -64,19 +73,28 @@ class CheckpointMixin(NamedBackboneMixin):
             token, cache_dir, local_files_only: As for every transformers model.
             config_fields: Fields of [`TagiConfig`].
         """
+        require_name(name_or_folder, "the backbone")
+        require_dtype(dtype)
         name = str(name_or_folder)
         if os.path.isdir(name):
             name = os.path.abspath(name)
         given = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         given = {field: value for field, value in given.items() if value}
-        backbone_config = AutoConfig.from_pretrained(name, revision=revision, **given)
+        with said_in_one_line(name, "load"):
+            fields, _ = PretrainedConfig.get_config_dict(name, revision=revision, **given)
+        if fields.get("model_type") == cls.config_class.model_type:
+            raise ValueError(
+                f"the backbone {name} is a TAGI checkpoint, which has a generator: load it with "
+                "TagiModel.from_pretrained, or save its backbone, model.backbone.save_pretrained(folder), for that"
+            )
+        backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **given)
         revision = _commit(name, revision, cache_dir) or revision
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
         quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
         loading = {"revision": revision, "dtype": dtype or "auto", **quantization, **given}
-        backbone = auto_class(config).from_pretrained(name, **loading)
+        backbone = auto_class(config).from_pretrained(name, trust_remote_code=False, **loading)
         if is_quantized(backbone):
             config.backbone_in_checkpoint = False
         config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
@@ -99,10 +117,14 @@ class CheckpointMixin(NamedBackboneMixin):
         quantizes it if there is a `quantization_config`.
 
         Raises:
-            OSError: if a file is missing, or the backbone is not where the config says.
-            ValueError: if the checkpoint lacks a tensor of the model, a backbone in it is to be quantized, or the
-                backbone that it names is not the one that it was made for; or if an adapter was named.
+            OSError: if a file is missing or no safetensors, or the backbone is not where the config says.
+            ValueError: if it is no TAGI checkpoint, a file is broken, a tensor is missing, of another shape or not
+                finite, a backbone in it is to be quantized, or the one that it names is not the one that it was made
+                for; or if an adapter was named.
         """
+        require_name(pretrained_model_name_or_path, "the checkpoint")
+        require_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
+        require_no_adapter_beside(pretrained_model_name_or_path)
         adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
         if adapter is not None:  # AutoModel was given one, and names here the checkpoint that it is for
             raise _no_model(adapter, f"AutoModel.from_pretrained({str(pretrained_model_name_or_path)!r})")
@@ -112,6 +134,7 @@ class CheckpointMixin(NamedBackboneMixin):
             with said_in_one_line(str(pretrained_model_name_or_path), "load"):
                 # not from_pretrained, which loses the token in transformers 5.10
                 config_dict, _ = cls.config_class.get_config_dict(config or pretrained_model_name_or_path, **hub)
+                require_tagi_config(config_dict, pretrained_model_name_or_path, cls.config_class.model_type)
                 config = cls.config_class.from_dict(config_dict)
         if config.backbone_config is None:
             raise OSError(
@@ -130,9 +153,20 @@ class CheckpointMixin(NamedBackboneMixin):
             buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
             # transformers reads the source of a class's module
             loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": _generators_state_dict})
-        with said_in_one_line(str(pretrained_model_name_or_path), "load"):
+        place = {name: kwargs[name] for name in ("revision", "cache_dir", "subfolder") if kwargs.get(name)}
+        mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        kwargs["use_safetensors"] = True
+        with (
+            broken_weights_named(pretrained_model_name_or_path, **place),
+            said_in_one_line(str(pretrained_model_name_or_path), "load"),
+        ):
             model, info = super(CheckpointMixin, loader).from_pretrained(
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+                pretrained_model_name_or_path,
+                *model_args,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below in one line
+                **kwargs,
             )
         model.__class__ = cls
         if is_quantized(model.backbone):
@@ -141,13 +175,8 @@ class CheckpointMixin(NamedBackboneMixin):
         model._revision = _commit(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
         for name, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
             model.backbone.get_buffer(name).copy_(buffer)
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            named = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} of the model's tensors: {named}; save the "
-                "whole model with save_pretrained, or take the config that its weights were saved with"
-            )
+        require_whole(pretrained_model_name_or_path, {**info, **({"mismatched_keys": ()} if mismatched else {})})
+        require_finite(pretrained_model_name_or_path, model)
         given = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if kwargs.get(name)}
         if given:  # what else is there is read now: a token is not kept
             model._read_beside(given)
@@ -330,7 +359,7 @@ class CheckpointMixin(NamedBackboneMixin):
             try:
                 # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
                 self._tokenizer = AutoTokenizer.from_pretrained(
-                    name, revision=revision, config=self.config.backbone_config, **given
+                    name, revision=revision, config=self.config.backbone_config, trust_remote_code=False, **given
                 )
             except Exception as error:
                 raise ValueError(

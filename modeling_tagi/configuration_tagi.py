@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import json
 import math
 import re
 from copy import deepcopy
@@ -138,6 +139,13 @@ class TagiConfig(PretrainedConfig):
     def scaling(self) -> float:
         """Factor of every low-rank update, `lora_alpha / r`."""
         return self.lora_alpha / self.r
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """As it is written: without where the backbone was loaded from here, which may be anyone's own folder."""
+        fields = json.loads(super().to_json_string(use_diff))
+        if isinstance(fields.get("backbone_config"), dict):
+            fields["backbone_config"].pop("_name_or_path", None)
+        return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     def get_text_config(self, decoder=None, encoder=None):
         """The backbone's config: caches, vocabulary and lengths are the backbone's."""

@@ -72,6 +72,7 @@ def load_named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrai
     shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation", "quantization_config")
     loading = {name: kwargs[name] for name in shared if name in kwargs}
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
+    loading["trust_remote_code"] = False  # nobody has allowed the backbone's
     loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
     source = config.backbone_name_or_path
     try:

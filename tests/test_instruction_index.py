@@ -115,3 +115,41 @@ def test_a_checkpoint_without_an_index_warns_of_nothing(make_model, tokenizer, t
 def test_vectors_and_texts_must_be_as_many():
     with pytest.raises(ValueError, match="2 vectors and 1 texts"):
         InstructionIndex(torch.zeros(2, 3), ["one"], 1.0)
+
+
+def test_an_index_without_texts_warns_and_names_nothing(indexed, tmp_path, warnings):
+    kept = indexed.instruction_index
+    indexed.instruction_index = InstructionIndex(kept.vectors.mean(0, keepdim=True), None, kept.threshold)
+    indexed.save_pretrained(tmp_path)
+    assert "texts" not in json.loads((tmp_path / "instruction_index.json").read_text())
+    again = TagiModel.from_pretrained(tmp_path)
+    assert again.instruction_index.texts is None
+    again.generate_adapter(["aaab", "zyxw"])
+    [message] = warnings()
+    assert "'zyxw' is far" in message and "Nearest" not in message
+    for path in tmp_path.iterdir():
+        assert b"aaab" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("instruction_index.json", "{"), ("instruction_index.json", "[]"), ("instruction_index.json", "{}"),
+        ("instruction_index.json", '{"threshold": "far", "texts": ["a", "b"]}'),
+        ("instruction_index.json", '{"threshold": 1, "texts": ["a"]}'), ("instruction_index.safetensors", "broken"),
+    ],
+)  # fmt: skip
+def test_a_broken_index_is_named_with_what_mends_it(indexed, tmp_path, file, content):
+    indexed.save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    model = TagiModel.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}/instruction_index.json or .* is broken .* delete both") as error:
+        model.generate_adapter("zyxw")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("vectors, threshold", [(torch.full((1, 3), torch.nan), 1.0), (torch.zeros(0, 3), 1.0),
+                                                (torch.zeros(3), 1.0), (torch.zeros(1, 3), float("nan"))])  # fmt: skip
+def test_what_no_distance_can_be_taken_of_is_refused(vectors, threshold):
+    with pytest.raises(ValueError, match="the index got vectors of shape"):
+        InstructionIndex(vectors, None, threshold)

@@ -1,4 +1,4 @@
-"""The index of training instructions that a checkpoint carries: which ones, and from what distance one is far."""
+"""The index of training instructions that a checkpoint carries: what they are like, and from where on one is far."""
 
 from typing import Optional, Sequence
 
@@ -12,18 +12,22 @@ from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 
 TASK_QUANTILE, GROUP_QUANTILE = 0.99, 0.75
+FEWEST = 5  # instructions behind a vector where none is to be published
+_ROUNDS = 10  # of Lloyd's algorithm
 
 
 def index_instructions(
-    model: TagiModel, tokens: Tokens, train: Sequence[Record], most: int = 1000
+    model: TagiModel, tokens: Tokens, train: Sequence[Record], most: int = 1000, publish: bool = True
 ) -> Optional[InstructionIndex]:
-    """An index of the train split's instructions.
+    """Makes an index of the train split's instructions, or of groups of them.
 
     What is far is found by leaving out what is known: it is farther from the nearest than 99 % of the instructions
     are when their task is left out, and than 75 % of them are when their whole group is.
 
     Args:
-        most: Instructions kept at most, spread over all of them.
+        most: Vectors kept at most: instructions spread over all of them, or a tenth as many groups.
+        publish: Whether the index holds instructions: their texts, and a vector of each. If not, it holds means over
+            groups of at least `FEWEST` instructions (over all, where there are fewer).
 
     Returns:
         `None` if there is a single task, which nothing can be compared with.
@@ -33,10 +37,14 @@ def index_instructions(
         first.setdefault(instruction_text(record.instruction, record.demonstrations), record)
     texts = list(first)
     vectors = mean_embeddings(model.get_input_embeddings(), [tokens.instruction(text) for text in texts])
-    kept = spread_rows(vectors, most)
-    index = InstructionIndex(vectors[kept], [texts[row] for row in kept], threshold=0.0)
+    if publish:
+        members = torch.full((len(texts),), -1)
+        kept = spread_rows(vectors, most)
+        members[kept] = torch.arange(len(kept))
+    else:
+        members = grouped(vectors, most // 10)
     distances = [
-        _left_out_distances(index, vectors, kept, [getattr(first[text], by) for text in texts])
+        _left_out_distances(vectors, members, [getattr(first[text], by) for text in texts])
         for by in ("task", "group")
     ]
     if not len(distances[0]):
@@ -48,19 +56,55 @@ def index_instructions(
         "instructions": len(texts), "task_left_out": found[0], "task_quantile": TASK_QUANTILE,
         "group_left_out": found[1], "group_quantile": GROUP_QUANTILE,
     }  # fmt: skip
-    return InstructionIndex(index.vectors, index.texts, max(found), notes)
+    return InstructionIndex(_means(vectors, members), [texts[row] for row in kept] if publish else None,
+                            max(found), notes)  # fmt: skip
 
 
-def _left_out_distances(index: InstructionIndex, vectors: Tensor, kept: list[int], units: list[str]) -> Tensor:
-    """Of each instruction to the nearest in the index of another unit; those that have one."""
+def grouped(vectors: Tensor, most: int) -> Tensor:
+    """Puts like instructions together (k-means, from groups that start far apart).
+
+    Returns:
+        `[instructions]`, the number of each one's group: of at most `most` groups, each of at least `FEWEST`, or one.
+    """
+    means = vectors[spread_rows(vectors, max(1, min(most, len(vectors) // (2 * FEWEST))))]
+    for _ in range(_ROUNDS):
+        members = _nearest(vectors, means)
+        means = _means(vectors, members)
+    while len(means) > 1 and (sizes := members.bincount()).min() < FEWEST:
+        members = _nearest(vectors, means[torch.arange(len(means)) != sizes.argmin()])  # the smallest joins others
+        means = _means(vectors, members)
+    return members
+
+
+def _nearest(vectors: Tensor, means: Tensor) -> Tensor:
+    """`[instructions]`, the number of the nearest mean, of those that are nearest to any."""
+    return torch.cdist(vectors, means).argmin(1).unique(return_inverse=True)[1]
+
+
+def _means(vectors: Tensor, members: Tensor) -> Tensor:
+    """`[groups, d_model]`, the mean of the vectors of each group that has any; -1 is in none."""
+    inside = members >= 0
+    _, numbers = members[inside].unique(return_inverse=True)
+    sums = vectors.new_zeros(int(numbers.max()) + 1, vectors.shape[1]).index_add(0, numbers, vectors[inside])
+    return sums / numbers.bincount()[:, None]
+
+
+def _left_out_distances(vectors: Tensor, members: Tensor, units: list[str]) -> Tensor:
+    """Of each instruction to the nearest mean of a group without its own unit's instructions; those that have one."""
     numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
     unit = torch.tensor([numbers[name] for name in units])
-    nearest = []
-    for start in range(0, len(vectors), 1024):
-        own = unit[start: start + 1024, None] == unit[kept]
-        nearest.append(index.distances(vectors[start: start + 1024]).masked_fill(own, torch.inf).min(1).values)
-    found = torch.cat(nearest)
-    return found[found.isfinite()]
+    groups, inside = int(members.max()) + 1, members >= 0
+    sums = vectors.new_zeros(groups, vectors.shape[1]).index_add(0, members[inside], vectors[inside])
+    counts = members[inside].bincount(minlength=groups)
+    nearest = vectors.new_full((len(vectors),), torch.inf)
+    for number in range(len(numbers)):
+        own = unit == number
+        out = own & inside
+        left = counts - members[out].bincount(minlength=groups)
+        means = (sums - torch.zeros_like(sums).index_add(0, members[out], vectors[out]))[left > 0]
+        if len(means):
+            nearest[own] = torch.cdist(vectors[own], means / left[left > 0][:, None]).min(1).values
+    return nearest[nearest.isfinite()]
 
 
 def spread_rows(rows: Tensor, most: int) -> list[int]:

@@ -95,7 +95,7 @@ def _train_and_score(settings: RunSettings, command: str) -> dict:
     _name_backbone(model.config, settings, made_here)
     model.tokenizer = tokens.tokenizer
     if settings.finetuning.reads == "adapter" and settings.finetuning.steps:
-        model.instruction_index = index_instructions(model, tokens, train)
+        model.instruction_index = index_instructions(model, tokens, train, publish=settings.publish_instructions)
     if is_main():
         card = run.folder / "model" / CARD_FILE
         edited = card.read_text(encoding="utf-8") if card.is_file() else None

@@ -265,6 +265,8 @@ class RunSettings:
             HF_TOKEN.
         push_private: Whether a repository that is made is private.
         push_every: Steps of finetuning between pushes on the way; 0 is at the end alone.
+        publish_instructions: Whether the checkpoint holds up to 1,000 of the training instructions, to name those that
+            are nearest to one that is far from all; if not, it holds means over groups of them.
         tagi: Fields of `TagiConfig`.
         text: From-scratch backbones: language modelling on text.
         prompted: Training with the instruction in the input: the baseline, and what TAGI starts from.
@@ -284,6 +286,7 @@ class RunSettings:
     push_to_hub: Optional[str] = None
     push_private: bool = False
     push_every: int = 0
+    publish_instructions: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     tagi: dict = field(default_factory=dict)

@@ -6,7 +6,7 @@ from modeling_tagi import TagiConfig, TagiModel
 from modeling_tagi.data.builtin import builtin_suite
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.experiments.known_instructions import index_instructions, spread_rows
+from modeling_tagi.experiments.known_instructions import FEWEST, grouped, index_instructions, spread_rows
 from modeling_tagi.instruction_index import mean_embeddings
 from modeling_tagi.tokens import Tokens
 
@@ -22,9 +22,10 @@ def suite():
     return model, Tokens.of(tokenizer, model.config), splits
 
 
-def test_new_tasks_are_near_and_other_kinds_of_text_are_far(suite):
+@pytest.mark.parametrize("publish", [True, False])
+def test_new_tasks_are_near_and_other_kinds_of_text_are_far(suite, publish):
     model, tokens, splits = suite
-    index = index_instructions(model, tokens, splits["train"])
+    index = index_instructions(model, tokens, splits["train"], publish=publish)
 
     def far(texts):
         vectors = mean_embeddings(model.get_input_embeddings(), [tokens.instruction(text) for text in texts])
@@ -32,13 +33,18 @@ def test_new_tasks_are_near_and_other_kinds_of_text_are_far(suite):
 
     assert far({r.instruction for r in splits["unseen"]}) < 0.05
     assert far(["oak plum tea", "cat cat cat cat", "yes", "no no"]) == 1
-    assert len(index.texts) == 1000 < index.notes["instructions"]
+    assert index.notes["instructions"] > 1000
+    assert len(index.vectors) == 1000 if publish else 50 < len(index.vectors) <= 100
+    assert len(index.texts) == 1000 if publish else index.texts is None
     assert index.threshold == max(index.notes["task_left_out"], index.notes["group_left_out"]) > 0
+
+
+FOUR = {"a1": "write the plum", "a2": "write the pear", "b1": "say the hat now", "b2": "say the coat now"}
 
 
 def test_the_threshold_is_of_tasks_and_groups_left_out(suite):
     model, tokens, _ = suite
-    texts = {"a1": "write the plum", "a2": "write the pear", "b1": "say the hat now", "b2": "say the coat now"}
+    texts = FOUR
     records = [Record(task, text, "oak", ("oak",), task[0]) for task, text in texts.items()]
     index = index_instructions(model, tokens, records)
     vectors = mean_embeddings(model.get_input_embeddings(), [tokens.instruction(t) for t in texts.values()])
@@ -47,6 +53,30 @@ def test_the_threshold_is_of_tasks_and_groups_left_out(suite):
     strangers = apart + torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)) * 1e9
     expected = max(others.min(1).values.quantile(0.99), strangers.min(1).values.quantile(0.75))
     assert index.threshold == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_mean_over_instructions_is_held_against_those_that_are_not_in_it(suite):
+    model, tokens, _ = suite
+    records = [Record(task, text, "oak", ("oak",), task[0]) for task, text in FOUR.items()]
+    index = index_instructions(model, tokens, records, publish=False)
+    vectors = mean_embeddings(model.get_input_embeddings(), [tokens.instruction(text) for text in FOUR.values()])
+    torch.testing.assert_close(index.vectors, vectors.mean(0, keepdim=True))
+    others = torch.stack([(v - (vectors.sum(0) - v) / 3).norm() for v in vectors])
+    strangers = torch.stack([(v - vectors[2 - 2 * (n // 2):][:2].mean(0)).norm() for n, v in enumerate(vectors)])
+    assert index.threshold == pytest.approx(max(others.quantile(0.99), strangers.quantile(0.75)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [[20, 20, 20], [40, 2, 18], [4], [1, 1, 30], [6] * 9])
+def test_no_group_is_smaller_than_what_may_be_told(sizes):
+    generator = torch.Generator().manual_seed(0)
+    centres = 10 * torch.randn(len(sizes), 3, generator=generator)
+    rows = torch.cat([c + 0.1 * torch.randn(n, 3, generator=generator) for c, n in zip(centres, sizes)])
+    members = grouped(rows, 6)
+    counts = members.bincount()
+    assert counts.min() >= min(FEWEST, len(rows)) and len(counts) <= 6 and counts.sum() == len(rows)
+    assert torch.equal(members, grouped(rows, 6))
+    if sizes == [20, 20, 20]:  # like ones are together
+        assert all(len(set(members[start: start + 20].tolist())) <= 2 for start in (0, 20, 40))
 
 
 def test_a_single_task_has_no_index(suite):
