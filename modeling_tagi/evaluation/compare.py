@@ -140,12 +140,14 @@ def compare_checkpoints(first: str, second: str, settings: Optional[RunSettings]
     if settings is None:
         return found
     results = [evaluate_checkpoint(name, settings, command=command) for name in (first, second)]
+    groups = {task: about["group"] for task, about in results[0]["tasks"].items()}
     found["splits"] = {}
     for split in results[0]["splits"]:
         scores = {
             name: result["splits"][split]["methods"]["tagi"] for name, result in zip(("first", "second"), results)
         }
-        found["splits"][split] = {"methods": scores, "differences": differences(scores, [("second", "first")])}
+        differing = differences(scores, [("second", "first")], groups)
+        found["splits"][split] = {"methods": scores, "differences": differing}
     found["notes"] = shown_notes(results[0])
     return found
 

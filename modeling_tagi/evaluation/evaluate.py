@@ -19,7 +19,7 @@ from .predict import Answering, wrong_instructions
 from .ranking import rank_accuracy
 from .references import nearest_adapters, random_word_instructions
 from .results import best_option, chosen_examples, example
-from .statistics import bootstrap_interval, paired_difference_by_task
+from .statistics import DIFFERENCES, SCORES, mean_interval, paired_difference_by_task
 
 # What a trained model is called, by what it reads.
 # In the order of tables; other names come after.
@@ -152,6 +152,11 @@ def score_methods(
             results["tasks"].setdefault(record.task, {"group": record.group, "split": split})
         if len({record.task for record in records}) == 1:
             results["notes"].append(f"{split}: one task alone, so intervals over tasks have no width")
+        elif results["splits"][split]["clusters"] == 1:
+            results["notes"].append(
+                f"{split}: all tasks are of the group {records[0].group!r}, so intervals are over its tasks and say "
+                "nothing of other groups"
+            )
     return results
 
 
@@ -162,7 +167,10 @@ def evaluate_split(
     label: str = "",
     pairs: Sequence[tuple[str, str]] = (),
 ) -> dict:
-    """Scores of every method on one split, in per cent, as means over tasks, with 95 % intervals over tasks.
+    """Scores of every method on one split, in per cent, as means over tasks, with 95 % intervals.
+
+    The intervals are over the groups that the tasks come from (`mean_interval`), each task being one of its own where
+    records name none.
 
     Args:
         methods: How each method answers.
@@ -176,9 +184,9 @@ def evaluate_split(
         none), and under rank classification `rank_accuracy` (options compared by log-likelihood) and
         `rank_accuracy_mean` (by log-likelihood per token) over `n_ranked` records; each with its `…_interval`. Beside
         them `per_task` and `per_category`, `per_task_ranked` and `per_dataset_ranked`. `differences`: by
-        "<first> - <second>" and score, `mean`, `low` and `high` over the tasks paired. `chance` and `majority` of the
-        records with options; `examples`, some records with every method's answer. Means and intervals are rounded to
-        two places, scores of single tasks are not.
+        "<first> - <second>" and score, `mean`, `low` and `high` over the tasks paired. `clusters`: the number of
+        groups. `chance` and `majority` of the records with options; `examples`, some records with every method's
+        answer. Means and intervals are rounded to two places, scores of single tasks are not.
     """
     ranked = [record for record in records if rank and record.options is not None]
     free = [record for record in records if not (rank and record.options is not None)]
@@ -199,20 +207,23 @@ def evaluate_split(
                 outputs[number][name] = best_option(ranked[number], answers[number][1])
             own.update(n_ranked=len(ranked), per_task_ranked=found["per_task"])
             own.update(per_dataset_ranked=_rounded(found["per_dataset"]))
+    groups = _groups(records)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "there is one task")  # score_methods has a note of it
         for own in scores.values():
             for column in COLUMNS:
                 if _PER_TASK[column][0] in own:
-                    interval = bootstrap_interval(list(_by_task(own, column).values()))
+                    by_task = _by_task(own, column)
+                    interval = mean_interval([*by_task.values()], [groups[task] for task in by_task], bounds=SCORES)
                     own[column] = round(interval.mean, 2)
                     own[f"{column}_interval"] = [round(interval.low, 2), round(interval.high, 2)]
-        differing = differences(scores, pairs)
+        differing = differences(scores, pairs, groups)
     floors = chance_and_majority(records)
     return {
         "methods": scores,
         "differences": differing,
         "examples": [example((free or ranked)[number], given) for number, given in outputs.items()],
+        "clusters": len(set(groups.values())),
         **{name: None if floors[name] is None else round(floors[name], 2) for name in ("chance", "majority")},
     }
 
@@ -278,12 +289,13 @@ def _by_task(scores: dict, column: str) -> dict[str, float]:
     return {task: values[key] for task, values in scores.get(place, {}).items()}
 
 
-def differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]]) -> dict:
+def differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]], groups: dict[str, str]) -> dict:
     """Of pairs of methods over the tasks paired, by "<first> - <second>" and score: `mean`, `low` and `high`.
 
     Args:
         scores: Of each method, as `evaluate_split` has them.
         pairs: The second is taken from the first.
+        groups: That each task comes from.
     """
     found = {}
     for first, second in pairs:
@@ -291,7 +303,7 @@ def differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]]) -> di
         for column in COLUMNS:
             ours, theirs = (_by_task(scores[name], column) for name in (first, second))
             if ours:
-                interval = paired_difference_by_task(ours, theirs)
+                interval = paired_difference_by_task(ours, theirs, groups, bounds=DIFFERENCES)
                 own[column] = {x: round(getattr(interval, x), 2) for x in ("mean", "low", "high")}
     return found
 

@@ -11,6 +11,7 @@ from ..training.run import reading
 from .report_page import Plot, Section, Table
 from .report_plots import Line, line_plot, map_plot
 
+INTERVALS = "95 % intervals over the groups that the tasks come from (families, categories or data sets)"
 UNITS = {
     "exact_match": "exact match (%)", "rouge_l": "ROUGE-L (%)", "rank_accuracy": "rank accuracy (%)",
     "rank_accuracy_mean": "rank accuracy, by token (%)",

@@ -7,6 +7,7 @@ from ..folders import file_name
 from .evaluate import COLUMNS, METHODS
 from .report_page import Plot, Section, Table
 from .report_parts import (
+    INTERVALS,
     STEPS,
     UNITS,
     adapter_section,
@@ -75,7 +76,7 @@ def _lead(results: dict) -> str:
 
 
 def _scores(results: dict) -> Section:
-    section = Section("Scores", ["Per cent, means over tasks with 95 % intervals over tasks."])
+    section = Section("Scores", [f"Per cent, means over tasks with {INTERVALS}."])
     section.parts += [f"{note[0].upper()}{note[1:]}." for note in results.get("notes") or ()]
     for split, found in results["splits"].items():
         columns, methods = columns_of(found), ordered(found["methods"])
@@ -91,7 +92,9 @@ def _scores(results: dict) -> Section:
             rows += [[f"({name})", *(number(value) if "rank" in c else "–" for c in columns)]
                      for name, value in floors.items()]  # fmt: skip
         most = max(map(_tasks, found["methods"].values()))
-        caption = f"{title} ({most} tasks)" if most else title
+        groups = found.get("clusters", most)
+        number_of = f"{most} tasks" + (f" of {groups} groups" if groups != most else "")
+        caption = f"{title} ({number_of})" if most else title
         strong = [methods.index(own)] if own else []
         head = ["method", *map(UNITS.get, columns)]
         section.parts.append(Table(head, rows, caption=caption, strong=strong, beside=len(columns) <= 2))

@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 
 from .report_page import Section, Table
 from .report_parts import (
+    INTERVALS,
     STEPS,
     UNITS,
     adapter_section,
@@ -90,7 +91,7 @@ def _lead(summary: dict, size: int) -> str:
 
 def _scores(summary: dict, at_most: int) -> list[Section]:
     main, metric = summary["split"], summary["metric"]
-    text = "Per cent, means over tasks and seeds with 95 % intervals over tasks; differences are on the same tasks."
+    text = f"Per cent, means over tasks and seeds with {INTERVALS}; differences are on the same tasks."
     section = Section("Scores", [text])
     rows = _rows(summary, main, at_most, metric)
     values = {title_of(row["method"]): (row[metric]["mean"], (row[metric]["low"], row[metric]["high"]))
@@ -142,7 +143,7 @@ def _sizes(summary: dict) -> list[Section]:
             ), bars=True)  # fmt: skip
     if not lines:
         return []
-    caption = f"{split.replace('_', ' ')}: score by the number of tasks trained on, 95 % intervals over tasks"
+    caption = f"{split.replace('_', ' ')}: score by the number of tasks trained on, 95 % intervals"
     plot = line_plot("score-by-tasks", caption, lines, "training tasks", UNITS[metric])
     return [Section("Number of training tasks", [plot])]
 

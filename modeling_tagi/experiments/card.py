@@ -160,7 +160,8 @@ def _training(settings: dict, results: dict) -> list[str]:
 def _limits(settings: dict, results: dict) -> str:
     splits = ", ".join(f"“{name.replace('_', ' ')}”" for name in results["splits"])
     lines = [
-        f"- The scores are of one run with one seed, on {splits}; the intervals are over tasks, not over seeds.",
+        f"- The scores are of one run with one seed, on {splits}; the intervals are over groups of tasks, not over "
+        "seeds.",
         "- An instruction unlike those of training may give an adapter that is of no use. The model warns of one that "
         "is far from all that it was finetuned on.",
         f"- Inputs were cut at {settings['max_input_length']} tokens and outputs at {settings['max_target_length']}.",

@@ -20,7 +20,7 @@ from ..data.records import Record
 from ..data.sources import read_source
 from ..evaluation.metrics import score
 from ..evaluation.predict import Answering
-from ..evaluation.statistics import bootstrap_interval, paired_difference
+from ..evaluation.statistics import DIFFERENCES, SCORES, mean_interval, paired_difference
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from ..training.run import circumstances, progress_bar, quiet_libraries, write_text
@@ -164,9 +164,10 @@ def run(
                     **setting, "seconds": round(time.monotonic() - began, 1),
                 })  # fmt: skip
                 bar.update()
+    groups = [task.instruction.group for task in tasks[0]]
     for (start, size), values in by_task.items():
-        mean, low, high = bootstrap_interval(values)
-        gain, gain_low, gain_high = paired_difference(by_task["generated", size], values)
+        mean, low, high = mean_interval(values, groups, bounds=SCORES)
+        gain, gain_low, gain_high = paired_difference(by_task["generated", size], values, groups, bounds=DIFFERENCES)
         lines.append({
             "start": start, "examples": size, "seed": None, "split": shown, "tasks": len(values[0]),
             "exact_match": round(mean, 2), "low": round(low, 2), "high": round(high, 2),
@@ -271,7 +272,7 @@ def write_curve(
         __doc__.split("\n\n")[1].strip(),
         "\n".join(f"* {name}: {what}" for name, what in STARTS.items()),
         f"Exact match in per cent on {lines[0]['tasks']} tasks of `{split}`, {SCORED} records each; means "
-        f"over {len(curves)} seeds with 95 % intervals (a bootstrap over tasks).",
+        f"over {len(curves)} seeds with 95 % intervals over the groups that the tasks come from.",
         made,
         f"![the curve]({place.with_suffix('.png').name})",
         f"{seconds / 60:.0f} minutes on {facts['threads']} thread(s) of {facts['device']}; torch {facts['torch']}, "

@@ -6,7 +6,7 @@ from typing import Optional, Sequence
 
 import numpy as np
 
-from ..evaluation.statistics import bootstrap_interval, paired_difference
+from ..evaluation.statistics import DIFFERENCES, SCORES, mean_interval, paired_difference
 from ..training.run import write_text
 from .settings import START, TAGI_REFERENCES, Cell, StudySettings
 
@@ -59,7 +59,7 @@ def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
     summary = summarise(by_split, by_task)
     summary.update(
         floors=rest["floors"],
-        notes=rest["notes"],
+        notes=[*summary["notes"], *rest["notes"]],
         command=command,
         versions={name: rest["run"][name] for name in ("python", "torch", "transformers", "peft")},
         seconds=round(sum(line["seconds"] for line in by_split if line["split"] == summary["split"]), 1),
@@ -101,17 +101,26 @@ def _lines(cell: Cell, results: dict, seconds_of_start: float):
                 values = {metric: free[metric] for metric in METRICS[:2] if metric in free}
                 if ranked:
                     values |= {"rank_accuracy": ranked["sum"], "rank_accuracy_mean": ranked["mean"]}
-                tasks.append({**place, "task": task, "group": results["tasks"][task]["group"], **values})
+                group = {name: x for name, x in results.get("tasks", {}).get(task, {}).items() if name == "group"}
+                tasks.append({**place, "task": task, **group, **values})
             yield line, tasks
 
 
 def summarise(by_split: Sequence[dict], by_task: Sequence[dict]) -> dict:
-    """Means over tasks and seeds with 95 % intervals (a bootstrap over tasks), for each split, method and number of
-    training tasks, and the paired differences to the prompted model, to its start and to TAGI."""
+    """Returns means over tasks and seeds with 95 % intervals over the groups that the tasks come from, for each split,
+    method and number of training tasks, and the paired differences to the prompted model, to its start and to TAGI.
+
+    Lines of older studies may lack the group of their task; then every task is one of its own, and `notes` says so.
+    """
     metrics = [metric for metric in METRICS if any(metric in line for line in by_split)]
     splits = list(dict.fromkeys(line["split"] for line in by_split))
     sizes = sorted({line["train_tasks"] for line in by_split}, reverse=True)
-    rows = []
+    rows, notes = [], []
+    grouped = all("group" in line for line in by_task)
+    if not grouped:
+        notes.append("these results do not say which group a task comes from, so intervals are over tasks as if each "
+                     "were one of its own")  # fmt: skip
+    groups = {line["task"]: line["group"] if grouped else line["task"] for line in by_task}
     for split in splits:
         for size in sizes:
             here = [line for line in by_task if line["split"] == split and line["train_tasks"] == size]
@@ -123,16 +132,19 @@ def summarise(by_split: Sequence[dict], by_task: Sequence[dict]) -> dict:
                     values = _matrix(here, method, metric)
                     if values is None:
                         continue
-                    interval = bootstrap_interval(values[2])
+                    interval = mean_interval(values[2], [groups[task] for task in values[1]], bounds=SCORES)
                     seeds = {str(seed): round(float(mean), 2) for seed, mean in zip(values[0], values[2].mean(1))}
                     row[metric] = {"mean": round(interval.mean, 2), "low": round(interval.low, 2),
                                    "high": round(interval.high, 2), "seeds": seeds}  # fmt: skip
                     for other in ("prompted", "tagi", START):
                         theirs = _matrix(here, other, metric)
                         if other != method and theirs is not None:
-                            row[metric][f"minus_{other}"] = _difference(values, theirs)
+                            row[metric][f"minus_{other}"] = _difference(values, theirs, groups)
                 rows.append(row)
-    return {"split": splits[0], "metric": metrics[0], "metrics": metrics, "rows": rows}
+    clusters = {split: {"tasks": len(tasks), "groups": len({groups[task] for task in tasks})} for split in splits
+                if (tasks := {line["task"] for line in by_task if line["split"] == split})}  # fmt: skip
+    return {"split": splits[0], "metric": metrics[0], "metrics": metrics, "rows": rows, "clusters": clusters,
+            "notes": notes}  # fmt: skip
 
 
 def _matrix(lines: Sequence[dict], method: str, metric: str) -> Optional[tuple[list, list, np.ndarray]]:
@@ -143,13 +155,13 @@ def _matrix(lines: Sequence[dict], method: str, metric: str) -> Optional[tuple[l
     return (seeds, tasks, np.array([[found[s, t] for t in tasks] for s in seeds])) if tasks else None
 
 
-def _difference(ours, theirs) -> Optional[dict]:
+def _difference(ours, theirs, groups: dict[str, str]) -> Optional[dict]:
     """On the seeds that both have."""
     seeds = [seed for seed in ours[0] if seed in theirs[0]]
     if not seeds or ours[1] != theirs[1]:
         return None
     a, b = (values[2][[values[0].index(seed) for seed in seeds]] for values in (ours, theirs))
-    interval = paired_difference(a, b)
+    interval = paired_difference(a, b, [groups[task] for task in ours[1]], bounds=DIFFERENCES)
     return {name: round(getattr(interval, name), 2) for name in ("mean", "low", "high")}
 
 
@@ -179,7 +191,10 @@ def table(summary: dict) -> str:
                 cells = [f"{value:.1f}" if "rank" in metric else "–" for metric in metrics]
                 lines.append(f"| *{name}* | " + " | ".join(cells) + " | – | – |")
             lines.append("")
-    lines += [f"* {note}" for note in summary.get("notes", ())]
+    groups = [f"{split.replace('_', ' ')}: {found['tasks']} tasks of {found['groups']} groups"
+              for split, found in (summary.get("clusters") or {}).items()]  # fmt: skip
+    lines.append(f"In brackets: 95 % intervals over the groups that the tasks come from ({'; '.join(groups)}).")
+    lines += ["", *(f"* {note}" for note in summary.get("notes", ()))]
     return "\n".join(lines).rstrip()
 
 

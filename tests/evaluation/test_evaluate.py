@@ -8,13 +8,13 @@ from transformers import T5Config, T5ForConditionalGeneration
 from modeling_tagi import TagiModel
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.evaluation.evaluate import evaluate_model, evaluate_split, spread, table
+from modeling_tagi.evaluation.evaluate import evaluate_model, evaluate_split, score_methods, spread, table
 from modeling_tagi.evaluation.metrics import normalise_answer
 from modeling_tagi.evaluation.predict import Answering
-from modeling_tagi.evaluation.statistics import bootstrap_interval
+from modeling_tagi.evaluation.statistics import DIFFERENCES, SCORES, mean_interval
 from modeling_tagi.tokens import Tokens
 from modeling_tagi.training.adapter_bank import AdapterBank
-from modeling_tagi.training.settings import build_settings
+from modeling_tagi.training.settings import EvaluationSettings, build_settings
 
 
 class Scripted:
@@ -83,15 +83,42 @@ def test_intervals_and_differences_are_over_tasks():
     methods = {"prompted": Scripted(["y", "n", "n", "n", "n"]), "tagi": Scripted(["y", "y", "y", "y", "n"])}
     results = evaluate_split(methods, records, rank=False, pairs=[("tagi", "prompted")])
     found = results["methods"]["tagi"]
-    expected = bootstrap_interval([100, 100, 100, 0])
-    assert found["exact_match"] == 75 and found["exact_match_interval"] == [expected.low, expected.high]
+    expected = mean_interval([100, 100, 100, 0], bounds=SCORES)
+    assert found["exact_match"] == 75
+    assert found["exact_match_interval"] == [round(expected.low, 2), round(expected.high, 2)]
     assert expected.low < 75 < expected.high
-    expected = bootstrap_interval([0, 100, 100, 0])
+    expected = mean_interval([0, 100, 100, 0], bounds=DIFFERENCES)
     assert list(results["differences"]) == ["tagi - prompted"]
     assert results["differences"]["tagi - prompted"]["exact_match"] == {
-        "mean": 50.0, "low": expected.low, "high": expected.high
+        "mean": 50.0, "low": round(expected.low, 2), "high": round(expected.high, 2)
     }  # fmt: skip
+    assert results["clusters"] == 4
     assert set(results["differences"]["tagi - prompted"]) == {"exact_match", "rouge_l"}
+
+
+def test_intervals_and_differences_are_over_the_groups_that_tasks_come_from():
+    # a and b are of one family and fare alike, as c and d do: two groups say less than four tasks
+    family = {"a": "one", "b": "one", "c": "two", "d": "two"}
+    records = [Record(task, "i", f"{task} {n}", ("y",), family[task]) for task in family for n in range(4)]
+    said = {"prompted": "yynn yynn nnnn nnnn", "tagi": "yyyn yyyy ynnn nnnn"}
+    methods = {name: Scripted(text.replace(" ", "")) for name, text in said.items()}
+    results = evaluate_split(methods, records, rank=False, pairs=[("tagi", "prompted")])
+    scores, groups = [75, 100, 25, 0], [*family.values()]
+    assert results["clusters"] == 2
+    for found, expected in (
+        (results["methods"]["tagi"]["exact_match_interval"], mean_interval(scores, groups, bounds=SCORES)),
+        ([results["differences"]["tagi - prompted"]["exact_match"][x] for x in ("low", "high")],
+         mean_interval([25, 50, 25, 0], groups, bounds=DIFFERENCES)),
+    ):  # fmt: skip
+        assert found == [round(expected.low, 2), round(expected.high, 2)]
+    assert results["methods"]["tagi"]["exact_match_interval"][0] < mean_interval(scores, bounds=SCORES).low
+
+
+def test_tasks_of_one_group_alone_are_noted():
+    records = [Record(task, "i", f"{task} {n}", ("y",), "one") for task in "ab" for n in range(2)]
+    settings = EvaluationSettings(references=["prompted"])
+    results = score_methods(None, Scripted(["y", "n", "y", "y"]), {"s": records}, settings, None)
+    assert "s: all tasks are of the group 'one', so intervals are over its tasks" in results["notes"][0]
 
 
 def test_a_limit_is_spread_over_the_tasks():

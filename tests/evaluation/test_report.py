@@ -15,7 +15,8 @@ from modeling_tagi.evaluation.flops import Lengths
 from modeling_tagi.evaluation.report import write_report
 from modeling_tagi.evaluation.report_page import Section, Table, html_page, markdown_page
 from modeling_tagi.evaluation.report_plots import Line, bar_plot, line_plot
-from modeling_tagi.experiments.summary import summarise
+from modeling_tagi.evaluation.statistics import SCORES, mean_interval
+from modeling_tagi.experiments.summary import summarise, table
 
 SKILL = {"tagi": 72, "prompted": 65, "hint": 60, "without_fusion": 66, "wrong_instruction": 3, "no_instruction": 2}
 TRAINED = ("tagi", "prompted", "hint", "without_fusion")
@@ -124,6 +125,31 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies") / "ours"
     summary = write_study(folder)
     return folder, summary, write_report(folder)
+
+
+def test_a_studys_intervals_are_over_groups_and_older_lines_without_them_are_noted(study):
+    folder, summary, _ = study
+    by_split, by_task = ([json.loads(line) for line in (folder / name).read_text().splitlines()]
+                         for name in ("by_split.jsonl", "by_task.jsonl"))  # fmt: skip
+    groups = {line["task"]: line["group"] for line in by_task}
+    assert summary["clusters"] == {"unseen": {"tasks": len(groups), "groups": len(set(groups.values()))}}
+    assert not summary["notes"]
+    first = summary["rows"][0]
+    values = {}
+    for line in by_task:
+        if (line["method"], line["train_tasks"]) == (first["method"], first["train_tasks"]):
+            values.setdefault(line["task"], []).append(line["exact_match"])
+    means = [sum(seeds) / len(seeds) for seeds in values.values()]
+    expected = mean_interval(means, [groups[task] for task in values], bounds=SCORES)
+    assert (first["exact_match"]["low"], first["exact_match"]["high"]) == (
+        round(expected.low, 2), round(expected.high, 2)
+    )  # fmt: skip
+    older = summarise(by_split, [{name: x for name, x in line.items() if name != "group"} for line in by_task])
+    alone = mean_interval(means, bounds=SCORES)
+    assert older["rows"][0]["exact_match"]["low"] == round(alone.low, 2) != round(expected.low, 2)
+    assert "do not say which group" in older["notes"][0]
+    shown = table({**older, "floors": {}})
+    assert "these results do not say which group a task comes from" in shown and "(unseen: " in shown
 
 
 class Page(HTMLParser):
