@@ -298,7 +298,8 @@ def replacing(target: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        yield beside
+        with naming(target):
+            yield beside
         old = beside.with_name(beside.name + "-old")
         if target.exists():
             os.replace(target, old)
