@@ -165,3 +165,36 @@ for call, arguments in calls:
     done = started("-c", code)
     _, error = done.communicate(timeout=60)
     assert done.returncode == 0, error
+
+
+def test_commands_say_what_they_do_before_torch_is_imported(tmp_path):
+    code = """
+import io, sys
+from contextlib import redirect_stderr, redirect_stdout
+from modeling_tagi.cli import main
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+class NoTorch:
+    def find_spec(self, name, *rest):
+        if name in ("torch", "transformers"):
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, NoTorch())
+model, data = sys.argv[1], sys.argv[2]
+for arguments in (
+    ["generate", model, "say", "--output_dir", "made"], ["run", model, "say", "one"],
+    ["run", model, "--adapter", model, "one"], ["train", "smoke"], ["evaluate", model, "--data", data],
+    ["compare", model, model], ["push", model, "me/mine"], ["study", "studies/builtin"], ["plan", "smoke"],
+):
+    said = Terminal()
+    with redirect_stdout(said), redirect_stderr(said):
+        code = main(arguments)
+    first, *_, last = said.getvalue().splitlines()
+    assert code == 130 and "interrupted" in last and "interrupted" not in first, (arguments, code, said.getvalue())
+"""
+    done = started("-c", code, str(tmp_path), str(tmp_path))
+    _, error = done.communicate(timeout=60)
+    assert done.returncode == 0, error

@@ -37,18 +37,18 @@ def call(options) -> int:
         overrides = fields(options.rest)
     except ValueError as error:
         options.refuse(str(error))
+    file = recipe_file(options.config)
+    announce(f"planning {file}")
     import psutil
 
     from ..training.settings import load_settings
 
-    file = recipe_file(options.config)
     try:
         settings = load_settings(file, overrides)
     except ValueError as error:
         if not overrides:  # then the file is at fault
             raise
         options.refuse(str(error))
-    announce(f"planning {options.config}")
     from ..experiments.plan import plan_run, shown
 
     plan = plan_run(

@@ -47,8 +47,10 @@ def call(options) -> int:
         options.refuse(str(error))
     from ..training.settings import load_settings
 
-    settings = load_settings(recipe_file(options.config), overrides)
-    print(f"{options.config} -> {settings.output_dir}", flush=True)  # what comes next takes seconds to import
+    file = recipe_file(options.config)
+    print(f"reading {file}", flush=True)  # at once: what comes next takes seconds to import
+    settings = load_settings(file, overrides)
+    print(f"everything goes to {settings.output_dir}", flush=True)
 
     from ..evaluation.evaluate import table
     from ..experiments.run import run_experiment

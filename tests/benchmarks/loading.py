@@ -1,4 +1,4 @@
-"""A checkpoint's `from_pretrained` against the bare backbone's; the import against what it needs; `tagi --help`.
+"""A checkpoint's `from_pretrained` against the bare backbone's; the import against what it needs; when commands speak.
 
     python tests/benchmarks/loading.py [--quick] [--backbone t5-base] [--threads 2]
 
@@ -6,9 +6,11 @@ The checkpoints have random weights and are saved to a temporary folder (2.5 GB 
 cache, and transformers maps weights rather than reading them: what is measured is work for each tensor and module.
 The alternative to the import is a process that imports torch, and of transformers what any model of this kind needs:
 `AutoModelForSeq2SeqLM`, `AutoModelForCausalLM`, `AutoTokenizer`, `PreTrainedModel`, the caches, masks and T5's module.
+A command's first output is what it first writes at a terminal.
 """
 
 import os
+import pty
 import subprocess
 import sys
 import tempfile
@@ -56,7 +58,15 @@ def compare(folder: Path, options):
         "tagi --help": lambda: run("-m", "modeling_tagi.cli", "--help"),
         "python": lambda: run("-c", ""),
     }, options)  # fmt: skip
-    of_backbone = times["backbone"]
+    spoken = measured({
+        f"tagi {words[0]}": lambda words=words: first_output(folder, *words) for words in (
+            ["generate", str(ours), "say", "--output_dir", "made"], ["run", str(ours), "say", "one"],
+            ["train", "smoke"], ["evaluate", str(ours), "--data", "builtin"],
+            ["compare", str(ours), str(ours)], ["push", str(ours), "nobody/nothing"], ["study", "studies/builtin"],
+            ["plan", "smoke"], ["--version"], ["fly"],
+        )
+    }, options)  # fmt: skip
+    of_backbone, every = times["backbone"], times | commands | spoken
     finish(QUESTION, [
         Ratio.of("from_pretrained: checkpoint / backbone", times["checkpoint"], of_backbone, at_most=1.3),
         Ratio.of("from_pretrained: checkpoint with its own code / backbone", times["checkpoint with its own code"],
@@ -68,7 +78,9 @@ def compare(folder: Path, options):
         Ratio.of("import of TagiModel / of what it needs", commands["import of TagiModel"],
                  commands["import of what is needed"], at_most=1.2),
         Ratio.of("seconds of tagi --help", commands["tagi --help"], [1.0] * options.repeats, at_most=0.5),
-    ], options, milliseconds={name: round(1000 * median(x), 1) for name, x in (times | commands).items()})  # fmt: skip
+        *(Ratio.of(f"seconds to the first output of {name}", seconds, [1.0] * options.repeats, at_most=1)
+          for name, seconds in spoken.items()),
+    ], options, milliseconds={name: round(1000 * median(x), 1) for name, x in every.items()})  # fmt: skip
 
 
 def save(folder: Path, backbone: str) -> dict[str, tuple[int, int]]:
@@ -80,6 +92,22 @@ def save(folder: Path, backbone: str) -> dict[str, tuple[int, int]]:
     model.save_pretrained(folder / "generator", include_backbone=False)
     parts = {"checkpoint": model, "backbone": model.backbone}
     return {name: (len(list(x.parameters())), sum(p.nbytes for p in x.parameters())) for name, x in parts.items()}
+
+
+def first_output(folder: Path, *arguments: str):
+    """Starts a command at a terminal of its own, and ends it when it has written something."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-m", "modeling_tagi.cli", *arguments], stdin=theirs, stdout=theirs,
+                               stderr=theirs, cwd=folder, env=environment)  # fmt: skip
+    try:
+        if not os.read(ours, 1):
+            raise RuntimeError(f"tagi {' '.join(arguments)} said nothing")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
 
 
 def run(*arguments: str):
