@@ -65,6 +65,13 @@ def test_the_recipe_has_three_fields_to_fill_and_asks_for_nothing_of_the_built_i
     assert not {"text", "prompted", "train_tasks"} & recipe.keys() and "splits" not in recipe["evaluation"]
 
 
+def test_data_that_are_not_there_are_told_of_before_the_language_model_is_looked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "my-data", "--backbone.name", "nowhere/at/all"]) == 2
+    said = "tagi train: data.path: there is no my-data; give its place by --data.path FOLDER\n"
+    assert capsys.readouterr().err == said and not list(tmp_path.iterdir())
+
+
 def test_it_trains_on_tables(trained):
     folder, said, _ = trained
     assert list(json.loads((folder / "results.json").read_text())["splits"]) == ["unseen"]

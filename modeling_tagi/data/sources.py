@@ -95,6 +95,18 @@ def check_source(source: str, options: Optional[dict] = None, streaming: bool = 
     return options
 
 
+def check_places(source: str, path: Optional[str], text: Optional[str], t0_eval: Optional[str]):
+    """Accepts places that are there, before anything that takes longer, such as loading a language model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_source`.
+    """
+    wanted = {"path": path} if reader_of(source).in_folder else {}
+    wanted |= {name: place for name, place in (("text", text), ("t0_eval", t0_eval)) if place is not None}
+    for name, place in wanted.items():
+        _folder(place, name)
+
+
 def _folder(path: Optional[str], field: str) -> Path:
     if path is None:
         raise ValueError(f"data.{field} is not given; say where the data is by --data.{field} FOLDER")

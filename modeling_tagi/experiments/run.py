@@ -11,7 +11,7 @@ from ..cards import CARD_FILE, is_edited
 from ..common.folder_lock import alone_in
 from ..data.collate import Tokens
 from ..data.records import Record
-from ..data.sources import read_source
+from ..data.sources import check_places, read_source
 from ..data.streams import number_of
 from ..evaluation.adapter_map import adapter_map
 from ..evaluation.costs import costs_if_known, lengths_of
@@ -62,6 +62,8 @@ def _train_and_score(settings: RunSettings, command: str) -> dict:
     # first of all: a wrong token is found in a second, data is read in minutes
     repo_id = from_main(lambda: repository_of(settings))
 
+    data = settings.data
+    check_places(data.source, data.path, data.text, data.t0_eval)
     check_setup(settings, backbone_config(settings, settings.backbone.vocab_size))
 
     # data
