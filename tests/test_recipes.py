@@ -100,7 +100,7 @@ def test_the_recipes_of_the_paper_and_ours_are_there():
     assert {Path(name).stem for name in RECIPES} >= NAMED and TELLING <= set(RECIPES) and len(STUDIES) >= 2
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "my-data.yaml"])  # whose backbone is the user's
 def test_every_recipe_is_loaded_and_planned_where_neither_hub_nor_data_are(name, monkeypatch):
     monkeypatch.delenv("TAGI_DATA", raising=False)
     settings = load_settings(CONFIGS / name)

@@ -67,12 +67,13 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(self.folder / SETTINGS_FILE, yaml.safe_dump(self._values, sort_keys=False))
 
-    def stage(self, name: str, **before: Union[str, Path, None]) -> "Stage":
+    def stage(self, name: str, **before: Union[str, Path, dict, None]) -> "Stage":
         """One of the run's stages.
 
         Args:
             name: Of the stage.
-            before: What it reads of what earlier stages left, by what that is: folders, or a repository's name.
+            before: What it reads of what earlier stages left, by what that is: a folder, a repository's name, or
+                several of them by name.
 
         Raises:
             ValueError: if it has begun, with something else.

@@ -131,8 +131,12 @@ def _parts(file: Path, opened, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + _WHOLE, size)) for start in range(0, size, _WHOLE)]
 
 
-def digest_of(place: Union[str, Path, None]) -> Optional[str]:
-    """Returns what tells one result from another: the hash of a folder; a repository's name as it is."""
+def digest_of(place: Union[str, Path, dict, None]) -> Optional[str]:
+    """Returns what tells one result from another: the hash of a folder; a repository's name as it is; of several by
+    name, the hash of theirs."""
     if place is None:
         return None
+    if isinstance(place, dict):
+        digests = json.dumps({name: digest_of(one) for name, one in sorted(place.items())})
+        return hashlib.sha256(digests.encode()).hexdigest()
     return digest_of_folder(place) if Path(place).is_dir() else str(place)

@@ -35,7 +35,7 @@ from .processes import from_main, is_main, say, wait
 from .run import BANK_FOLDER, Run, Stage, reading, replacing
 from .settings import RunSettings
 from .shares import in_shares, require_possible_shares
-from .stage_keys import KEY_FILE, digest_of, digest_of_records, digest_of_text
+from .stage_keys import KEY_FILE, digest_of_records, digest_of_text
 from .stage_training import Pushes, Scores, train_stage
 from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
@@ -380,7 +380,7 @@ def _require_whole(folder: Path, mend: str):
                 pass
 
 
-def _start_of_finetuning(run: Run, model: TagiModel, bank: Optional[AdapterBank]) -> dict[str, Union[str, Path]]:
+def _start_of_finetuning(run: Run, model: TagiModel, bank: Optional[AdapterBank]) -> dict[str, Union[str, Path, dict]]:
     """What finetuning reads of what was there before it, by what that is."""
     before = {"backbone": model.config.backbone_name_or_path}
     if run.settings.pretraining.steps:
@@ -388,9 +388,7 @@ def _start_of_finetuning(run: Run, model: TagiModel, bank: Optional[AdapterBank]
     if bank is not None:
         collection = run.settings.task_adapters.collection
         sources = run.settings.task_adapters.sources() if collection is not None else {}
-        before["bank of task adapters"] = (
-            json.dumps({name: digest_of(source) for name, source in sources.items()}) if sources else bank.folder
-        )
+        before["bank of task adapters"] = sources or bank.folder
     return before
 
 
