@@ -32,7 +32,9 @@ SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"
 BANK_FOLDER = "task_adapters"
 # May differ when a run is taken up again: they do not change what was trained.
-FREE_FIELDS = ("output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every")
+FREE_FIELDS = (
+    "output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every", "publish_instructions",
+)  # fmt: skip
 
 
 class Run:

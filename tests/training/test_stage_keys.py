@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.streams import RecordStream
+from modeling_tagi.training.run import FREE_FIELDS
 from modeling_tagi.training.settings import RunSettings
 from modeling_tagi.training.stage_keys import (
     STAGES,
@@ -51,5 +52,5 @@ def test_a_change_to_one_tensor_of_a_large_file_is_seen(tmp_path):
 def test_every_setting_of_training_is_some_stages():
     values = {f.name: 0 for f in dataclasses.fields(RunSettings)}
     used = {name for stage in STAGES for name in settings_of(stage, {**values, "data.buffer": 1})}
-    elsewhere = {"output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every"}
+    elsewhere = set(FREE_FIELDS)
     assert values.keys() - used - elsewhere == {"data", "train_tasks"}  # of which the records and the text are hashed
