@@ -234,6 +234,8 @@ class Stage:
 def quiet_libraries():
     """Leaves a program's output to the program: no bars for files that load, no notes on what will change one day."""
     logging.disable_progress_bar()
+    # a note that checkpoints are sorted by their number, where the file system keeps no times
+    logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

@@ -325,6 +325,13 @@ class TagiTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             self._save(output_dir or self.args.output_dir, state_dict=state)
 
+    def _issue_warnings_after_load(self, load_result):
+        """As `Seq2SeqTrainer`'s, for what is really missing: of tied weights a checkpoint holds one."""
+        state, missing = self.model.state_dict(), set(load_result.missing_keys)
+        there = {x.data_ptr() for name, x in state.items() if name not in missing}
+        lacking = [name for name in load_result.missing_keys if state[name].data_ptr() not in there]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=lacking))
+
     def prediction_step(self, model, inputs, prediction_loss_only, *args, **kwargs):
         """As `Seq2SeqTrainer`'s; what the teacher would read is left out.
 

@@ -501,3 +501,20 @@ def test_training_on_a_stream_that_was_cut_off_ends_as_if_it_had_not_been(
     assert not changed(whole, cut_off)
     drawn = list(StreamBatchSampler(RecordStream([lambda: iter(records)], keep=2), 2, 2, steps=12))
     assert len({record for batch in drawn[5:] for record in batch}) > 8  # more than are kept
+
+
+def test_a_resumed_run_does_not_call_tied_weights_missing(make_model, make_trainer, monkeypatch):
+    model = make_model()
+    trainer, said = make_trainer(model, [[0]]), []
+    monkeypatch.setattr("transformers.trainer.logger.warning", said.append)
+    state = model.state_dict()
+    tied = [name for name in state if name.endswith("coder.embed_tokens.weight")]
+    assert len(tied) == 2
+    kept = {name: x for name, x in state.items() if name not in tied}
+    trainer._issue_warnings_after_load(model.load_state_dict(kept, strict=False))
+    assert not said
+    lost = next(name for name in kept if name.endswith("wo.weight"))
+    kept.pop(lost)
+    trainer._issue_warnings_after_load(model.load_state_dict(kept, strict=False))
+    (line,) = said
+    assert lost in line and "embed_tokens" not in line
