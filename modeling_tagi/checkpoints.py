@@ -32,6 +32,7 @@ from .named_backbone import (
     load_named_backbone,
     require_backbone_for_others,
 )
+from .text_pipeline import PIPELINES
 from .uploads import STALE_CHECKPOINT, require_right_to_push, upload
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
@@ -229,6 +230,7 @@ class CheckpointMixin(NamedBackboneMixin):
         config.auto_map = {
             **(getattr(config, "auto_map", None) or {}), **{name: "modeling_tagi.TagiModel" for name in auto_classes}
         }  # fmt: skip
+        config.custom_pipelines = deepcopy(PIPELINES)  # `pipeline` writes into it
         # weights of a variant, such as fp16, lie beside the others
         stale = STALE_CHECKPOINT if kwargs.get("variant") is None else ()
         in_place = kwargs.get("distributed_checkpoint", False)  # every process writes a part of it

@@ -21,9 +21,9 @@ _DEFAULT_MAX_INSTRUCTION_LENGTH = 1024
 
 # Written by transformers into any config.json, or handed over by its loaders.
 _FOREIGN_FIELDS = {
-    "architectures", "attn_implementation", "auto_map", "bos_token_id", "decoder_start_token_id", "dtype",
-    "eos_token_id", "model_type", "name_or_path", "pad_token_id", "quantization_config", "tie_word_embeddings",
-    "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
+    "architectures", "attn_implementation", "auto_map", "bos_token_id", "custom_pipelines", "decoder_start_token_id",
+    "dtype", "eos_token_id", "model_type", "name_or_path", "pad_token_id", "quantization_config",
+    "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ CODE = [
     "configuration_tagi.py", "families.py", "fit.py", "folders.py", "fusion.py", "hub_errors.py", "hypernetwork.py",
     "input_checks.py",
     "instruction_cache.py", "instruction_index.py", "instructions.py", "lora.py", "modeling_tagi.py", "modes.py",
-    "named_backbone.py", "tokens.py", "uploads.py",
+    "named_backbone.py", "text_pipeline.py", "tokens.py", "uploads.py",
 ]  # fmt: skip
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]

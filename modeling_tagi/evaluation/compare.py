@@ -19,7 +19,7 @@ from .evaluate import differences, table
 from .markdown import markdown_table
 
 # Of a config, what does not tell models apart.
-_FOREIGN = ("transformers_version", "architectures", "auto_map", "_name_or_path")
+_FOREIGN = ("transformers_version", "architectures", "auto_map", "custom_pipelines", "_name_or_path")
 
 
 def compare(first: str, second: str, settings: Optional[RunSettings] = None, command: str = "") -> dict:
