@@ -180,6 +180,29 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             own = getattr(self.backbone, kept, None) or ()
             setattr(self, kept, {rf"^backbone\..*{name}" for name in own})
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; also where weights are offloaded, which between calls lie nowhere (on `meta`)."""
+        device, placed = super().device, self._placed_on()
+        if device.type != "meta" or not placed:
+            return device
+        return torch.device(next((place for place in placed if place not in ("cpu", "disk")), "cpu"))
+
+    def _placed_on(self) -> list:
+        """The places that a `device_map` gave to parts of the model."""
+        return list((getattr(self, "hf_device_map", None) or {}).values())
+
+    def _require_one_place(self):
+        """Refuses a model that lies on several devices, between which adapters and instructions are not moved."""
+        devices = sorted({str(place) for place in self._placed_on()} - {"cpu", "disk"})
+        away = next(self.hypernetwork.parameters()).device.type == "meta" if self._placed_on() else False
+        if len(devices) > 1 or away:
+            what = f"lies on devices {', '.join(devices)}" if len(devices) > 1 else "has its hypernetwork offloaded"
+            raise ValueError(
+                f"this model {what}, but adapters are made and used on one device; load it with device_map={{'': 0}}, "
+                "or offload the backbone alone: device_map={'backbone': 'disk', 'hypernetwork': 0, 'fusion': 0}"
+            )
+
     def set_trainable(self, scope: str):
         """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
         norms and embeddings), or `"all"`."""
@@ -334,6 +357,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:
         """What there is to know of instructions: pooled `[tasks, d_model]`, and what fusion attends to."""
+        self._require_one_place()
         prefix = None
         if self.config.is_encoder_decoder:
             with applied(None):
@@ -610,6 +634,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if not hasattr(adapter, "lora_a"):
             raise TypeError(f"adapter is a {type(adapter).__name__}, but must be a TagiAdapter (generate_adapter's)")
         require_fit(adapter, self)
+        self._require_one_place()
         return adapter if adapter.device == self.device else adapter.to(self.device)
 
     def _application(self, adapter: Optional[TagiAdapter], task_index: Optional[Tensor]) -> Optional[Application]:

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from modeling_tagi import TagiModel
+
+
+@pytest.mark.parametrize("family, fusion", [("t5", "cross_attention"), ("llama", "concat"), ("gpt2", "none")])
+def test_an_offloaded_backbone_answers_as_one_in_memory(make_model, random_ids, tmp_path, family, fusion):
+    model, ids = make_model(family, fusion), random_ids(2, 5, 3)
+    model.save_pretrained(tmp_path / "model")
+    places = {"backbone": "disk", "hypernetwork": "cpu", "fusion": "cpu"}
+    away = TagiModel.from_pretrained(tmp_path / "model", device_map=places, offload_folder=tmp_path / "away").eval()
+    assert next(away.backbone.parameters()).device.type == "meta" and away.device.type == "cpu"
+    both = away, model
+    found, expected = (each(ids, labels=ids, adapter=each.generate_adapter([5, 6, 7])).logits for each in both)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    tokens = (each.generate(ids, adapter=each.generate_adapter([5, 6]), max_new_tokens=3) for each in both)
+    assert torch.equal(*tokens)
+
+
+def test_a_model_on_several_devices_is_refused(make_model, random_ids):
+    model, ids = make_model("t5"), random_ids(2, 5, 3)
+    adapter = model.generate_adapter([5, 6])
+    model.hf_device_map = {"backbone.encoder": 0, "backbone.decoder": 1, "hypernetwork": 0, "fusion": 0}
+    model.instruction_cache.clear()
+    for call in (lambda: model.generate_adapter([7]), lambda: model.generate(ids, adapter=adapter)):
+        with pytest.raises(ValueError, match=r"lies on devices 0, 1, .*one device; load it with device_map=\{'': 0\}"):
+            call()
+    with pytest.raises(ValueError, match="its hypernetwork offloaded"):
+        model.hf_device_map = {"backbone": "cpu", "hypernetwork": "disk"}
+        model.hypernetwork.to("meta")
+        model.generate_adapter([7])
