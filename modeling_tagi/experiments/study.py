@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from ..commands.errors import TRACEBACK
 from ..evaluation.report import write_report
 from ..folders import require_folder_for
-from ..training.run import FREE_FIELDS, flat, progress_bar, write_text
+from ..training.run import FREE_FIELDS, flat, has_begun, progress_bar, write_text
+from ..training.stage_keys import STAGES
 from .checks import check_cells
 from .settings import Cell, StudySettings, cells
 from .summary import results_file, write_lines, write_tables
@@ -71,10 +72,11 @@ def _last_line(log: Path) -> str:
 
 
 def _check(todo: Sequence[Cell], folder: Path):
-    """Refuses cells that were begun with other settings, before any work."""
+    """Refuses cells that were begun with other settings, before any work; of others nothing would be lost."""
     for cell in todo:
         file = folder / "cells" / cell.name / CELL_FILE
-        if file.is_file():
+        begun = results_file(folder, cell).is_file() or any(has_begun(file.parent, stage) for stage in STAGES)
+        if begun and file.is_file():
             before, now = flat(yaml.safe_load(file.read_text())), flat(_plain(cell))
             changed = [name for name in {**before, **now}
                        if before.get(name) != now.get(name) and name.split(".")[0] not in FREE_FIELDS]  # fmt: skip

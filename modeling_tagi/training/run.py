@@ -97,10 +97,7 @@ class Run:
 
     def has_begun(self, name: str) -> bool:
         """Whether there is something of a stage that would be lost if it were done again."""
-        folder = self.folder / "stages" / name
-        bank = self.folder / BANK_FOLDER
-        adapters = name == "task_adapters" and any(bank.glob("index*.json*"))
-        return (folder / DONE_FILE).is_file() or adapters or any(folder.glob("checkpoints/*/checkpoint-*/complete"))
+        return has_begun(self.folder, name)
 
     def again(self, name: str) -> str:
         """Says how to do a stage again: its folders, deleted, are made anew by the same command."""
@@ -146,6 +143,13 @@ class Run:
                     f"{self.folder} holds a run on other data: its stage {name} was begun with other "
                     f"{' and '.join(other)} than the data hold now ({why}); {mend}"
                 )
+
+
+def has_begun(run: Path, stage: str) -> bool:
+    """Whether a run's folder holds something of a stage that would be lost if it were done again."""
+    folder, bank = run / "stages" / stage, run / BANK_FOLDER
+    adapters = stage == "task_adapters" and any(bank.glob("index*.json*"))
+    return (folder / DONE_FILE).is_file() or adapters or any(folder.glob("checkpoints/*/checkpoint-*/complete"))
 
 
 def _settings_before(folder: Path) -> dict:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from modeling_tagi.evaluation.report import write_report
 from modeling_tagi.experiments.settings import cells, load_study
+from modeling_tagi.experiments.study import _check as refuse_other_settings
 from modeling_tagi.experiments.study import run_study
 from modeling_tagi.experiments.summary import write_tables
 
@@ -97,6 +99,23 @@ def test_other_settings_in_the_same_folder_are_refused(done, study_file):
     study = load_study(study_file, {"output_dir": str(done), "overrides": {"finetuning.steps": 5}})
     with pytest.raises(ValueError, match="-seed0 was begun with other settings .finetuning.steps was 6, is now 5"):
         run_study(study)
+
+
+@pytest.mark.parametrize("left", ["stages/finetuning/done.json", "results.json"])
+def test_a_cell_that_has_saved_nothing_may_be_given_other_settings(study_file, tmp_path, left):
+    def cells_with(rate):
+        fields = {"output_dir": str(tmp_path), "overrides": {"finetuning.learning_rate": rate}}
+        return cells(load_study(study_file, fields))
+
+    place = tmp_path / "cells" / "tagi-seed0"
+    place.mkdir(parents=True)
+    wrong = next(cell for cell in cells_with(0.5) if cell.name == "tagi-seed0")
+    (place / "cell.yaml").write_text(yaml.safe_dump(dataclasses.asdict(wrong.settings)))
+    refuse_other_settings(cells_with(0.1), tmp_path)
+    (place / left).parent.mkdir(parents=True, exist_ok=True)
+    (place / left).write_text("{}")
+    with pytest.raises(ValueError, match="finetuning.learning_rate was 0.5, is now 0.1"):
+        refuse_other_settings(cells_with(0.1), tmp_path)
 
 
 def test_two_studies_do_not_work_in_one_folder(study_file, tmp_path):
