@@ -105,7 +105,7 @@ def plan_run(
     around = None
     on_disk = settings.backbone.name is None or Path(settings.backbone.name).is_dir()  # nothing is downloaded for it
     if flops_per_second is None and means is not None and on_disk:
-        around = _tried(settings, splits, text, tokenizer, work, rows, means, math.ceil(longest.target), notes)
+        around = _tried(settings, splits, text, tokenizer, work, rows, math.ceil(longest.target), notes)
         if around is not None:
             around["start"] = startup
     made = {
@@ -267,7 +267,7 @@ def _stage(work: RunWork, name: str, settings: RunSettings, limits, means, longe
 
 
 def _tried(
-    settings, splits, text, tokenizer, work: RunWork, rows, means, longest_target: int, notes: list[str]
+    settings, splits, text, tokenizer, work: RunWork, rows, longest_target: int, notes: list[str]
 ) -> Optional[dict]:
     """Puts the seconds of a trial on this machine into the stages' rows, and returns those of what is no stage that
     trains; `None`, and a note, if it would take too long or cannot be done."""
@@ -289,8 +289,6 @@ def _tried(
             at_once = min(settings.task_adapters.at_once, work.adapters)
             groups = math.ceil(work.adapters / at_once)
             share = work.adapters / (groups * at_once)
-        if name == "finetuning":
-            share = work.step(name, means).flops / work.with_teacher_to_the_end().step(name, means).flops
         times = trial.stages[name]
         row["seconds"] = times.of(0, groups) + share * times.of(row["steps"], 0)
         if name == "finetuning":

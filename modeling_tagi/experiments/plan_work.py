@@ -5,7 +5,6 @@ backward, for the states and for the weights), 2 for what is frozen but lies beh
 only run; one more where gradient checkpointing runs it again.
 """
 
-import copy
 import math
 from dataclasses import asdict, dataclass
 from typing import Optional
@@ -83,12 +82,6 @@ class RunWork:
         self.adapter += sum(stack.rank * d_out for stack in targets for _, d_out in stack.shapes for _ in stack.paths)
         self.scope = settings.finetuning.train
         self.backbone_trained = self.scope == "all" and "backbone" not in settings.finetuning.freeze
-
-    def with_teacher_to_the_end(self) -> "RunWork":
-        """The same run, if its teacher were run in all steps of finetuning."""
-        settings = copy.deepcopy(self.settings)
-        settings.finetuning.distillation_steps = None
-        return RunWork(settings, self.formula, self.adapters)
 
     # Work of one optimizer step
 

@@ -22,6 +22,7 @@ from ..evaluation.oracle import tune_adapters
 from ..evaluation.predict import Answering
 from ..evaluation.references import adaptable
 from ..training import stages
+from ..training.adapter_bank import AdapterBank
 from ..training.run import DONE_FILE, Run, progress_bar
 from ..training.settings import RunSettings
 from .checks import evaluated_splits
@@ -29,6 +30,7 @@ from .plan_work import stages_that_train
 from .run import SCORED_WHILE_TRAINING, stage_names
 
 STEPS = 6  # of each stage; the first also loads what is needed, and is not counted
+_READ = 64  # adapters of a bank
 _TUNED_AT_ONCE = 32  # `tune_adapters`' own, for the oracle
 _WRITING = 3.0  # seconds for the report, its plots, the card and the checkpoint, on the CPUs it was tried on
 
@@ -107,14 +109,18 @@ def timed_trial(settings: RunSettings, splits: Splits, text: Sequence[str], toke
             tokens = stages.read_tokens(run, tokenizer, start.config)
             bar.update(sum(name in ("text", "prompted") for name in names))
             bank = stages.tuned_adapters(run, start, tokens, _of_some(train, trial))
-            if bank is not None and not trial.task_adapters.given:  # so that no task of a batch is without a teacher
-                bank = bank.under(list(dict.fromkeys(getattr(record, trial.task_adapters.by) for record in train)))
+            if bank is not None:
+                own = list(dict.fromkeys(getattr(record, trial.task_adapters.by) for record in train))
+                bank = _ReadBank(bank, bank.names if trial.task_adapters.given else own)
             bar.update("task_adapters" in names)
             model = stages.pretrained_model(run, start, tokens, text)
             bar.update("pretraining" in names)
             model = stages.finetuned_model(run, model, tokens, train, bank)
             bar.update("finetuning" in names)
-            times = _stage_times(trial, Path(folder), stamps)
+            times = _stage_times(settings, trial, stamps)
+            if bank is not None and settings.finetuning.objective().needs_teacher and "finetuning" in times:
+                found = times["finetuning"]
+                times["finetuning"] = StageTime(found.once + bank.seconds, found.step)
             own, first, oracle = _answers(trial, model, load_backbone(backbone, revision), tokens, splits)
             bar.update()
     return Trial(times, own, first, oracle)
@@ -128,10 +134,44 @@ def _short(settings: RunSettings, folder: str, longest_target: int) -> RunSettin
     for name in stages_that_train(settings):
         stage = getattr(made, name)
         stage.steps, stage.save_every = STEPS, 10**9
-    # at their full weight, and with a teacher that reads: what falls away later is taken off by the plan
-    made.finetuning.distillation_steps = made.finetuning.alignment_steps = made.finetuning.teacher_cache = None
+    phases = _phases(settings.finetuning)
+    if settings.finetuning.steps:
+        made.finetuning.steps = STEPS * len(phases)
+    for name in ("distillation_steps", "alignment_steps"):
+        lasting = sum(end <= (getattr(settings.finetuning, name) or math.inf) for _, end in phases)
+        setattr(made.finetuning, name, STEPS * lasting if lasting < len(phases) else None)
+    made.finetuning.teacher_cache = None  # the teacher reads all the same
     made.evaluation.every = 0
     return made
+
+
+def _phases(settings) -> list[tuple[int, int]]:
+    """Length and end, in steps, of each part of finetuning: what a step costs changes where the teacher has done."""
+    ends = {settings.distillation_steps, settings.alignment_steps} - {None}
+    ends = sorted({end for end in ends if 0 < end < settings.steps} | {settings.steps})
+    return [(end - before, end) for before, end in zip([0, *ends], ends)]
+
+
+class _ReadBank(AdapterBank):
+    """Adapters of a bank that have been read before the clock runs: in a run, each is read but once or twice.
+
+    Args:
+        bank: Some of its adapters are read, and stand for all.
+        names: Under which they are to be had.
+
+    Attributes:
+        seconds: Of the run's reading of them all.
+    """
+
+    def __init__(self, bank: AdapterBank, names: Sequence[str]):
+        some, began = bank.names[:_READ], time.perf_counter()
+        self._adapters = [bank.read(name) for name in some]
+        self.seconds = 2 * len(names) * (time.perf_counter() - began) / len(some)  # checked once, then used
+        super().__init__(bank.folder, {name: bank._index[some[n % len(some)]] for n, name in enumerate(names)})
+        self._places = {name: n % len(some) for n, name in enumerate(names)}
+
+    def read(self, name, device="cpu", check_finite=True):
+        return self._adapters[self._places[name]].to(device)
 
 
 def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
@@ -141,13 +181,18 @@ def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
     return [record for record in train if getattr(record, by) in chosen]
 
 
-def _stage_times(settings: RunSettings, folder: Path, stamps: list[float]) -> dict[str, StageTime]:
+def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float]) -> dict[str, StageTime]:
+    """Of the run with these settings, by the moments at which the trial's steps ended."""
     times, rest = {}, list(stamps)
     for name in stages_that_train(settings):
-        own, rest = rest[:STEPS], rest[STEPS:]
-        step = median(after - before for before, after in zip(own, own[1:]))
-        done = json.loads((Path(settings.output_dir) / "stages" / name / DONE_FILE).read_text())
-        times[name] = StageTime(max(0.0, done["seconds"] - STEPS * step), step)
+        lengths = [length for length, _ in _phases(settings.finetuning)] if name == "finetuning" else [1]
+        steps = []
+        for _ in lengths:
+            own, rest = rest[:STEPS], rest[STEPS:]
+            steps.append(median(after - before for before, after in zip(own, own[1:])))
+        done = json.loads((Path(trial.output_dir) / "stages" / name / DONE_FILE).read_text())
+        mean = sum(step * length for step, length in zip(steps, lengths)) / sum(lengths)
+        times[name] = StageTime(max(0.0, done["seconds"] - STEPS * sum(steps)), mean)
     return times
 
 

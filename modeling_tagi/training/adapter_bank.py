@@ -89,11 +89,6 @@ class AdapterBank:
         """Folders of the adapters that are the bank's own, in order."""
         return [self.folder / entry["folder"] for entry in self._index.values() if "folder" in entry]
 
-    def under(self, names: Sequence[str]) -> "AdapterBank":
-        """The same adapters under other names, again from the first where these are more; nothing is written."""
-        entries = list(self._index.values())
-        return AdapterBank(self.folder, {name: entries[n % len(entries)] for n, name in enumerate(names)})
-
     def numbers(self) -> dict[str, int]:
         """Position of each name in `load()`, and in a [`StoredAdapters`]."""
         return {name: number for number, name in enumerate(self._index)}
