@@ -183,7 +183,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     @property
     def device(self) -> torch.device:
         """Where inputs go; also where weights are offloaded, which between calls lie nowhere (on `meta`)."""
-        device, placed = super().device, self._placed_on()
+        device, placed = next(self.parameters()).device, self._placed_on()
         if device.type != "meta" or not placed:
             return device
         return torch.device(next((place for place in placed if place not in ("cpu", "disk")), "cpu"))
