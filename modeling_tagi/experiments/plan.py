@@ -88,7 +88,7 @@ def plan_run(
             "how many task adapters there are is not known without the data: taken as "
             f"{settings.task_adapters.at_once} (at_once); say it with --adapters"
         )
-    work = RunWork(settings, TaskFlops(config), number)
+    work = RunWork(settings, TaskFlops(config), number, counted and counted["records"])
     limits = TextLengths(
         config.max_instruction_length, settings.max_input_length, settings.max_target_length, settings.text.max_length
     )

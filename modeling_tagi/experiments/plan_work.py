@@ -72,10 +72,17 @@ class RunWork:
         formula: Of its model.
         adapters: Task adapters that are tuned or loaded; `None` if that is not known, and taken for as many as are
             tuned at once.
+        records: Of the train split; `None` if that is not known, and taken for as many as are drawn.
     """
 
-    def __init__(self, settings: RunSettings, formula: TaskFlops, adapters: Optional[int] = None):
-        self.settings, self.formula = settings, formula
+    def __init__(
+        self,
+        settings: RunSettings,
+        formula: TaskFlops,
+        adapters: Optional[int] = None,
+        records: Optional[int] = None,
+    ):
+        self.settings, self.formula, self.records = settings, formula, records
         self.adapters = adapters if adapters is not None else settings.task_adapters.at_once
         self.adapter = sum(x.numel() for x in formula.model.hypernetwork.shared_factors().values())
         targets = formula.model.hypernetwork.stacks
@@ -192,12 +199,25 @@ class RunWork:
         }
 
     def disk(self, stage: str, limits: TextLengths) -> dict[str, float]:
-        """`checkpoints` to resume from, which go when the stage is done, and `kept`, its result."""
+        """`checkpoints` to resume from, which go when the stage is done (as what the teacher has said does), and
+        `kept`, its result."""
         memory = self.memory(stage, limits)
         kept = saved = FLOAT * _size(self._module(stage))
         if stage == "task_adapters":
             kept, saved = FLOAT * self.adapter * self.adapters, memory["gradients"]
-        return {"checkpoints": _KEPT_CHECKPOINTS * (saved + memory["optimizer"]), "kept": kept}
+        said = self._teacher_cache(limits) if stage == "finetuning" else 0
+        return {"checkpoints": _KEPT_CHECKPOINTS * (saved + memory["optimizer"]) + said, "kept": kept}
+
+    def _teacher_cache(self, limits: TextLengths) -> float:
+        """Bytes of what the teacher has said of the records that are drawn, each once."""
+        settings = self.settings.finetuning
+        if settings.teacher_cache is None or not settings.distillation_weight:
+            return 0.0
+        drawn = settings.steps * self.step("finetuning", limits).rows
+        records = drawn if self.records is None else min(drawn, self.records)
+        width = self.formula.model.config.backbone_config.get_text_config().hidden_size
+        a_token = FLOAT * width if settings.teacher_cache == "states" else 2 * FLOAT * settings.teacher_top_k
+        return records * limits.target * a_token
 
     def _module(self, stage: str) -> nn.Module:
         """What is in memory whole."""

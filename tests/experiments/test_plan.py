@@ -106,6 +106,20 @@ def test_the_xl_recipes_memory_is_weights_gradients_and_optimizer_states_of_four
     assert disk == {"checkpoints": 2 * 4 * (total + 2 * trained), "kept": 4 * total}
 
 
+def test_what_a_teacher_has_said_takes_disk_while_it_is_needed():
+    formula, lengths = TaskFlops(TagiConfig(tiny_backbone(), r=2)), TextLengths(40, 30, 9, 99)
+
+    def disk(cache, records=None):
+        values = {"finetuning": {"steps": 5, "tasks_per_batch": 2, "examples_per_task": 3, "teacher_cache": cache},
+                  "task_adapters": {"steps": 1}}  # fmt: skip
+        return RunWork(build_settings(values), formula, 3, records).disk("finetuning", lengths)["checkpoints"]
+
+    # 30 records are drawn at most, of 9 target tokens each: 16 numbers, or 64 of the vocabulary with their numbers
+    assert disk("states") - disk(None) == 30 * 9 * 4 * 16
+    assert disk("top_k") - disk(None) == 30 * 9 * 8 * 64
+    assert disk("states", records=12) - disk(None) == 12 * 9 * 4 * 16
+
+
 def tiny_backbone():
     return T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, vocab_size=64, dropout_rate=0.0,
                     decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)  # fmt: skip
