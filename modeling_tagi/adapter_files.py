@@ -52,9 +52,9 @@ def write_adapter(adapter, folder: Union[str, os.PathLike], base_model: Union[st
     with filling(target, last=CONFIG_FILE, stale=(WEIGHTS_FILE, MEMORY_FILE, PROVENANCE_FILE)) as beside:
         _write(adapter, beside, None if base_model is None else os.fspath(base_model))
     if adapter.memory is not None:
-        logger.warning(
-            f"{target} is a PEFT adapter without the instruction memory that this generator's fusion attends to "
-            f"({MEMORY_FILE}, which PEFT ignores): PEFT alone answers differently from model.generate(adapter=…)"
+        logger.warning_once(  # a bank has thousands
+            f"an adapter was saved with the instruction memory that its generator's fusion attends to ({MEMORY_FILE}, "
+            "which PEFT ignores): in PEFT alone it answers differently from model.generate(adapter=…)"
         )
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import cached_file
 
 from .backbone_hash import backbone_hash
-from .cards import checkpoint_card
+from .cards import checkpoint_card, is_repository
 from .checkpoint_checks import (
     broken_weights_named,
     require_dtype,
@@ -221,6 +221,9 @@ class CheckpointMixin(NamedBackboneMixin):
             why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
             raise ValueError(f"the backbone cannot be left out of the checkpoint: {why}; use include_backbone=True")
         kept = config.backbone_in_checkpoint, self._keys_to_ignore_on_save
+        source = config.backbone_name_or_path, config.backbone_revision
+        if include and not is_repository(source[0]):  # a folder of someone's disk, which nobody needs any more
+            config.backbone_name_or_path = config.backbone_revision = None
         quantization = vars(config.backbone_config).pop("quantization_config", None)  # a choice of whoever loads it
         config.backbone_in_checkpoint = include
         if not include:
@@ -244,6 +247,7 @@ class CheckpointMixin(NamedBackboneMixin):
                         tokenizer.save_pretrained(place)
         finally:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
+            config.backbone_name_or_path, config.backbone_revision = source
             if quantization is not None:
                 config.backbone_config.quantization_config = quantization
         if push and kwargs.get("is_main_process", True):

@@ -309,7 +309,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         None that has a name, if training changed it since the checkpoint was loaded."""
         if self._backbone_is_only_here:
             return {"backbone": None, "backbone_revision": None}
-        if self.config.backbone_trained:
+        if self.config.backbone_trained or self.config.backbone_name_or_path is None:
             return {"backbone": self.name_or_path or None, "backbone_revision": self._revision}
         return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
 

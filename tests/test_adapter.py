@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.utils.logging import warning_once
 
 from modeling_tagi import TagiAdapter, TagiModel, adapter_files
 from modeling_tagi.adapter import InstructionMemory
@@ -444,3 +445,11 @@ def test_its_repr_is_one_line(make_model):
         f"TagiAdapter(2 tasks, rank 4, {len(model.hypernetwork.shared_factors())} modules, "
         "an instruction memory of 3 tokens)"
     )
+
+
+def test_that_peft_leaves_the_memory_out_is_said_once(make_model, random_ids, tmp_path, caplog):
+    warning_once.cache_clear()
+    adapters = make_model("t5").generate_adapter(random_ids(2, 4))
+    for number, adapter in enumerate(adapters):
+        adapter.save_pretrained(tmp_path / str(number))
+    assert sum("PEFT alone" in record.getMessage() for record in caplog.records) == 1

@@ -317,7 +317,7 @@ def test_adapters_of_a_trained_backbone_do_not_name_the_stock_one(apart, random_
     model.save_pretrained(tmp_path / "whole")
     if start != "from_backbone":
         model = TagiModel.from_pretrained(tmp_path / start)
-    stock = str(tmp_path / "backbone")
+    stock = str(tmp_path / ("whole" if start == "whole" else "backbone"))  # a whole checkpoint has it, and names none
     assert model.generate_adapter([5, 6]).provenance[0]["backbone"] == stock
     train_all(model, random_ids(2, 5))
     for adapter in (model.generate_adapter([5, 6]), model.fresh_adapter()):
@@ -514,6 +514,9 @@ def test_no_file_tells_where_it_was_made(apart, tokenizer, tmp_path):
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert config.pop("backbone_name_or_path") == str(tmp_path / "backbone")
     assert str(tmp_path) not in json.dumps(config)
+    model.save_pretrained(tmp_path / "whole")
+    assert not [path for path in (tmp_path / "whole").iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    assert model.config.backbone_name_or_path == str(tmp_path / "backbone")
 
 
 # The tokenizer beside it

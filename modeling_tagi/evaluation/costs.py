@@ -12,6 +12,7 @@ from typing import Collection, Optional, Sequence
 
 from transformers import AutoTokenizer, T5Config
 
+from ..cards import is_repository
 from ..commands.errors import run_command
 from ..commands.parsing import Parser
 from ..configuration_tagi import TagiConfig
@@ -123,8 +124,10 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
     t, i = lengths.instruction, lengths.input
     by_length = [(Lengths(x, i, lengths.target), inputs) for x in INSTRUCTION_LENGTHS]
     by_inputs = [(lengths, x) for x in INPUT_COUNTS]
+    named = config.backbone_name_or_path
     return {
-        "backbone": name or config.backbone_name_or_path or config.backbone_config.model_type,
+        # not a folder of someone's disk, which the card would tell the world
+        "backbone": name or (named if is_repository(named) else config.backbone_config.model_type),
         "parameters": formulas["prompted"].parameters,
         "inputs_per_task": inputs,
         "lengths": vars(lengths).copy(),

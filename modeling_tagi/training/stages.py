@@ -49,7 +49,7 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
     """The pretrained backbone's tokenizer; from scratch, a vocabulary of the train split and the text."""
     backbone = settings.backbone
     if backbone.name is not None:
-        return AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
+        return AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision, trust_remote_code=False)
     made = Path(settings.output_dir) / "tokenizer"
     key = tokenizer_key(settings, digest_of_records(train), digest_of_text(text))
     # as often as training will read them, so that the words of instructions become pieces
@@ -178,7 +178,7 @@ def taught_backbone(
 
 def _load_or_make(settings: RunSettings, source: str, revision: Optional[str], vocab_size: int) -> nn.Module:
     if settings.backbone.name is not None or (Path(source) / "config.json").is_file():
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return auto.from_pretrained(source, revision=revision, dtype=torch.float32)
     config = backbone_config(settings, vocab_size)
@@ -283,7 +283,7 @@ def pretrained_model(run: Run, model: TagiModel, tokens: Tokens, text: Sequence[
         facts = train_stage(run, stage, settings, model, collator, sampler, Drawn())
         _save_trained(run, stage, model)
         stage.finish(**facts)
-    return _trained_model(run, stage)
+    return _trained_model(run, stage, model.config)
 
 
 def finetuned_model(
@@ -348,15 +348,19 @@ def finetuned_model(
         if is_main():
             shutil.rmtree(stage.folder / TEACHER_FOLDER, ignore_errors=True)
             (stage.folder / f"{TEACHER_FOLDER}.lock").unlink(missing_ok=True)
-    return _trained_model(run, stage)
+    return _trained_model(run, stage, model.config)
 
 
-def _trained_model(run: Run, stage: Stage) -> TagiModel:
-    """What a stage has saved, read again."""
+def _trained_model(run: Run, stage: Stage, before: TagiConfig) -> TagiModel:
+    """What a stage has saved, read again. Its backbone is still called what it is in `before`: a checkpoint does not
+    name folders."""
     folder = stage.folder / "model"
     _require_whole(folder, run.again(stage.name))
     with reading(folder, run.again(stage.name)):
-        return _finite(TagiModel.from_pretrained(folder, dtype=torch.float32))
+        model = _finite(TagiModel.from_pretrained(folder, dtype=torch.float32))
+    for name in ("backbone_name_or_path", "backbone_revision"):
+        setattr(model.config, name, getattr(before, name))
+    return model
 
 
 def _finite(model: TagiModel) -> TagiModel:
