@@ -85,6 +85,13 @@ def test_a_run_is_pushed_on_its_way_and_at_its_end(made, capsys):
     assert b"Nothing is recorded here" in on_the_way["README.md"]
 
 
+def test_nothing_that_is_pushed_tells_where_it_was_made_or_what_instructions_it_was_trained_on(made):
+    folder, _, hub = made
+    pushed = hub.files("user/run")
+    assert not [name for name, content in pushed.items() if str(folder.parent).encode() in content]
+    assert "texts" not in json.loads(pushed["instruction_index.json"])
+
+
 def test_a_runs_card_has_its_results_in_the_hubs_form(made):
     folder, results, _ = made
     card = ModelCard.load(folder / "model" / "README.md")
