@@ -1,6 +1,7 @@
 """`tagi study`: all cells of a study, side by side, each in a process of its own; taken up again where it was left."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from .settings import Cell, StudySettings, cells
 from .summary import results_file, write_lines, write_tables
 
 CELL_FILE = "cell.yaml"
+DATA_FILE = "data.json"
 STUDY_FILE = "study.yaml"
 
 
@@ -92,7 +94,19 @@ def _is_done(cell: Cell, folder: Path) -> bool:
     place = folder / "cells" / cell.name
     if not (results_file(folder, cell).is_file() and (place / "report" / "index.html").is_file()):
         return False
+    data = place / DATA_FILE  # which a study of an earlier version has not written
+    if data.is_file() and json.loads(data.read_text()) != _data_files(cell):
+        return False  # the run itself tells whether what they hold is the same
     return yaml.safe_load((place / CELL_FILE).read_text())["evaluation"] == _plain(cell)["evaluation"]
+
+
+def _data_files(cell: Cell) -> list[list]:
+    """Path, size and time of change of every file that a cell's data are read from."""
+    data = cell.settings.data
+    named = [place for place in (data.path, data.text, data.t0_eval) if place is not None]
+    places = [Path(os.path.expandvars(os.path.expanduser(place))) for place in named]
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
 
 
 def _plain(cell: Cell) -> dict:
@@ -142,6 +156,7 @@ def _start(cell: Cell, folder: Path, threads: int) -> subprocess.Popen:
     place.mkdir(parents=True, exist_ok=True)
     results_file(folder, cell).unlink(missing_ok=True)  # scored in another way, or cut off
     write_text(place / CELL_FILE, yaml.safe_dump(_plain(cell), sort_keys=False))
+    write_text(place / DATA_FILE, json.dumps(_data_files(cell)) + "\n")
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), TRACEBACK: "1"}  # to its log
     command = [sys.executable, "-m", "modeling_tagi.experiments.cell", str(place / CELL_FILE)]
     with open(place / "log.txt", "ab") as log:

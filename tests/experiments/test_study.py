@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -99,6 +100,21 @@ def test_other_settings_in_the_same_folder_are_refused(done, study_file):
     study = load_study(study_file, {"output_dir": str(done), "overrides": {"finetuning.steps": 5}})
     with pytest.raises(ValueError, match="-seed0 was begun with other settings .finetuning.steps was 6, is now 5"):
         run_study(study)
+
+
+def test_runs_whose_data_have_changed_are_not_passed_over(done, study_file, config, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **fields: started.append(command) or 1 / 0)
+    kept = {path: path.read_text() for path in done.glob("cells/*/*.json")}
+    file = config.parent / "data" / "train.jsonl"
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(ZeroDivisionError):
+        run_study(load_study(study_file, {"output_dir": str(done)}))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for path, text in kept.items():
+        path.write_text(text)
+    assert [Path(command[-1]).parent.name for command in started] == ["prompted_start-seed0"]
 
 
 @pytest.mark.parametrize("left", ["stages/finetuning/done.json", "results.json"])
