@@ -23,6 +23,7 @@ def read_sni(
     positive_examples: int = 0,
     seen_instances: int = 30,
     seed: int = 0,
+    first_eval_instances: bool = False,
 ) -> Splits:
     """Splits of the English tasks: "train", "seen_tasks" (further instances of its tasks) and "unseen" (other tasks).
 
@@ -38,6 +39,8 @@ def read_sni(
         positive_examples: Demonstrations of each record, the first of the task's (2 in the paper's Def + 2 Pos).
         seen_instances: Most instances of a task in "seen_tasks", disjoint from its training instances.
         seed: Of the shuffle that instances are drawn by. Fewer instances are always a part of more.
+        first_eval_instances: Whether "unseen" has the first instances of each task, as SNI's script has, instead of
+            drawn ones.
 
     Raises:
         FileNotFoundError: if a list of tasks or a task of it is missing.
@@ -74,7 +77,14 @@ def read_sni(
     test_new = drop_instances(test, instance_texts(record for records in tasks["train"] for record in records))
     logger.info("SNI: left out %d instances of seen_tasks and %d of unseen whose input a training task has",
                 len(seen) - len(seen_new), len(test) - len(test_new))
-    return {"train": train, "seen_tasks": seen_new, "unseen": cap_tasks(test_new, max_eval_instances, seed)}
+    if first_eval_instances:
+        by_task: dict[str, list[Record]] = {}
+        for record in test_new:
+            by_task.setdefault(record.task, []).append(record)
+        unseen = [record for of_task in by_task.values() for record in of_task[:max_eval_instances]]
+    else:
+        unseen = cap_tasks(test_new, max_eval_instances, seed)
+    return {"train": train, "seen_tasks": seen_new, "unseen": unseen}
 
 
 def _task_names(path: Path) -> list[str]:

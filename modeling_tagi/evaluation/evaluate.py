@@ -183,10 +183,11 @@ def evaluate_split(
         `methods`: for each `exact_match` and `rouge_l` over the `n` records answered freely (`None` if there are
         none), and under rank classification `rank_accuracy` (options compared by log-likelihood) and
         `rank_accuracy_mean` (by log-likelihood per token) over `n_ranked` records; each with its `…_interval`. Beside
-        them `per_task` and `per_category`, `per_task_ranked` and `per_dataset_ranked`. `differences`: by
-        "<first> - <second>" and score, `mean`, `low` and `high` over the tasks paired. `clusters`: the number of
-        groups. `chance` and `majority` of the records with options; `examples`, some records with every method's
-        answer. Means and intervals are rounded to two places, scores of single tasks are not.
+        them `over_records` (means over all records, as SNI's script has), `per_task` and `per_category`,
+        `per_task_ranked` and `per_dataset_ranked`. `differences`: by "<first> - <second>" and score, `mean`, `low` and
+        `high` over the tasks paired. `clusters`: the number of groups. `chance` and `majority` of the records with
+        options; `examples`, some records with every method's answer. Means and intervals are rounded to two places,
+        scores of single tasks are not.
     """
     ranked = [record for record in records if rank and record.options is not None]
     free = [record for record in records if not (rank and record.options is not None)]
@@ -199,7 +200,8 @@ def evaluate_split(
             found = score(answers, free)
             for number in outputs:
                 outputs[number][name] = answers[number]
-            own.update(per_task=found["per_task"], per_category=_rounded(found["per_category"]))
+            own.update(over_records=_rounded(found["over_records"]), per_task=found["per_task"])
+            own.update(per_category=_rounded(found["per_category"]))
         if ranked:
             answers = answering.rank(ranked, f"{label}, {name}, options")
             found = rank_accuracy(answers, _groups(ranked))

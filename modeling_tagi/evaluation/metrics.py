@@ -16,7 +16,8 @@ def score(predictions: Sequence[str], records: Sequence[Record]) -> dict:
 
     Returns:
         `exact_match`, `rouge_l`, `n` (the number of records), and the same three for each task under `per_task` and
-        for each group under `per_category`. A group's are means over its records, as in SNI's script.
+        for each group under `per_category`. A group's are means over its records, as in SNI's script; so are the two
+        under `over_records`, of all records.
 
     Raises:
         ValueError: if there is nothing to score, or not one prediction for each record.
@@ -27,7 +28,9 @@ def score(predictions: Sequence[str], records: Sequence[Record]) -> dict:
         raise ValueError("there are no records to score; give at least one")
     tasks, groups = [record.task for record in records], [record.group for record in records]
     found = answer_scores(predictions, [record.targets for record in records], tasks, groups)
-    return {**found.pop("macro"), **{name: found[name] for name in ("n", "per_task", "per_category")}}
+    over_records = {name: found[name] for name in ("exact_match", "rouge_l")}
+    rest = {name: found[name] for name in ("n", "per_task", "per_category")}
+    return {**found["macro"], "over_records": over_records, **rest}
 
 
 def chance_and_majority(records: Sequence[Record]) -> dict[str, Optional[float]]:

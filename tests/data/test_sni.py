@@ -82,6 +82,14 @@ def test_a_draw_is_repeatable_and_grows_without_changing_what_is_evaluated(sni):
     assert inputs(other["train"]) != inputs(small["train"])
 
 
+def test_the_first_instances_of_test_tasks_are_taken_where_asked_for(sni):
+    folder = sni({"t1": task(texts(20))}, {"t3": task(texts(20, "c")), "t4": task(texts(3, "d"))})
+    drawn = read_sni(folder, max_eval_instances=5)
+    first = read_sni(folder, max_eval_instances=5, first_eval_instances=True)
+    assert inputs(first["unseen"]) == [*texts(20, "c")[:5], *texts(3, "d")] != inputs(drawn["unseen"])
+    assert first["train"] == drawn["train"]
+
+
 def test_training_comes_first_where_a_task_is_small(sni):
     folder = sni({"t1": task(texts(10))}, {"t3": task(texts(2, "c"))})
     splits = read_sni(folder, max_train_instances=8, seen_instances=5)

@@ -45,6 +45,8 @@ def test_every_task_weighs_the_same():
     # Task a: 1 of 3 in both metrics. Task b: no match, ROUGE-L 1/2. Means: (1/3 + 0) / 2 and (1/3 + 1/2) / 2.
     assert result["exact_match"] == pytest.approx(100 / 6)
     assert result["rouge_l"] == pytest.approx(100 * 5 / 12)
+    # Over records as SNI's script has them: 1 of 4, and (1 + 1/2) / 4.
+    assert result["over_records"] == pytest.approx({"exact_match": 25, "rouge_l": 37.5})
     assert result["n"] == 4
     third = pytest.approx(100 / 3)
     assert result["per_task"]["a"] == {"exact_match": third, "rouge_l": third, "n": 3}
@@ -160,6 +162,8 @@ def test_a_file_of_500_predictions_is_scored_as_by_the_published_script(tmp_path
         for task, category, (_, accepted) in zip(tasks, categories, pairs)
     ]
     result = score([answer for answer, _ in pairs], records)
+    # over records is what the published script reports, which `found` is compared with above
+    assert result.pop("over_records") == {metric: found[metric] for metric in ("exact_match", "rouge_l")}
     assert result == {**found["macro"], **{key: found[key] for key in ("n", "per_task", "per_category")}}
 
 
