@@ -1,9 +1,18 @@
 """Tiny random backbones of every family, generators on them that are no longer at their start, and a tokenizer."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from types import SimpleNamespace
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it: no test may need the network
+# before torch and transformers read them
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores; what they start inherits it
+    # two workers must not copy code of checkpoints into one folder at once
+    os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-")
+    atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

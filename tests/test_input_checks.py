@@ -9,7 +9,8 @@ KINDS = "must be a text, a list of texts, or token ids"
 
 
 @pytest.mark.parametrize("given, read", [
-    ("ab", ["ab"]), (["ab", "c"], ["ab", "c"]), (("ab",), ["ab"]), ((x for x in "ab"), ["a", "b"]),
+    ("ab", ["ab"]), (["ab", "c"], ["ab", "c"]), (("ab",), ["ab"]),
+    pytest.param((x for x in "ab"), ["a", "b"], id="generator"),
     ([5, 6], [[5, 6]]), ([[5, 6], (7,)], [[5, 6], [7]]), (torch.tensor([5, 6]), [[5, 6]]),
     ([torch.tensor([5]), [6]], [[5], [6]]), (torch.tensor([[5, 6], [7, 8]]).numpy(), [[5, 6], [7, 8]]),
 ], ids=str)  # fmt: skip

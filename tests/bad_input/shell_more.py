@@ -130,7 +130,7 @@ def _parquet(**columns):
 
 
 DATA = [
-    _data("gzip cut off", "a.jsonl.gz", gzip.compress(ROW * 50)[:-9], Refused((r"a\.jsonl\.gz",))),
+    _data("gzip cut off", "a.jsonl.gz", gzip.compress(ROW * 50, mtime=0)[:-9], Refused((r"a\.jsonl\.gz",))),
     _data("gzip that is none", "a.jsonl.gz", ROW, Refused((r"a\.jsonl\.gz",))),
     _data("line ends of Windows", "a.jsonl", ROW + b"\r\n" + ROW + b"\r\n", FINE),
     _data("a number of 5000 digits", "a.jsonl", ROW.replace(b'"dog plum"', b"1" * 5000), Refused((r"a\.jsonl",))),
