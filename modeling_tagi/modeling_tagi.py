@@ -608,6 +608,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             cache = StaticCache(self.config.backbone_config, max_cache_len=longest)
         cache = prefix_cache(adapter.memory, len(input_ids) * copies, self.dtype, cache=cache)
         generation_config.use_cache = True  # the prefix has no other place
+        generation_config.prefill_chunk_size = None  # transformers 5.17 would read chunks as if there were no prefix
         return self.backbone.generate(
             input_ids,
             attention_mask=torch.cat([prefix_mask, mask], 1),

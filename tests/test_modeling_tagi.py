@@ -333,8 +333,11 @@ def test_generate_adapter_leaves_no_trace(make_backbone, make_model, random_ids,
         equal_adapters(model.generate_adapter(ids), expected)
     assert torch.equal(torch.get_rng_state(), state)
     assert [module.training for module in model.modules()] == modes
-    with pytest.raises(IndexError):
-        model.generate_adapter([[10_000]])
+    layer = model.backbone.get_submodule(next(iter(expected.lora_a)))
+    broken = layer.register_forward_pre_hook(lambda *_: {}["an error while reading"])
+    with pytest.raises(KeyError):
+        model.generate_adapter([[50]])
+    broken.remove()
     assert [module.training for module in model.modules()] == modes
     assert not any(a.requires_grad for a in expected.lora_a.values())
 
