@@ -142,7 +142,7 @@ def _evaluated(
             tokenizer = prompted.tokenizer
         else:
             prompted = load_backbone(baseline)
-            tokenizer = AutoTokenizer.from_pretrained(baseline)
+            tokenizer = AutoTokenizer.from_pretrained(baseline, trust_remote_code=False)
         chat = kind != "tagi" and model.config.input_format == "chat" and getattr(tokenizer, "chat_template", None)
         read = _tokens(settings, tokenizer, prompted.config, "chat" if chat else None)
         start, which = Answering(prompted, read, "prompt", evaluation.batch_size), baseline

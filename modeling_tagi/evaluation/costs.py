@@ -230,7 +230,7 @@ def sni_lengths(folder: Path, tokenizer: Optional[str] = None) -> dict[str, dict
         texts.update({text: None for r in both for text in (r.input, *r.targets)})
         read = train_tokenizer(texts, _VOCAB)
     else:
-        read = AutoTokenizer.from_pretrained(tokenizer)
+        read = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     tokens = Tokens(read, True, _MAX_INPUT, _MAX_TARGET)
     return {setting: lengths_by_task(of, tokens) for setting, of in records.items()}
 

@@ -68,7 +68,7 @@ def evaluate_model(
 
 def load_backbone(name: str, revision: Optional[str] = None) -> PreTrainedModel:
     """A language model of either kind, in fp32 and eval mode, on the GPU if there is one."""
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto.from_pretrained(name, revision=revision, dtype=torch.float32)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

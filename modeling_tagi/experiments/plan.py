@@ -158,7 +158,7 @@ def backbone_shape(
     try:
         # without the network where the recipe says the shape: a plan is to be quick, and the same everywhere
         found = AutoConfig.from_pretrained(
-            backbone.name, revision=backbone.revision, local_files_only=declared is not None
+            backbone.name, revision=backbone.revision, local_files_only=declared is not None, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         if declared is None:
@@ -196,7 +196,8 @@ def _tokenizer(settings: RunSettings, splits, text, notes: list[str]):
         return stages.read_tokenizer(settings, splits["train"], text)
     try:
         return AutoTokenizer.from_pretrained(
-            backbone.name, revision=backbone.revision, local_files_only="model_type" in backbone.config
+            backbone.name, revision=backbone.revision, local_files_only="model_type" in backbone.config,
+            trust_remote_code=False,
         )
     except (OSError, ValueError):
         notes.append(f"the tokenizer of {backbone.name} is not on this machine: lengths are the limits")

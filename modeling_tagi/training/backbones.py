@@ -67,7 +67,7 @@ def _named_config(name: str, revision) -> PretrainedConfig:
         kind = PretrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
         if kind == "tagi":
             raise ValueError("it is a TAGI checkpoint, and a generator is made for a plain language model")
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
         where = "cannot be read" if place.is_dir() else "is no folder here, and cannot be had from the Hub"
         raise FileNotFoundError(f"backbone.name is {name!r}, which {where}: {str(error).splitlines()[0]}") from error

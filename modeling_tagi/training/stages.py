@@ -75,7 +75,7 @@ def _is_made_of(folder: Path, key: dict) -> bool:
 
 def _kept_tokenizer(folder: Path):
     with reading(folder, "delete it: it is made again of the same data"):
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]], text: Sequence[str] = ()):
