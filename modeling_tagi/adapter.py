@@ -151,6 +151,8 @@ class TagiAdapter:
             index = range(len(self))[index]
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             index = index.nonzero().flatten()
+        if isinstance(index, (str, bytes, float)) or index is None:
+            raise TypeError(f"an adapter is chosen by its number, or by a list of numbers, but the index is {index!r}")
         index = torch.as_tensor(index if isinstance(index, (int, Tensor)) else list(index)).reshape(-1)
         if not len(index):
             raise IndexError(f"no adapter was chosen of {len(self)}; choose at least one")

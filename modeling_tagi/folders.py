@@ -3,6 +3,7 @@
 Nothing here needs torch, so that a command refuses a folder before it loads anything.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,11 @@ KINDS = {
 }  # fmt: skip
 _HARMLESS = ("README*", "LICENSE*", "*.log", "log.txt")  # beside whatever is written
 _LONGEST_NAME = 80  # bytes, before a hash
+# What the system may say of a write, and what torch says of one that failed, whatever the reason.
+_OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM,
+              errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}  # fmt: skip
+_TORCH_WRITES = re.compile(r"iostream error|unexpected pos|PytorchStreamWriter failed")
+_SMALL = 4 << 20  # bytes
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}  # Windows'
 
 
@@ -121,7 +127,7 @@ def _names(folder: Path) -> list[str]:
 def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
     """Names the file or folder in what the system says of a write to it, such as that the disk is full.
 
-    Python does not where a write fails, and safetensors has errors of its own.
+    Python does not where a write fails, and safetensors and torch have errors of their own.
 
     Raises:
         OSError: of the kind that it was, with `place` for its file.
@@ -134,9 +140,17 @@ def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
         else:
             found = re.search(r"\(os error (\d+)\)", str(error))
             number = int(found[1]) if found else None
-        if number is None:
+            if number is None and _TORCH_WRITES.search(str(error)) and _is_full(place):
+                number = errno.ENOSPC
+        if number not in _OF_WRITES:
             raise
         raise OSError(number, os.strerror(number), os.fspath(place)) from error
+
+
+def _is_full(place: Union[str, os.PathLike]) -> bool:
+    """Whether the file system has no room for as much as a file of weights."""
+    there = next(path for path in (Path(place).absolute(), *Path(place).absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free < _SMALL
 
 
 @contextmanager

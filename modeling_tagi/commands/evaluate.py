@@ -2,6 +2,7 @@
 
 import json
 
+from ..folders import naming
 from .loading import announce
 from .parsing import add_checkpoint, add_data, add_json, pair
 
@@ -35,8 +36,9 @@ def call(options) -> int:
         settings = settings_of(options)
     except ValueError as error:
         options.refuse(str(error))
-    results = evaluate_checkpoint(
-        options.checkpoint, settings, options.baseline, options.task_adapters, options.called
-    )
+    with naming(settings.output_dir or "."):
+        results = evaluate_checkpoint(
+            options.checkpoint, settings, options.baseline, options.task_adapters, options.called
+        )
     print(json.dumps(results, indent=2) if options.json else shown(results))
     return 0

@@ -2,6 +2,7 @@
 
 import json
 
+from ..folders import naming
 from ..training.recipes import recipe_file
 from .loading import announce
 from .parsing import add_json, positive
@@ -30,7 +31,8 @@ def call(options) -> int:
 
     given = {name: getattr(options, name) for name in ("output_dir", "workers", "threads")}
     study = load_study(file, {name: value for name, value in given.items() if value is not None})
-    folder = run_study(study, options.called)
+    with naming(study.output_dir):
+        folder = run_study(study, options.called)
     if options.json:
         print(json.dumps(json.loads((folder / "summary.json").read_text()), indent=2))
         return 0

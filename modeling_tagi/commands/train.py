@@ -4,6 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..folders import naming
 from ..training.recipes import recipe_file, recipes
 from .errors import require_utf8, run_command
 from .parsing import Parser, fields
@@ -56,7 +57,8 @@ def call(options) -> int:
     from ..experiments.run import run_experiment
     from ..training.processes import end, is_main
 
-    results = run_experiment(settings, options.called)
+    with naming(settings.output_dir):
+        results = run_experiment(settings, options.called)
     end()
     if not is_main():
         return 0

@@ -56,11 +56,14 @@ def train_stage(
         **trainer_options,
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Progress(stage))
+    progress = Progress(stage)
+    trainer.add_callback(progress)
     try:
         trainer.train(resume_from_checkpoint=from_main(lambda: _last_complete(checkpoints)))
     except NotFinite as error:
         raise NotFinite(f"{stage.label} stopped at {error}; {_after_a_stop(stage, settings, checkpoints)}") from error
+    finally:
+        progress.close()
     if in_shares():
         weights = end_in_shares(trainer)
         if is_main():
@@ -186,6 +189,12 @@ class Progress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+
+    def close(self):
+        """Takes the bar of a training that was broken off from the line that says why."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+            self.training_bar = None
 
 
 def _after_a_stop(stage: Stage, settings: StageSettings, checkpoints: Path) -> str:

@@ -15,6 +15,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 
 from ..adapter import TagiAdapter
 from ..data.sampling import Shares
+from ..folders import naming
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
 from . import fsdp, losses
@@ -316,6 +317,11 @@ class TagiTrainer(Seq2SeqTrainer):
                 logs[f"loss_{name}"] = round(float(self._mean_over_processes(total)) / count * scale, 5)
             self._terms.clear()
         super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        """As `Seq2SeqTrainer`'s; what the disk says of it names the folder."""
+        with naming(self.args.output_dir):
+            super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False):
         """As `Seq2SeqTrainer`'s; FSDP's shares are put together, of which its own way leaves some apart."""

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -518,3 +520,16 @@ def test_a_resumed_run_does_not_call_tied_weights_missing(make_model, make_train
     trainer._issue_warnings_after_load(model.load_state_dict(kept, strict=False))
     (line,) = said
     assert lost in line and "embed_tokens" not in line
+
+
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_named(monkeypatch, tmp_path):
+    def full(*args, **kwargs):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr("transformers.Seq2SeqTrainer._save_checkpoint", full)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=0))
+    trainer = object.__new__(TagiTrainer)
+    trainer.args = SimpleNamespace(output_dir=str(tmp_path))
+    with pytest.raises(OSError) as caught:
+        trainer._save_checkpoint(None, None)
+    assert caught.value.filename == str(tmp_path)
