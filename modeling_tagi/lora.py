@@ -45,10 +45,10 @@ class Application:
     @classmethod
     def of(cls, adapter, backbone: nn.Module, task_index: Optional[Tensor] = None) -> "Application":
         """The low-rank updates of a [`TagiAdapter`] on `backbone`, without its instruction memory."""
-        routed = next((path for path in adapter.lora_a if ".experts." in path), None)
-        if routed is not None and len(adapter) > 1:
+        routed = [path for path in adapter.lora_a if ".experts." in path]
+        if routed and len(adapter) > 1:
             raise ValueError(
-                f"{len(adapter)} adapters were given, but {routed} is an expert, whose tokens are of any row: give "
+                f"{len(adapter)} adapters were given, but {routed[0]} is an expert, whose tokens are of any row: give "
                 "one adapter for the whole batch, or leave experts out of target_modules"
             )
         lora = {backbone.get_submodule(path): (a, adapter.lora_b[path]) for path, a in adapter.lora_a.items()}

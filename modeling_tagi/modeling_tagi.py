@@ -676,7 +676,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
 
 def _first(*tensors: Optional[Tensor]) -> Optional[Tensor]:
-    return next((tensor for tensor in tensors if tensor is not None), None)
+    for tensor in tensors:  # `next` with a default is beyond torch 2.8's compiler
+        if tensor is not None:
+            return tensor
+    return None
 
 
 def _require_drafts_that_fit(
