@@ -146,6 +146,7 @@ class TagiAdapter:
 
         Raises:
             IndexError: if there is no such task, or none is chosen.
+            TypeError: for what is no number.
         """
         if isinstance(index, slice):
             index = range(len(self))[index]

@@ -86,6 +86,12 @@ def test_a_task_that_is_not_there_is_an_index_error(three, index):
         three[index]
 
 
+@pytest.mark.parametrize("index", ["x", b"0", None, 0.0])
+def test_an_index_that_is_no_number_is_a_type_error(three, index):
+    with pytest.raises(TypeError, match="chosen by its number, or by a list of numbers, but the index is"):
+        three[index]
+
+
 @pytest.mark.parametrize("index", [[], slice(3, None)])
 def test_choosing_none_is_an_index_error(three, index):
     with pytest.raises(IndexError, match="no adapter was chosen of 3"):

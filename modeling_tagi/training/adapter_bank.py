@@ -138,8 +138,11 @@ class AdapterBank:
             for path in (*ours, *theirs):
                 if path not in theirs or path not in ours or theirs[path][kept] != ours[path][kept]:
                     mend = "set tagi.r and tagi.target_modules as the adapters have them"
-                    if path in theirs and path in ours and theirs[path][1:] == ours[path][1:]:
-                        mend += ", or finetuning.alignment to delta, which takes any rank"
+                    if path in theirs and path in ours:
+                        if theirs[path][1:] == ours[path][1:]:
+                            mend += ", or finetuning.alignment to delta, which takes any rank"
+                        else:
+                            mend = "they were tuned on a backbone of another width: use it, or other adapters"
                     raise ValueError(
                         f"{where}: its A of {path!r} is {theirs.get(path, 'missing')}, the generator's "
                         f"{ours.get(path, 'missing')}; {mend}"

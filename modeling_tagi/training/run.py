@@ -240,7 +240,14 @@ def quiet_libraries():
     logging.disable_progress_bar()
     # a note that checkpoints are sorted by their number, where the file system keeps no times
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
+    # what is wrong with a file is said in the one message that refuses it
+    logging.get_logger("transformers.modeling_utils").addFilter(_is_no_load_report)
+    logging.get_logger("datasets.packaged_modules.parquet.parquet").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _is_no_load_report(record) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def progress_bar(*args, **kwargs) -> tqdm:

@@ -31,11 +31,12 @@ _RANGES = {
     **dict.fromkeys(("steps", "push_every", "every", "distillation_steps", "alignment_steps"), (0, None)),
     **dict.fromkeys(
         ("accumulation", "at_once", "batch_size", "buffer", "examples_per_task", "max_records", "save_every",
-         "tasks_per_batch", "teacher_top_k", "train_tasks", "wordings_per_task", "max_input_length", "vocab_size"),
+         "tasks_per_batch", "teacher_top_k", "train_tasks", "wordings_per_task", "max_input_length"),
         (1, None),
     ),
     "max_target_length": (2, None),  # a token, and the one that ends it
     "max_length": (3, None),  # of a, b and c
+    "vocab_size": (8, 2**31 - 1),  # four are special; SentencePiece's most
     "seed": (0, _MOST_SEED),
     "learning_rate": (0, 10),
     "embedding_std": (0, 10),
@@ -60,6 +61,10 @@ def require_sensible(settings):
         _require_range(name, value)
         _require_name(name, value)
     _require_places(settings)
+    if settings.evaluation.splits == []:
+        raise ValueError("evaluation.splits is [], but something must be scored: name a split, or give null for all")
+    if len(settings.label.splitlines()) > 1:
+        raise ValueError(f"label is {settings.label!r}, but must be one line, which tables have")
     _require_references(settings)
     _require_something_to_train(settings)
     _require_teacher(settings)

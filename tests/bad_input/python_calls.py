@@ -301,7 +301,7 @@ def _save_over_own(s: Scene):
 def _auto(s: Scene):
     from transformers import AutoModel
 
-    return AutoModel.from_pretrained(s.world.adapter)
+    return AutoModel.from_pretrained(s.world.adapter, trust_remote_code=True)
 
 
 def _misindexed(index):

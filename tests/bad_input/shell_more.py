@@ -22,7 +22,7 @@ def _either(name: str, field: str, value: str):
 FIELDS = [
     _refused("splits empty", "evaluation.splits", "[]", "splits"),
     _refused("references a text", "evaluation.references", "prompted", "references"),
-    _refused("stage null", "finetuning", "null", "finetuning"),
+    _either("stage null", "finetuning", "null"),  # an empty section has its defaults: it is left out
     _refused("data a text", "data", "builtin", "data"),
     _refused("tagi a list", "tagi", "[r, 4]", "tagi"),
     _refused("backbone.config a text", "backbone.config", "t5", "config"),

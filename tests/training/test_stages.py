@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 import modeling_tagi.training.run
-from modeling_tagi import TagiModel
+from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.data.records import Record
 from modeling_tagi.fit import require_fit
 from modeling_tagi.training import stage_training, stages
@@ -552,3 +553,16 @@ def test_weights_are_cut_where_every_process_has_a_part():
     assert cut(torch.empty(12, 768), 8).dim == 1  # eighths of 12 rows would be 2 at most, and leave two with none
     assert cut(torch.empty(12, 768), 4).dim == 0
     assert cut(torch.empty(7), 4).dim == 0 and cut(torch.empty(7), 6) is None and cut(torch.empty(()), 2) is None
+
+
+def test_a_bank_of_a_backbone_of_another_width_is_not_mended_by_the_rank(tmp_path):
+    class Generator(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.hypernetwork = SimpleNamespace(shared_factors=lambda: {"q": torch.zeros(2, width)})
+
+    adapter = TagiAdapter({"q": torch.ones(1, 2, 4)}, {"q": torch.ones(1, 4, 2)}, 2.0)
+    bank = AdapterBank(tmp_path / "bank")
+    bank.add(["first"], adapter, [{"reads": "input"}])
+    with pytest.raises(ValueError, match="tuned on a backbone of another width"):
+        bank.require_like(Generator(6), ranks=True)
