@@ -242,6 +242,7 @@ def test_adapter_config_names_the_base_it_fits(make_model, tmp_path, trained):
 
 
 def test_a_fusion_adapter_warns_once_of_what_peft_lacks(make_model, tmp_path, caplog):
+    warning_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         make_model("t5").generate_adapter([5, 6]).save_pretrained(tmp_path / "fused")
     (record,) = caplog.records

@@ -44,6 +44,14 @@ MENDED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Has Ctrl-C at work, which a shell leaves out for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def failing(error):
     def call():
         raise error

@@ -5,7 +5,6 @@ import json
 import re
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -164,5 +163,6 @@ def test_what_is_wrong_with_an_adapter_is_one_line(trained, adapter, make_model,
 
 def test_the_generators_backbone_is_the_users(trained):
     model = TagiModel.from_pretrained(trained[0] / "model")
-    assert not model.config.backbone_trained and Path(model.config.backbone_name_or_path).name == "backbone"
+    assert not model.config.backbone_trained
+    assert model.config.backbone_name_or_path is None  # a folder's, which a checkpoint with its backbone does not tell
     assert all(torch.isfinite(x).all() for x in model.parameters())
