@@ -20,7 +20,7 @@ from transformers import (
 from transformers.generation import GenerationMode
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, is_accelerate_available
 
 from .adapter import InstructionMemory, TagiAdapter, instruction_hash
 from .adapter_tuning import fresh_adapter
@@ -202,6 +202,9 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 f"this model {what}, but adapters are made and used on one device; load it with device_map={{'': 0}}, "
                 "or offload the backbone alone: device_map={'backbone': 'disk', 'hypernetwork': 0, 'fusion': 0}"
             )
+        offloaded = "disk" in self._placed_on() or devices and "cpu" in self._placed_on()
+        if offloaded and not is_accelerate_available("1.15.0"):  # whose hooks lost tied weights before
+            raise ValueError("this model is offloaded, which takes accelerate 1.15: pip install -U accelerate")
 
     def set_trainable(self, scope: str):
         """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's

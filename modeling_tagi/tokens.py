@@ -15,6 +15,8 @@ _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times 
 # Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).
 _TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _REPLY = "reply"
+_HUGE = 2**20  # characters; a tokenizer takes a hundred bytes and more for each
+_UNSETTLED = 64  # tokens at the end of a piece of text that what follows could change
 _PASS = 64  # tokens that take a CPU as long as reading T5-base's encoder once
 _LAUNCHES = 4096  # tokens that a GPU reads while a pass is launched: an estimate, not measured
 _AT_ONCE = 2**15  # tokens of a pass, padding counted: more need memory, and gain nothing
@@ -94,7 +96,7 @@ class Tokens:
         """An input as the model reads it, up to where its output begins."""
         if self.input_format == "chat":
             return self._turn(self._cut(text))
-        ids = self.start + self.plain(text)
+        ids = self.start + self._beginning(text)
         if self.is_encoder_decoder:
             return self._ended(ids, self.max_input_length, self._eos)
         return ids[: self.max_input_length] + self.plain(OUTPUT_HEAD)
@@ -120,9 +122,17 @@ class Tokens:
     def _ended(ids: list[int], length: Optional[int], end: list[int]) -> list[int]:
         return [*(ids if length is None else ids[: length - len(end)]), *end]
 
+    def _beginning(self, text: str) -> list[int]:
+        """The text's tokens; of a huge one those of a piece of it, where that has more than are kept."""
+        if self.max_input_length is not None and len(text) > _HUGE:
+            ids = self.plain(text[:_HUGE])
+            if len(ids) > self.max_input_length + _UNSETTLED:
+                return ids
+        return self.plain(text)
+
     def _cut(self, text: str) -> str:
         """An input as a text, since templates take no tokens."""
-        ids = self.plain(text)
+        ids = self._beginning(text)
         if self.max_input_length is None or len(ids) <= self.max_input_length:
             return text
         return self.tokenizer.decode(ids[: self.max_input_length], clean_up_tokenization_spaces=False)

@@ -1,9 +1,15 @@
 import pytest
 import torch
+from transformers.utils import is_accelerate_available
 
 from modeling_tagi import TagiModel
 
+OFFLOADING = pytest.mark.skipif(
+    not is_accelerate_available("1.15.0"), reason="offloading takes accelerate 1.15, and is refused before"
+)
 
+
+@OFFLOADING
 @pytest.mark.parametrize("family, fusion", [("t5", "cross_attention"), ("llama", "concat"), ("gpt2", "none")])
 def test_an_offloaded_backbone_answers_as_one_in_memory(make_model, random_ids, tmp_path, family, fusion):
     model, ids = make_model(family, fusion), random_ids(2, 5, 3)
@@ -29,4 +35,18 @@ def test_a_model_on_several_devices_is_refused(make_model, random_ids):
     with pytest.raises(ValueError, match="its hypernetwork offloaded"):
         model.hf_device_map = {"backbone": "cpu", "hypernetwork": "disk"}
         model.hypernetwork.to("meta")
+        model.generate_adapter([7])
+
+
+@pytest.mark.parametrize(
+    "places", [{"backbone": "disk", "hypernetwork": "cpu"}, {"backbone": "cpu", "hypernetwork": 0}]
+)
+def test_offloading_by_an_accelerate_that_loses_tied_weights_is_refused(make_model, monkeypatch, places):
+    model = make_model("t5")
+    monkeypatch.setattr("modeling_tagi.modeling_tagi.is_accelerate_available", lambda version: False)
+    model.generate_adapter([7])
+    model.hf_device_map = {"": "cpu"}
+    model.generate_adapter([7])
+    model.hf_device_map = places
+    with pytest.raises(ValueError, match="takes accelerate 1.15"):
         model.generate_adapter([7])

@@ -224,3 +224,18 @@ def test_a_token_that_begins_and_ends_texts_stands_before_inputs():
     both.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     t5 = PreTrainedTokenizerFast(tokenizer_object=both, bos_token="</s>", eos_token="</s>", pad_token="<pad>")
     assert Tokens(t5, True).start == [] and Tokens(t5, True).input("ab") == [2, 3, 1]
+
+
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("input_format", ["plain", "chat"])
+def test_of_a_huge_input_no_more_is_tokenized_than_can_be_kept(make_tokenizer, monkeypatch, both, input_format):
+    monkeypatch.setattr("modeling_tagi.tokens._HUGE", 300)
+    text, read = "a b c d e " * 200, []
+    expected = Tokens(make_tokenizer(), both, 20, input_format=input_format).input(text[:300])
+    tokens = Tokens(make_tokenizer(), both, 20, input_format=input_format)
+    known = tokens._known
+    monkeypatch.setattr(tokens, "_known", lambda text, special: read.append(len(text)) or known(text, special))
+    assert tokens.input(text) == expected and max(read) <= 300
+    # where the piece holds fewer tokens than are kept, the whole text is read
+    tokens = Tokens(make_tokenizer(), both, 1000, input_format="plain")
+    assert len(tokens.input("a" + " " * 400 + "b c")) > len(tokens.input("a"))
