@@ -9,6 +9,7 @@ or it is fine, and so is its result. The exit code is 1 if any is neither.
 import argparse
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.md", help="where to write the table")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where it happens, and what is shared stays")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell leaves Ctrl-C out in the background
     if not mounts.enter():
         print("file systems cannot be mounted here: the cases that need one are left out", file=sys.stderr)
     folder = (options.keep or Path(tempfile.mkdtemp(prefix="bad-input-"))).resolve()
