@@ -123,7 +123,7 @@ class Tokens:
         return [*(ids if length is None else ids[: length - len(end)]), *end]
 
     def _beginning(self, text: str) -> list[int]:
-        """The text's tokens; of a huge one those of a piece of it, where that has more than are kept."""
+        """Returns the text's tokens, or at least those that an input keeps: a huge text is not tokenized whole."""
         if self.max_input_length is not None and len(text) > _HUGE:
             ids = self.plain(text[:_HUGE])
             if len(ids) > self.max_input_length + _UNSETTLED:

@@ -20,7 +20,7 @@ def parse_json(text: str) -> Any:
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
-    """What to raise for a file of texts that is not in UTF-8: its name, and the first line that is not."""
+    """Returns the error for a file that is not UTF-8; its message names the file and the first such line."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         number = next((n for n, line in enumerate(file, 1) if not _is_utf8(line)), 1)
     return ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file to UTF-8")

@@ -178,7 +178,7 @@ def run(
 
 
 def table(lines: Sequence[dict]) -> str:
-    """Means over seeds with intervals, a row for each number of examples."""
+    """Returns the table of means over seeds with their intervals, a row for each number of examples."""
     means = {(line["start"], line["examples"]): line for line in lines if line["seed"] is None}
     starts, sizes = (list(dict.fromkeys(key[place] for key in means)) for place in (0, 1))
 

@@ -182,7 +182,7 @@ def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
 
 
 def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float]) -> dict[str, StageTime]:
-    """Of the run with these settings, by the moments at which the trial's steps ended."""
+    """Returns what each stage takes, once and for every step, from the moments at which the trial's steps ended."""
     times, rest = {}, list(stamps)
     for name in stages_that_train(settings):
         lengths = [length for length, _ in _phases(settings.finetuning)] if name == "finetuning" else [1]

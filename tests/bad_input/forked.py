@@ -45,7 +45,7 @@ class Child:
 
     @property
     def code(self) -> Optional[int]:
-        """The exit code, negative for a signal; `None` while it runs."""
+        """Returns the exit code, negative for a signal, or `None` while the process runs."""
         if self._ended is None:
             if self.process is not None:
                 self._ended = self.process.poll()

@@ -14,7 +14,7 @@ _ACCIDENTS = (AttributeError, KeyError, AssertionError, UnboundLocalError, StopI
 
 
 class Wrong(Exception):
-    """A result is not what it must be."""
+    """Says that a case gave another result than it must."""
 
 
 class Scene:

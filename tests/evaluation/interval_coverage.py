@@ -53,7 +53,7 @@ def additive(noise: Callable, mean: float, scale: float, of_noise: float = 0.0) 
 
 
 def scores(mean: float, concentration: float, less: float = 0.0) -> Population:
-    """Accuracies on 40 records; a task's own accuracy is Beta distributed around its cluster's, as that is.
+    """Draws accuracies on 40 records; a task's own is Beta distributed around its cluster's, as that is.
 
     Args:
         mean: Of the accuracies, from 0 to 1.
