@@ -5,7 +5,7 @@ Ctrl-C is met from the first moment, so nothing is imported here that takes time
 
 import sys
 
-from .commands.interrupts import Interrupts
+from .common.interrupts import Interrupts
 
 
 def main(arguments=None) -> int:

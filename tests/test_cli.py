@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from modeling_tagi import TagiAdapter
+from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.cli import main
 from modeling_tagi.commands.parsing import Parser
 from modeling_tagi.commands.table import COMMANDS as COMMAND_MODULES
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.metrics import exact_match
-from modeling_tagi.training.adapter_bank import AdapterBank
 
 RECIPE = str(Path(__file__).parents[1] / "hub_configs" / "quickstart.yaml")
 
@@ -220,9 +220,9 @@ def pushed(monkeypatch):
             raise FileNotFoundError("there is no folder\nnowhere")
         return f"https://hub/{repo_id}/commit/1"
 
-    module = types.ModuleType("modeling_tagi.publishing")
+    module = types.ModuleType("modeling_tagi.publishing.push")
     module.push_folder = push_folder
-    monkeypatch.setitem(sys.modules, "modeling_tagi.publishing", module)
+    monkeypatch.setitem(sys.modules, "modeling_tagi.publishing.push", module)
     return calls
 
 

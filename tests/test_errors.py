@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 
 from modeling_tagi.cli import main
-from modeling_tagi.commands.errors import run_command
 from modeling_tagi.commands.table import COMMANDS
+from modeling_tagi.common.errors import run_command
 from modeling_tagi.hub_errors import HubError
 
 ROOT = Path(__file__).parents[1]
@@ -154,7 +154,7 @@ import io, sys
 from contextlib import redirect_stderr, redirect_stdout
 from modeling_tagi.cli import main, train
 from modeling_tagi.commands.table import COMMANDS
-from modeling_tagi.experiments.few_shot import main as few_shot
+from modeling_tagi.studies.few_shot import main as few_shot
 
 calls = [(main, ["--version"]), (main, ["--help"]), (main, []), (main, ["fly"]), (main, ["run", "model"])]
 calls += [(main, [name, "--help"]) for name in COMMANDS]

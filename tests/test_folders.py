@@ -193,10 +193,10 @@ def snapshot(folder):
 @pytest.fixture(scope="module")
 def writers(make_model):
     """Kind -> what writes one to a folder."""
+    from modeling_tagi.banks.adapter_bank import AdapterBank
     from modeling_tagi.evaluation.command import settings_of
-    from modeling_tagi.experiments.settings import StudySettings
-    from modeling_tagi.experiments.study import run_study
-    from modeling_tagi.training.adapter_bank import AdapterBank
+    from modeling_tagi.studies.settings import StudySettings
+    from modeling_tagi.studies.study import run_study
     from modeling_tagi.training.run import Run
     from modeling_tagi.training.settings import RunSettings
 
@@ -251,7 +251,7 @@ def test_generate_refuses_a_checkpoints_folder_before_it_loads_one(tmp_path, cap
 
 
 def test_a_report_does_not_replace_a_folder_of_that_name(tmp_path, monkeypatch):
-    from modeling_tagi.evaluation import report
+    from modeling_tagi.evaluation.report import write as report
 
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "thesis.tex").write_text("mine")

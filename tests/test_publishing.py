@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard, snapshot_download
 from peft import PeftModel
 
 from modeling_tagi import TagiAdapter, TagiModel
+from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.hub_errors import HubError
-from modeling_tagi.publishing import kind_of, push_folder
-from modeling_tagi.training.adapter_bank import AdapterBank
+from modeling_tagi.publishing.push import kind_of, push_folder
 
 
 @pytest.fixture

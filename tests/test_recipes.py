@@ -11,13 +11,13 @@ from tiny import write_tiny_data
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from modeling_tagi import TagiConfig
+from modeling_tagi.common.yaml_files import joined, read_recipe
+from modeling_tagi.costs.flops import TaskFlops
+from modeling_tagi.costs.plan import plan_run, shown
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.evaluation.flops import TaskFlops
-from modeling_tagi.experiments.plan import plan_run, shown
-from modeling_tagi.experiments.run import run_experiment
-from modeling_tagi.experiments.settings import cells, load_study
+from modeling_tagi.pipeline import run_experiment
+from modeling_tagi.studies.settings import cells, load_study
 from modeling_tagi.training.settings import build_settings, load_settings
-from modeling_tagi.training.yaml_files import joined, read_recipe
 
 CONFIGS = Path(__file__).parents[1] / "hub_configs"
 STUDIES = sorted(file.relative_to(CONFIGS).as_posix() for file in CONFIGS.glob("studies/*.yaml"))

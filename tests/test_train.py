@@ -184,7 +184,7 @@ def test_an_interrupt_is_one_line(config, monkeypatch, capsys, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setenv("TAGI_TINY", str(config.parent))
-    monkeypatch.setattr("modeling_tagi.experiments.run.run_experiment", interrupted)
+    monkeypatch.setattr("modeling_tagi.pipeline.run_experiment", interrupted)
     monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

@@ -14,8 +14,8 @@ def load_model(checkpoint: str):
     announce(f"loading {checkpoint}")
     import torch
 
+    from ..common.console import quiet_libraries
     from ..modeling_tagi import TagiModel
-    from ..training.run import quiet_libraries
 
     quiet_libraries()
     return TagiModel.from_pretrained(checkpoint).eval().to("cuda" if torch.cuda.is_available() else "cpu")

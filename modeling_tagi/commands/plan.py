@@ -49,7 +49,7 @@ def call(options) -> int:
         if not overrides:  # then the file is at fault
             raise
         options.refuse(str(error))
-    from ..experiments.plan import plan_run, shown
+    from ..costs.plan import plan_run, shown
 
     plan = plan_run(
         settings,

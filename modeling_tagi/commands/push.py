@@ -27,7 +27,7 @@ def add_arguments(parser):
 
 def call(options) -> int:
     announce(f"looking at {options.folder}")
-    from ..publishing import push_folder
+    from ..publishing.push import push_folder
 
     names = ("private", "revision", "tag", "message")
     url = push_folder(options.folder, options.repo_id, **{name: getattr(options, name) for name in names})

@@ -26,8 +26,8 @@ def add_arguments(parser):
 def call(options) -> int:
     file = recipe_file(options.study)
     announce(f"reading {file}")
-    from ..experiments.settings import load_study
-    from ..experiments.study import run_study
+    from ..studies.settings import load_study
+    from ..studies.study import run_study
 
     given = {name: getattr(options, name) for name in ("output_dir", "workers", "threads")}
     study = load_study(file, {name: value for name, value in given.items() if value is not None})

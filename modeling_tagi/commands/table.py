@@ -4,8 +4,8 @@ import shlex
 import sys
 
 from .. import __version__
+from ..common.errors import require_utf8, run_command
 from . import compare, evaluate, generate, plan, push, run, study, train
-from .errors import require_utf8, run_command
 from .parsing import Parser
 
 COMMANDS = {

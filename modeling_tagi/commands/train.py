@@ -4,9 +4,9 @@ import shlex
 import sys
 from pathlib import Path
 
+from ..common.errors import require_utf8, run_command
 from ..folders import naming
 from ..training.recipes import recipe_file, recipes
-from .errors import require_utf8, run_command
 from .parsing import Parser, fields
 
 HELP = "a run's YAML -> a trained checkpoint, its scores and a report"
@@ -53,9 +53,9 @@ def call(options) -> int:
     settings = load_settings(file, overrides)
     print(f"everything goes to {settings.output_dir}", flush=True)
 
+    from ..common.processes import end, is_main
     from ..evaluation.evaluate import table
-    from ..experiments.run import run_experiment
-    from ..training.processes import end, is_main
+    from ..pipeline import run_experiment
 
     with naming(settings.output_dir):
         results = run_experiment(settings, options.called)
@@ -93,9 +93,9 @@ def known_fields() -> str:
     """Every field of a run with its default; what they mean is in modeling_tagi/training/settings.py."""
     import json
 
+    from ..common.yaml_files import flat
     from ..training.methods import METHODS
     from ..training.settings import default_fields
-    from ..training.yaml_files import flat
 
     found = {"method": " | ".join(METHODS), **flat(default_fields())}
     lines = [f"  --{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]

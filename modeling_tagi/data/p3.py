@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
+from ..common.json_text import parse_json
 from ..folders import require_names
-from .json_text import parse_json
 from .records import Record, Splits
 from .splits import cap_tasks, drop_duplicates, drop_instances, normalise_text, shared_instances
 from .streams import RecordStream

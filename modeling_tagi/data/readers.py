@@ -9,13 +9,13 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Optional
 
+from ..common.typed import typed
 from .builtin import builtin_suite
 from .builtin_text import builtin_text
 from .p3 import read_p3
 from .records import Splits
 from .sni import read_sni
 from .tables import read_folder
-from .typed import typed
 
 _NO_OPTIONS = ("folder", "stream")
 

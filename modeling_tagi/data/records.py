@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Optional
 
-from .json_text import is_unicode
+from ..common.json_text import is_unicode
 
 
 @dataclass(frozen=True, slots=True)

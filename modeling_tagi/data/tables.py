@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from .json_text import not_utf8, parse_json
+from ..common.json_text import not_utf8, parse_json
 from .records import Record, Splits
 from .streams import RecordStream
 

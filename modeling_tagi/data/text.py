@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 from typing import Union
 
-from .json_text import is_unicode, not_utf8
+from ..common.json_text import is_unicode, not_utf8
 from .tables import field, read_json_rows
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..adapter import TagiAdapter
+from ..banks.adapter_bank import AdapterBank
 from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens, pad
-from ..training.adapter_bank import AdapterBank
 
 _SKETCH = 64  # sides of the sketch of a module's ΔW
 _AT_ONCE = 32  # instructions

@@ -8,7 +8,10 @@ from typing import Optional
 import torch
 from transformers import AutoTokenizer, PretrainedConfig
 
+from ..banks.adapter_bank import AdapterBank
+from ..common.console import circumstances, quiet_libraries
 from ..common.folder_lock import alone_in
+from ..common.writing import write_text
 from ..data.p3 import read_t0_eval
 from ..data.readers import READERS
 from ..data.records import Record, Splits
@@ -19,12 +22,10 @@ from ..hub_errors import said_in_one_line
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
-from ..training.adapter_bank import AdapterBank
-from ..training.run import circumstances, quiet_libraries, write_text
 from ..training.settings import RunSettings, build_settings
 from .evaluate import load_backbone, score_methods, spread, table
 from .predict import Answering
-from .report import write_report
+from .report.write import write_report
 from .results import RESULTS_VERSION
 
 

@@ -9,6 +9,7 @@ from transformers.utils import cached_file
 
 from ..adapter import TagiAdapter
 from ..adapter_files import CONFIG_FILE
+from ..common.markdown import markdown_table
 from ..fit import same_weights
 from ..hub_errors import said_in_one_line
 from ..modeling_tagi import TagiModel
@@ -16,7 +17,6 @@ from ..training.run import flat
 from ..training.settings import RunSettings
 from .command import evaluate_checkpoint, shown_notes
 from .evaluate import differences, table
-from .markdown import markdown_table
 
 # Of a config, what does not tell models apart.
 _FOREIGN = ("transformers_version", "architectures", "auto_map", "custom_pipelines", "_name_or_path")

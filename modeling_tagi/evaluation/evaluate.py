@@ -6,12 +6,12 @@ from typing import Optional, Sequence
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
+from ..banks.adapter_bank import AdapterBank
 from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
-from ..training.adapter_bank import AdapterBank
 from ..training.settings import EvaluationSettings, RunSettings
 from .metrics import chance_and_majority, score
 from .oracle import oracle, two_folds

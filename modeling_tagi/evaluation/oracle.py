@@ -7,7 +7,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..adapter import TagiAdapter
-from ..common.randomness import derived_seed
+from ..common.console import progress_bar
+from ..common.randomness import derived_seed, unchanged_randomness
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator
 from ..data.records import Record
@@ -15,9 +16,7 @@ from ..data.sampling import TaskBatchSampler
 from ..data.splits import normalise_text
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens
-from ..training.run import progress_bar
 from ..training.task_adapters import AdapterTuner
-from ..training.trainer import unchanged_randomness
 from .predict import Answering
 from .references import adaptable
 

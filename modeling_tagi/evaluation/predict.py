@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..adapter import TagiAdapter
+from ..common.console import progress_bar
+from ..common.processes import gathered, own_share
 from ..data.collate import READS
 from ..data.records import Record
 from ..instructions import instruction_text
 from ..modeling_tagi import evaluating
 from ..tokens import Tokens, generation_tensors, training_tensors
-from ..training.processes import gathered, own_share
-from ..training.run import progress_bar
 from .ranking import option_log_likelihood
 
 

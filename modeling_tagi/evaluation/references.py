@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..common.randomness import derived_seed
+from ..banks.adapter_bank import AdapterBank
+from ..common.randomness import derived_seed, unchanged_randomness
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..hypernetwork import masked_mean
@@ -15,8 +16,6 @@ from ..instructions import instruction_text
 from ..lora import applied
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens, pad
-from ..training.adapter_bank import AdapterBank
-from ..training.trainer import unchanged_randomness
 from .predict import Answering
 
 

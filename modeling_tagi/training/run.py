@@ -1,32 +1,21 @@
 """A run's folder: what is done, what is under way, how long it took."""
 
 import dataclasses
-import errno
-import importlib.metadata
 import json
-import os
-import platform
 import shutil
-import sys
-import tempfile
 import time
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Union
+from typing import Iterable, Optional, Union
 
-import torch
 import yaml
-from safetensors import SafetensorError
-from tqdm.auto import tqdm
-from transformers.utils import logging
 
+from ..common.processes import is_main, say, wait
+from ..common.writing import reading, write_text
+from ..common.yaml_files import flat
 from ..data.records import Record
-from ..folders import naming, require_folder_for
+from ..folders import require_folder_for
 from . import stage_keys as keys
-from .processes import is_main, say, wait
 from .settings import RunSettings
-from .yaml_files import flat
 
 SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"
@@ -233,94 +222,3 @@ class Stage:
 
     def skip(self):
         say(f"{self.label}: was done before")
-
-
-def quiet_libraries():
-    """Leaves a program's output to the program: no bars for files that load, no notes on what will change one day."""
-    logging.disable_progress_bar()
-    # a note that checkpoints are sorted by their number, where the file system keeps no times
-    logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
-    # what is wrong with a file is said in the one message that refuses it
-    logging.get_logger("transformers.modeling_utils").addFilter(_is_no_load_report)
-    logging.get_logger("datasets.packaged_modules.parquet.parquet").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _is_no_load_report(record) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
-
-
-def progress_bar(*args, **kwargs) -> tqdm:
-    """A bar that seldom changes where every change is a line, as in a file."""
-    kwargs["disable"] = kwargs.get("disable", False) or not is_main()
-    return tqdm(*args, **{"dynamic_ncols": True, "leave": False, "mininterval": 0.2 if sys.stderr.isatty() else 30,
-                          **kwargs})  # fmt: skip
-
-
-def circumstances(command: str, seed: int) -> dict:
-    """What a figure was made with: command, seed, versions, threads and device."""
-    return {
-        "command": command,
-        "seed": seed,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
-
-
-class Damaged(ValueError):
-    """Something of a run cannot be read; the message names it and says how to go on."""
-
-
-@contextmanager
-def reading(what: Path, mend: str) -> Iterator[None]:
-    """Turns whatever is raised while something of a run is read into one message that names it and says how to go on.
-
-    Raises:
-        Damaged: with that message.
-    """
-    try:
-        yield
-    except Damaged:  # a part of it, which is named already
-        raise
-    except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SafetensorError,
-            yaml.YAMLError) as error:  # fmt: skip
-        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EIO:
-            raise  # what is there may well be whole
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise Damaged(f"{what} is damaged or not complete ({said:.300}); {mend}") from None
-
-
-def write_text(path: Path, text: str):
-    """Writes beside, then moves into place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming(path):
-            beside.write_text(text)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)  # half of it, where the disk is full
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `target` when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in sorted(target.parent.glob(f".{target.name}-*")):  # of a run that was killed in here
-        if leftover.name.endswith("-old") and not target.exists():
-            os.replace(leftover, target)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        with naming(target):
-            yield beside
-        old = beside.with_name(beside.name + "-old")
-        if target.exists():
-            os.replace(target, old)
-        os.replace(beside, target)
-        os.chmod(target, 0o755)  # mkdtemp's folders are private
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

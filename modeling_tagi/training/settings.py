@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
-from ..data.typed import typed
+from ..common.typed import typed
+from ..common.yaml_files import parse_fields, read_recipe, read_yaml
 from .methods import METHODS
-from .yaml_files import parse_fields, read_recipe, read_yaml
 
 if TYPE_CHECKING:
     from .trainer import Objective

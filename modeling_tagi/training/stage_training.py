@@ -10,15 +10,17 @@ import torch
 from transformers import ProgressCallback, Seq2SeqTrainingArguments, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..common.randomness import derived_seed
+from ..common.console import progress_bar
+from ..common.processes import from_main, is_main, wait
+from ..common.randomness import derived_seed, unchanged_randomness
+from ..common.writing import write_text
 from ..folders import file_name
 from ..modeling_tagi import TagiModel, evaluating
-from .processes import from_main, is_main, wait
-from .run import Run, Stage, progress_bar, write_text
+from .run import Run, Stage
 from .settings import StageSettings
-from .shares import end_in_shares, in_shares, shared_copy
+from .sharding.sharded import end_in_shares, in_shares, shared_copy
 from .task_adapters import AdapterTuner
-from .trainer import NotFinite, TagiTrainer, unchanged_randomness
+from .trainer import NotFinite, TagiTrainer
 
 COMPLETE_FILE = "complete"
 

@@ -18,7 +18,11 @@ from transformers import (
     set_seed,
 )
 
+from ..banks.adapter_bank import AdapterBank
+from ..banks.stored import StoredAdapters
+from ..common.processes import from_main, is_main, say, wait
 from ..common.randomness import derived_seed
+from ..common.writing import reading, replacing
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator, TextCollator
 from ..data.records import Record
@@ -29,15 +33,12 @@ from ..fit import fingerprint
 from ..instructions import OUTPUT_HEAD, instruction_text, prompt_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
-from .adapter_bank import AdapterBank
 from .backbones import backbone_config
-from .processes import from_main, is_main, say, wait
-from .run import BANK_FOLDER, Run, Stage, reading, replacing
+from .run import BANK_FOLDER, Run, Stage
 from .settings import RunSettings
-from .shares import in_shares, require_possible_shares
+from .sharding.sharded import in_shares, require_possible_shares
 from .stage_keys import KEY_FILE, digest_of_records, digest_of_text
 from .stage_training import Pushes, Scores, train_stage
-from .stored_adapters import StoredAdapters
 from .task_adapters import AdapterTuner
 from .teacher_cache import Kept, TeacherCache
 from .trainer import Drawn, NotFinite, Teacher, frozen_copy, not_finite

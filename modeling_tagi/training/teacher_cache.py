@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..common.console import progress_bar
 from ..data.collate import RecordCollator
 from ..data.records import Record
 from . import losses
-from .run import progress_bar
 from .trainer import KEPT, Teacher
 
 _SHARD = 256  # records; what a run that is killed computes again at most

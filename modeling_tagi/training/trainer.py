@@ -1,25 +1,25 @@
 """TagiTrainer: the HF Trainer with distillation from task adapters."""
 
 import copy
-import random
 from collections import defaultdict
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Iterable, Optional, Union
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import Seq2SeqTrainer, TrainerCallback
 
 from ..adapter import TagiAdapter
+from ..banks.stored import StoredAdapters
+from ..common.randomness import unchanged_randomness
 from ..data.sampling import Shares
 from ..folders import naming
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
-from . import fsdp, losses
-from .stored_adapters import StoredAdapters
+from . import losses
+from .sharding import fsdp
 from .task_adapters import AdapterTuner
 
 ALIGNMENTS = ("factors", "delta", "none")
@@ -383,21 +383,6 @@ def dropped(mask: Tensor, share: float) -> Tensor:
     kept = torch.rand(mask.shape, device=mask.device) >= share
     kept[:, 0] = True
     return mask * kept
-
-
-@contextmanager
-def unchanged_randomness():
-    """Gives back every random generator's state of before the block."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 def frozen_copy(backbone: nn.Module) -> nn.Module:

@@ -126,12 +126,12 @@ TEXT_AND_SIGNALS = [
 
 MODULES = [
     Case("few_shot: missing checkpoint",
-         lambda place: place.call(module("modeling_tagi.experiments.few_shot"), "/nope", "--output", "<out>/x"),
+         lambda place: place.call(module("modeling_tagi.studies.few_shot"), "/nope", "--output", "<out>/x"),
          Refused(("/nope",))),
     Case("costs: missing sni",
-         lambda place: place.call(module("modeling_tagi.evaluation.costs"), "--sni", "/nope"), Refused(("/nope",))),
+         lambda place: place.call(module("modeling_tagi.costs.inference"), "--sni", "/nope"), Refused(("/nope",))),
     Case("costs: lengths -1",
-         lambda place: place.call(module("modeling_tagi.evaluation.costs"), "--lengths", "-1", "5", "5"),
+         lambda place: place.call(module("modeling_tagi.costs.inference"), "--lengths", "-1", "5", "5"),
          Refused(("-1",))),
 ]  # fmt: skip
 

@@ -15,10 +15,10 @@ from statistics import median
 from harness import Ratio, finish, measured, parser, peak_memory, started
 from shapes import random_adapters, tagi
 
-from modeling_tagi.training.adapter_bank import AdapterBank
-from modeling_tagi.training.bank_index import BankIndex
-from modeling_tagi.training.run import progress_bar
-from modeling_tagi.training.stored_adapters import StoredAdapters
+from modeling_tagi.banks.adapter_bank import AdapterBank
+from modeling_tagi.banks.index import BankIndex
+from modeling_tagi.banks.stored import StoredAdapters
+from modeling_tagi.common.console import progress_bar
 
 QUESTION = "memory of reading the adapters of a batch from disk, against loading the whole bank"
 AT_ONCE = 50  # adapters that are added together

@@ -18,8 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from modeling_tagi.evaluation.markdown import markdown_table  # noqa: E402
-from modeling_tagi.training.run import write_text  # noqa: E402
+from modeling_tagi.common.markdown import markdown_table  # noqa: E402
+from modeling_tagi.common.writing import write_text  # noqa: E402
 
 HERE = Path(__file__).parent
 SHARED = {"everything", "harness", "shapes"}

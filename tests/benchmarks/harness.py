@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
-from modeling_tagi.evaluation.markdown import markdown_table  # noqa: E402
-from modeling_tagi.training.run import progress_bar, quiet_libraries  # noqa: E402
+from modeling_tagi.common.console import progress_bar, quiet_libraries  # noqa: E402
+from modeling_tagi.common.markdown import markdown_table  # noqa: E402
 
 
 def parser(doc: str, repeats: int = 7) -> argparse.ArgumentParser:

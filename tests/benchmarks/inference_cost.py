@@ -5,7 +5,7 @@
 A full-size T5 with random weights; every text is as long as the mean, so nothing is padded and times compare with
 FLOPs. Three things are timed, in turns: making the adapter, one input, and a batch. A task of n inputs takes the first
 once and as many batches as it fills (what is left over is interpolated): its batches are alike. FLOPs are counted by
-`modeling_tagi.evaluation.flops` for the task itself.
+`modeling_tagi.costs.flops` for the task itself.
 """
 
 import statistics
@@ -15,14 +15,14 @@ from harness import Ratio, finish, measured, parser, started
 from shapes import backbone_config
 
 from modeling_tagi import TagiConfig, TagiModel
-from modeling_tagi.evaluation.costs import (
+from modeling_tagi.costs.flops import Lengths, TaskFlops
+from modeling_tagi.costs.inference import (
     INPUT_COUNTS,
     INSTRUCTION_LENGTHS,
     T5_SHAPES,
     instruction_for,
     ways_to_cheaper,
 )
-from modeling_tagi.evaluation.flops import Lengths, TaskFlops
 
 FUSIONS = {"cross_attention": "TAGI", "concat": "HINT", "none": "HyperTuning"}
 QUESTION = "wall time of a task with TAGI's adapter, relative to the instruction in every input"

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, PretrainedConfig, T5Config
 
 from modeling_tagi import TagiAdapter, TagiConfig, TagiModel
-from modeling_tagi.evaluation.costs import t5_backbone
+from modeling_tagi.costs.inference import t5_backbone
 
 
 def backbone_config(name: str) -> PretrainedConfig:

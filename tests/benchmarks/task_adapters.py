@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from shapes import backbone_config
 
 from modeling_tagi import TagiConfig, TagiModel
+from modeling_tagi.common.yaml_files import read_yaml
 from modeling_tagi.data.builtin import builtin_suite
 from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.sampling import TaskBatchSampler, fewer_tasks
@@ -27,7 +28,6 @@ from modeling_tagi.lora import remove_hooks
 from modeling_tagi.tokens import Tokens
 from modeling_tagi.training.stages import made_config
 from modeling_tagi.training.task_adapters import AdapterTuner
-from modeling_tagi.training.yaml_files import read_yaml
 
 QUICKSTART = Path(__file__).parents[2] / "hub_configs" / "quickstart.yaml"
 QUESTION = "tuning of task adapters: a run of PEFT for each, relative to all together over one backbone"

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from modeling_tagi.evaluation.markdown import markdown_table  # noqa: E402
+from modeling_tagi.common.markdown import markdown_table  # noqa: E402
 from modeling_tagi.evaluation.statistics import DIFFERENCES, SCORES, mean_interval  # noqa: E402
 
 LOW, HIGH = 0.93, 0.97

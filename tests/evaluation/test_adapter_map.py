@@ -6,11 +6,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 
 from modeling_tagi import TagiModel
 from modeling_tagi.adapter import TagiAdapter
+from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.adapter_map import adapter_map, sketches
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.adapter_bank import AdapterBank
 
 GROUPS = {"count": ("count the cats", "count the dogs", "count the plums"),
           "colour": ("say the red word", "say the blue word", "say the green word")}  # fmt: skip

@@ -6,6 +6,7 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from modeling_tagi import TagiModel
+from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.evaluate import evaluate_model, evaluate_split, score_methods, spread, table
@@ -13,7 +14,6 @@ from modeling_tagi.evaluation.metrics import normalise_answer
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.evaluation.statistics import DIFFERENCES, SCORES, mean_interval
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.settings import EvaluationSettings, build_settings
 
 

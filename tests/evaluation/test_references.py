@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from modeling_tagi import TagiAdapter, TagiModel
+from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.evaluation.references import (
@@ -13,7 +14,6 @@ from modeling_tagi.evaluation.references import (
 )
 from modeling_tagi.hypernetwork import masked_mean
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.adapter_bank import AdapterBank
 
 FAMILIES = ("t5", "llama")
 

@@ -8,15 +8,15 @@ import pytest
 from transformers import T5Config
 
 from modeling_tagi.configuration_tagi import TagiConfig
+from modeling_tagi.costs.flops import Lengths
+from modeling_tagi.costs.inference import cost_of_methods
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.splits import check_splits
-from modeling_tagi.evaluation.costs import cost_of_methods
-from modeling_tagi.evaluation.flops import Lengths
-from modeling_tagi.evaluation.report import write_report
-from modeling_tagi.evaluation.report_page import Section, Table, html_page, markdown_page
-from modeling_tagi.evaluation.report_plots import Line, bar_plot, line_plot
+from modeling_tagi.evaluation.report.page import Section, Table, html_page, markdown_page
+from modeling_tagi.evaluation.report.plots import Line, bar_plot, line_plot
+from modeling_tagi.evaluation.report.write import write_report
 from modeling_tagi.evaluation.statistics import SCORES, mean_interval
-from modeling_tagi.experiments.summary import summarise, table
+from modeling_tagi.studies.summary import summarise, table
 
 SKILL = {"tagi": 72, "prompted": 65, "hint": 60, "without_fusion": 66, "wrong_instruction": 3, "no_instruction": 2}
 TRAINED = ("tagi", "prompted", "hint", "without_fusion")

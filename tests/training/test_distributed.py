@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 def start(folder, output_dir, launcher=(), **overrides):
     if launcher in (ZERO2, ZERO3):
         pytest.importorskip("deepspeed", reason="weights in shares by DeepSpeed are tried where it is installed")
-    script = ROOT / ("tests/training/on_cpu_in_shares.py" if launcher in (SHARES, SHARED_STATES) else "train.py")
+    script = ROOT / ("tests/training/on_cpu_sharded.py" if launcher in (SHARES, SHARED_STATES) else "train.py")
     fields = [x for name, value in overrides.items() for x in (f"--{name}", json.dumps(value))]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}

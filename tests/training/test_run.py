@@ -4,7 +4,9 @@ import warnings
 import pytest
 from transformers.utils import logging
 
-from modeling_tagi.training.run import Run, quiet_libraries, replacing, write_text
+from modeling_tagi.common.console import quiet_libraries
+from modeling_tagi.common.writing import replacing, write_text
+from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import RunSettings
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tagi.commands.errors import explained
+from modeling_tagi.common.errors import explained
 from modeling_tagi.common.folder_lock import alone_in
-from modeling_tagi.experiments.run import run_experiment
+from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import RunSettings
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tagi.experiments.settings import cells, load_study
+from modeling_tagi.studies.settings import cells, load_study
 from modeling_tagi.training.settings import RunSettings, load_settings
 from modeling_tagi.training.trainer import Objective
 

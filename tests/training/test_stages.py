@@ -10,16 +10,16 @@ import yaml
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-import modeling_tagi.training.run
+import modeling_tagi.common.console
 from modeling_tagi import TagiAdapter, TagiModel
+from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
 from modeling_tagi.fit import require_fit
 from modeling_tagi.training import stage_training, stages
-from modeling_tagi.training.adapter_bank import AdapterBank
-from modeling_tagi.training.fsdp import cut
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import load_settings
-from modeling_tagi.training.shares import require_possible_shares
+from modeling_tagi.training.sharding.fsdp import cut
+from modeling_tagi.training.sharding.sharded import require_possible_shares
 from modeling_tagi.training.trainer import NotFinite, Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
@@ -418,7 +418,7 @@ def test_progress_is_a_bar_and_nothing_else(make_run, records, kill, monkeypatch
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr(modeling_tagi.training.run, "tqdm", Bar)
+    monkeypatch.setattr(modeling_tagi.common.console, "tqdm", Bar)
     run = make_run("bar", task_adapters={"steps": 1}, pretraining={"steps": 0}, finetuning={"steps": 1})
     kill("prompted", 5)
     with pytest.raises(Killed):
@@ -521,7 +521,7 @@ def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
     make_run, records, tokenizer, monkeypatch, environment, overrides, wrong
 ):
     monkeypatch.setattr("accelerate.__version__", "1.15")
-    monkeypatch.setattr("modeling_tagi.training.zero.is_deepspeed_available", lambda: True)
+    monkeypatch.setattr("modeling_tagi.training.sharding.zero.is_deepspeed_available", lambda: True)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = make_run("shares").settings
@@ -537,7 +537,7 @@ def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
 def test_deepspeed_that_is_not_there_is_asked_for(make_run, monkeypatch):
     for name, value in ZERO.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("modeling_tagi.training.zero.is_deepspeed_available", lambda: False)
+    monkeypatch.setattr("modeling_tagi.training.sharding.zero.is_deepspeed_available", lambda: False)
     with pytest.raises(ImportError, match="pip install deepspeed"):
         require_possible_shares(make_run("without").settings)
 

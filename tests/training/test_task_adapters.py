@@ -6,8 +6,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.trainer_callback import PrinterCallback
 
+from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.collate import RecordCollator
-from modeling_tagi.training.adapter_bank import AdapterBank
 from modeling_tagi.training.settings import AdapterSettings
 from modeling_tagi.training.task_adapters import AdapterTuner
 from modeling_tagi.training.trainer import Drawn, TagiTrainer

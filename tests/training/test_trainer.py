@@ -5,20 +5,12 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_callback import PrinterCallback
 
+from modeling_tagi.common.randomness import unchanged_randomness
 from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.sampling import StreamBatchSampler, TaskBatchSampler
 from modeling_tagi.data.streams import RecordStream
 from modeling_tagi.training import losses
-from modeling_tagi.training.trainer import (
-    Drawn,
-    NotFinite,
-    Objective,
-    TagiTrainer,
-    Teacher,
-    dropped,
-    frozen_copy,
-    unchanged_randomness,
-)
+from modeling_tagi.training.trainer import Drawn, NotFinite, Objective, TagiTrainer, Teacher, dropped, frozen_copy
 
 FAMILIES = ("t5", "llama")
 PREDICTION = Objective(distillation_weight=0, alignment="none")

@@ -1,0 +1,231 @@
+"""A bank of task adapters: folders of our own with an index, or any PEFT LoRAs from folders and the Hub by name."""
+
+import os
+import re
+from pathlib import Path
+from typing import Iterator, Mapping, Optional, Sequence, Union
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
+
+from ..adapter import TagiAdapter
+from ..adapter_algebra import with_rank
+from ..fit import require_fit
+from ..folders import file_name, require_folder_for
+from .index import ADDED_FILE, INDEX_FILE, BankIndex
+
+
+class AdapterBank:
+    """Task adapters by name: a PEFT folder each, and an index file.
+
+    Args:
+        folder: Where they are, or are to be.
+        index: Name -> what the index says of it; `None` reads the folder's.
+
+    Raises:
+        ValueError: if the folder's index is none, or names what is not in the folder.
+    """
+
+    def __init__(self, folder, index: Optional[dict[str, dict]] = None):
+        self.folder = Path(folder)
+        self._index = BankIndex(self.folder) if index is None else dict(index)
+
+    @classmethod
+    def open(cls, name: Union[str, os.PathLike]) -> "AdapterBank":
+        """A bank that is there: a folder, or a repository on the Hub, `user/name` or `user/name@revision`.
+
+        Raises:
+            FileNotFoundError: if it is not.
+        """
+        bank = cls(name)
+        if not bank.folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[^@]+)?", str(name)):
+            repository, _, revision = str(name).partition("@")
+            files = [INDEX_FILE, ADDED_FILE, "*/adapter_*", "*/tagi_*"]
+            try:
+                bank = cls(snapshot_download(repository, revision=revision or None, allow_patterns=files))
+            except (HfHubHTTPError, OSError) as error:
+                raise FileNotFoundError(
+                    f"there is no folder of task adapters {name}, and it cannot be had from the Hub: {error}"
+                ) from error
+        if not bank._index:
+            raise FileNotFoundError(
+                f"{name} has no {INDEX_FILE} with task adapters; run the stage task_adapters first, or name "
+                "adapters one by one with task_adapters.collection"
+            )
+        return bank
+
+    @classmethod
+    def of(cls, sources: Mapping[str, str], reads: str = "prompt") -> "AdapterBank":
+        """A bank of adapters that others have made; nothing is read yet.
+
+        Args:
+            sources: Task (or group) -> a PEFT LoRA folder, or a repository `user/name` or `user/name@revision`.
+            reads: What the adapters were tuned to read, `"prompt"` or `"input"`.
+        """
+        index = {name: {"source": str(source), "reads": reads} for name, source in sources.items()}
+        return cls("task_adapters.collection", index)  # named as people know it; there is no such folder
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._index)
+
+    @property
+    def reads(self) -> str:
+        """What the adapters were tuned to read: `"prompt"` or `"input"`."""
+        kinds = {entry.get("reads", "prompt") for entry in self._index.values()}
+        if len(kinds) > 1:
+            raise ValueError(f"{self.folder}: some adapters read the prompt and some the input; keep them apart")
+        return kinds.pop() if kinds else "prompt"
+
+    def folders(self) -> list[Path]:
+        """Folders of the adapters that are the bank's own, in order."""
+        return [self.folder / entry["folder"] for entry in self._index.values() if "folder" in entry]
+
+    def numbers(self) -> dict[str, int]:
+        """Position of each name in `load()`, and in a [`StoredAdapters`]."""
+        return {name: number for number, name in enumerate(self._index)}
+
+    def add(self, names: Sequence[str], adapters: TagiAdapter, details: Optional[Sequence[dict]] = None):
+        """Writes adapters to folders of their own, then names them all in the index."""
+        require_folder_for("bank", self.folder)
+        entries = {}
+        for number, name in enumerate(names):
+            folder = file_name(name)
+            adapters[number].save_pretrained(self.folder / folder)
+            entries[name] = {"folder": folder, **(details[number] if details else {})}
+        self._index.add(entries)
+
+    def load(self, names: Optional[Sequence[str]] = None) -> TagiAdapter:
+        """Some of them, or all, as one; those of lower rank filled up with zeros.
+
+        Raises:
+            FileNotFoundError: if there is none, or an adapter is missing.
+            ValueError: if an adapter is not plain LoRA, or they differ in their modules.
+        """
+        if not self._index:
+            raise FileNotFoundError(
+                f"{self.folder} has no {INDEX_FILE} with task adapters; run the stage task_adapters first"
+            )
+        return joined([self.read(name) for name in (self.names if names is None else names)])
+
+    def one_by_one(self, check_finite: bool = True) -> Iterator[tuple[str, TagiAdapter]]:
+        """For people what each adapter is, and the adapter; one at a time in memory. `check_finite` as for `read`."""
+        for name, entry in self._index.items():
+            where = f"the task adapter of {name!r} ({entry.get('source') or self.folder / entry['folder']})"
+            yield where, self.read(name, check_finite=check_finite)
+
+    def require_like(self, model: nn.Module, ranks: bool):
+        """Refuses adapters that are not of the generator's modules and shapes and, if `ranks`, of its rank; or that
+        were made for other weights than the backbone's, where that is known and the weights are there.
+
+        Raises:
+            ValueError: naming the adapter, what arrived and what was expected.
+        """
+        ours = {path: tuple(a.shape) for path, a in model.hypernetwork.shared_factors().items()}
+        for where, adapter in self.one_by_one():
+            if adapter.memory is not None:
+                raise ValueError(f"{where} has an instruction memory, which a teacher would lose; give plain LoRA")
+            theirs = {path: tuple(a.shape[1:]) for path, a in adapter.lora_a.items()}
+            kept = slice(None) if ranks else slice(1, None)
+            for path in (*ours, *theirs):
+                if path not in theirs or path not in ours or theirs[path][kept] != ours[path][kept]:
+                    mend = "set tagi.r and tagi.target_modules as the adapters have them"
+                    if path in theirs and path in ours:
+                        if theirs[path][1:] == ours[path][1:]:
+                            mend += ", or finetuning.alignment to delta, which takes any rank"
+                        else:
+                            mend = "they were tuned on a backbone of another width: use it, or other adapters"
+                    raise ValueError(
+                        f"{where}: its A of {path!r} is {theirs.get(path, 'missing')}, the generator's "
+                        f"{ours.get(path, 'missing')}; {mend}"
+                    )
+            try:
+                require_fit(adapter, model)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+
+    def require_backbone(self, name: Optional[str], revision: Optional[str] = None):
+        """Refuses adapters that say they are another backbone's, before it is loaded. Those with a fingerprint of the
+        weights are left to `require_like`.
+
+        Args:
+            name, revision: The backbone to be used; a `name` of `None` is one that is made or taught by the run, which
+                no adapter from elsewhere fits.
+
+        Raises:
+            ValueError: naming the adapter, its backbone and the one that is used.
+        """
+        for where, adapter in self.one_by_one(check_finite=False):
+            source = adapter.provenance[0]
+            theirs, their_revision = source.get("backbone"), source.get("backbone_revision")
+            if theirs is None or source.get("backbone_fingerprint"):
+                continue
+            if name is None:
+                raise ValueError(
+                    f"{where} is for the backbone {theirs!r} as it is, but this run makes or teaches its own; name "
+                    "that backbone, and set text.steps and prompted.steps to 0"
+                )
+            if not _same_backbone(theirs, name):
+                raise ValueError(
+                    f"{where} is for the backbone {theirs!r}, but this run uses {name!r}; use one of both"
+                )
+            if revision and their_revision and revision != their_revision:
+                raise ValueError(
+                    f"{where} is for revision {their_revision} of {theirs!r}, but this run uses {revision}; use one "
+                    "of both"
+                )
+
+    def read(
+        self, name: str, device: Union[str, torch.device] = "cpu", check_finite: bool = True
+    ) -> TagiAdapter:
+        """One of them, as it was saved; on a CPU its file is mapped.
+
+        Args:
+            check_finite: Whether its numbers are read, and NaN and infinity refused.
+
+        Raises:
+            FileNotFoundError: if it is missing.
+            ValueError: if it is not plain LoRA, or damaged.
+        """
+        entry = self._index[name]
+        options = {"device": device, "check_finite": check_finite}
+        if "folder" in entry:
+            return TagiAdapter.from_pretrained(self.folder / entry["folder"], **options)
+        source, revision = entry["source"], None
+        if not Path(source).is_dir():
+            source, _, revision = source.partition("@")
+        try:
+            return TagiAdapter.from_pretrained(source, revision=revision or None, **options)
+        except (HfHubHTTPError, OSError) as error:
+            raise FileNotFoundError(f"the task adapter of {name!r} ({entry['source']}): {error}") from error
+        except ValueError as error:
+            raise ValueError(f"the task adapter of {name!r} ({entry['source']}): {error}") from error
+
+
+def joined(adapters: Sequence[TagiAdapter]) -> TagiAdapter:
+    """Several adapters as one; those of lower rank filled up with zeros.
+
+    Raises:
+        ValueError: if they differ in their modules.
+    """
+    rank = max(adapter.rank for adapter in adapters)
+    alpha = next(adapter.lora_alpha for adapter in adapters if adapter.rank == rank)
+    return TagiAdapter.stack([
+        adapter if (adapter.rank, adapter.lora_alpha) == (rank, alpha) else with_rank(adapter, rank, alpha)
+        for adapter in adapters
+    ])  # fmt: skip
+
+
+def _same_backbone(one: str, other: str) -> bool:
+    if one == other or os.path.realpath(one) == os.path.realpath(other):
+        return True
+    # a copy of a repository in a folder of its name
+    return os.path.isdir(other) and os.path.basename(one) == os.path.basename(os.path.normpath(other))

@@ -1,0 +1,46 @@
+"""What a program shows: progress bars, no noise of libraries, and what a figure was made with."""
+
+import importlib.metadata
+import platform
+import sys
+import warnings
+
+import torch
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from .processes import is_main
+
+
+def quiet_libraries():
+    """Leaves a program's output to the program: no bars for files that load, no notes on what will change one day."""
+    logging.disable_progress_bar()
+    # a note that checkpoints are sorted by their number, where the file system keeps no times
+    logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
+    # what is wrong with a file is said in the one message that refuses it
+    logging.get_logger("transformers.modeling_utils").addFilter(_is_no_load_report)
+    logging.get_logger("datasets.packaged_modules.parquet.parquet").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _is_no_load_report(record) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def progress_bar(*args, **kwargs) -> tqdm:
+    """A bar that seldom changes where every change is a line, as in a file."""
+    kwargs["disable"] = kwargs.get("disable", False) or not is_main()
+    return tqdm(*args, **{"dynamic_ncols": True, "leave": False, "mininterval": 0.2 if sys.stderr.isatty() else 30,
+                          **kwargs})  # fmt: skip
+
+
+def circumstances(command: str, seed: int) -> dict:
+    """What a figure was made with: command, seed, versions, threads and device."""
+    return {
+        "command": command,
+        "seed": seed,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft")},
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

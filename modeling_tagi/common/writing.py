@@ -1,0 +1,71 @@
+"""Files and folders that are written beside and moved into place, and read with one message for what is damaged."""
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+import yaml
+from safetensors import SafetensorError
+
+from ..folders import naming
+
+
+class Damaged(ValueError):
+    """Something of a run cannot be read; the message names it and says how to go on."""
+
+
+@contextmanager
+def reading(what: Path, mend: str) -> Iterator[None]:
+    """Turns whatever is raised while something of a run is read into one message that names it and says how to go on.
+
+    Raises:
+        Damaged: with that message.
+    """
+    try:
+        yield
+    except Damaged:  # a part of it, which is named already
+        raise
+    except (OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SafetensorError,
+            yaml.YAMLError) as error:  # fmt: skip
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EIO:
+            raise  # what is there may well be whole
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise Damaged(f"{what} is damaged or not complete ({said:.300}); {mend}") from None
+
+
+def write_text(path: Path, text: str):
+    """Writes beside, then moves into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming(path):
+            beside.write_text(text)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # half of it, where the disk is full
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `target` when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in sorted(target.parent.glob(f".{target.name}-*")):  # of a run that was killed in here
+        if leftover.name.endswith("-old") and not target.exists():
+            os.replace(leftover, target)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with naming(target):
+            yield beside
+        old = beside.with_name(beside.name + "-old")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(beside, target)
+        os.chmod(target, 0o755)  # mkdtemp's folders are private
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,244 @@
+"""How long a run takes on this machine: a few real steps of every stage, on its own batches, timed."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import math
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Iterator, Sequence
+
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..banks.adapter_bank import AdapterBank
+from ..common.console import progress_bar
+from ..data.records import Record, Splits
+from ..evaluation.evaluate import evaluate_split, load_backbone, spread
+from ..evaluation.oracle import tune_adapters
+from ..evaluation.predict import Answering
+from ..evaluation.references import adaptable
+from ..pipeline import SCORED_WHILE_TRAINING, stage_names
+from ..training import stages
+from ..training.run import DONE_FILE, Run
+from ..training.settings import RunSettings
+from .checks import evaluated_splits
+from .work import stages_that_train
+
+STEPS = 6  # of each stage; the first also loads what is needed, and is not counted
+_READ = 64  # adapters of a bank
+_TUNED_AT_ONCE = 32  # `tune_adapters`' own, for the oracle
+_WRITING = 3.0  # seconds for the report, its plots, the card and the checkpoint, on the CPUs it was tried on
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """Seconds of a stage.
+
+    Args:
+        once: For each training that it has, such as loading and saving; `task_adapters` has one for each group of
+            adapters that are tuned side by side.
+        step: For an optimizer step.
+    """
+
+    once: float
+    step: float
+
+    def of(self, steps: int, trainings: int = 1) -> float:
+        return self.once * trainings + self.step * steps
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was timed: seconds of each stage, of an answer of the trained model and of its start (each for a record),
+    and of a step of the oracle's tuning."""
+
+    stages: dict[str, StageTime]
+    own: float
+    start: float
+    oracle: float
+
+    def evaluation(self, settings: RunSettings, splits: Splits) -> float:
+        """Seconds of the last stage, with every reference, and of the report."""
+        evaluation, seconds = settings.evaluation, _WRITING
+        trained = bool(settings.finetuning.steps or settings.pretraining.steps)
+        for records in evaluated_splits(settings, splits).values():
+            records = spread(records, evaluation.max_records)
+            a_pass = {"own": self.own * len(records), "start": self.start * len(records)}
+            seconds += a_pass["own"] * trained
+            for name in evaluation.references:
+                swapped = name in ("wrong_instruction", "random_words")
+                seconds += a_pass["own"] * trained if swapped else a_pass["start"]
+                if name == "oracle":
+                    groups = math.ceil(len({record.task for record in records}) / _TUNED_AT_ONCE)
+                    seconds += 2 * groups * evaluation.oracle.steps * self.oracle
+        return seconds
+
+    def scores_on_the_way(self, settings: RunSettings, splits: Splits) -> float:
+        """Seconds of the scores that are taken while finetuning."""
+        every, steps = settings.evaluation.every, settings.finetuning.steps
+        if not every or not steps:
+            return 0.0
+        first = next(iter(evaluated_splits(settings, splits).values()))
+        records = spread(spread(first, settings.evaluation.max_records), SCORED_WHILE_TRAINING)
+        return math.ceil(steps / every) * len(records) * self.own
+
+
+def timed_trial(settings: RunSettings, splits: Splits, text: Sequence[str], tokenizer, longest_target: int) -> Trial:
+    """Trains a few steps of every stage in a folder that is thrown away, and answers a few batches.
+
+    Args:
+        settings: Of the run.
+        splits, text, tokenizer: Of the run.
+        longest_target: Tokens of the data's longest target. A model that has learned nothing does not end its
+            answers, and is stopped there.
+    """
+    said = sys.stderr
+    names = [name for name in stage_names(settings) if name != "evaluation"]
+    with tempfile.TemporaryDirectory(prefix="tagi-plan-") as folder, _quiet(), _steps() as stamps:
+        trial = _short(settings, folder, longest_target)
+        train = splits["train"]
+        with progress_bar(total=len(names) + 1, desc="plan: trying this machine", file=said) as bar:
+            run = Run(trial, stage_names(trial))
+            backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
+            start = stages.start_model(run, backbone, revision)
+            tokens = stages.read_tokens(run, tokenizer, start.config)
+            bar.update(sum(name in ("text", "prompted") for name in names))
+            bank = stages.tuned_adapters(run, start, tokens, _of_some(train, trial))
+            if bank is not None:
+                own = list(dict.fromkeys(getattr(record, trial.task_adapters.by) for record in train))
+                bank = _ReadBank(bank, bank.names if trial.task_adapters.given else own)
+            bar.update("task_adapters" in names)
+            model = stages.pretrained_model(run, start, tokens, text)
+            bar.update("pretraining" in names)
+            model = stages.finetuned_model(run, model, tokens, train, bank)
+            bar.update("finetuning" in names)
+            times = _stage_times(settings, trial, stamps)
+            if bank is not None and settings.finetuning.objective().needs_teacher and "finetuning" in times:
+                found = times["finetuning"]
+                times["finetuning"] = StageTime(found.once + bank.seconds, found.step)
+            own, first, oracle = _answers(trial, model, load_backbone(backbone, revision), tokens, splits)
+            bar.update()
+    return Trial(times, own, first, oracle)
+
+
+def _short(settings: RunSettings, folder: str, longest_target: int) -> RunSettings:
+    """The settings of a run of so few steps."""
+    made = copy.deepcopy(settings)
+    made.output_dir, made.push_to_hub, made.push_every = str(Path(folder) / "run"), None, 0
+    made.max_target_length = min(settings.max_target_length, max(2, longest_target))
+    for name in stages_that_train(settings):
+        stage = getattr(made, name)
+        stage.steps, stage.save_every = STEPS, 10**9
+    phases = _phases(settings.finetuning)
+    if settings.finetuning.steps:
+        made.finetuning.steps = STEPS * len(phases)
+    for name in ("distillation_steps", "alignment_steps"):
+        lasting = sum(end <= (getattr(settings.finetuning, name) or math.inf) for _, end in phases)
+        setattr(made.finetuning, name, STEPS * lasting if lasting < len(phases) else None)
+    made.finetuning.teacher_cache = None  # the teacher reads all the same
+    made.evaluation.every = 0
+    return made
+
+
+def _phases(settings) -> list[tuple[int, int]]:
+    """Length and end, in steps, of each part of finetuning: what a step costs changes where the teacher has done."""
+    ends = {settings.distillation_steps, settings.alignment_steps} - {None}
+    ends = sorted({end for end in ends if 0 < end < settings.steps} | {settings.steps})
+    return [(end - before, end) for before, end in zip([0, *ends], ends)]
+
+
+class _ReadBank(AdapterBank):
+    """Adapters of a bank that have been read before the clock runs: in a run, each is read but once or twice.
+
+    Args:
+        bank: Some of its adapters are read, and stand for all.
+        names: Under which they are to be had.
+
+    Attributes:
+        seconds: Of the run's reading of them all.
+    """
+
+    def __init__(self, bank: AdapterBank, names: Sequence[str]):
+        some, began = bank.names[:_READ], time.perf_counter()
+        self._adapters = [bank.read(name) for name in some]
+        self.seconds = 2 * len(names) * (time.perf_counter() - began) / len(some)  # checked once, then used
+        super().__init__(bank.folder, {name: bank._index[some[n % len(some)]] for n, name in enumerate(names)})
+        self._places = {name: n % len(some) for n, name in enumerate(names)}
+
+    def read(self, name, device="cpu", check_finite=True):
+        return self._adapters[self._places[name]].to(device)
+
+
+def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
+    """The records of as many tasks or groups as are tuned side by side."""
+    by, at_once = settings.task_adapters.by, settings.task_adapters.at_once
+    chosen = set(list(dict.fromkeys(getattr(record, by) for record in train))[:at_once])
+    return [record for record in train if getattr(record, by) in chosen]
+
+
+def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float]) -> dict[str, StageTime]:
+    """Returns what each stage takes, once and for every step, from the moments at which the trial's steps ended."""
+    times, rest = {}, list(stamps)
+    for name in stages_that_train(settings):
+        lengths = [length for length, _ in _phases(settings.finetuning)] if name == "finetuning" else [1]
+        steps = []
+        for _ in lengths:
+            own, rest = rest[:STEPS], rest[STEPS:]
+            steps.append(median(after - before for before, after in zip(own, own[1:])))
+        done = json.loads((Path(trial.output_dir) / "stages" / name / DONE_FILE).read_text())
+        mean = sum(step * length for step, length in zip(steps, lengths)) / sum(lengths)
+        times[name] = StageTime(max(0.0, done["seconds"] - STEPS * sum(steps)), mean)
+    return times
+
+
+def _answers(settings: RunSettings, model, baseline, tokens, splits: Splits) -> tuple[float, float, float]:
+    """Seconds of an answer by the model and by its start, and of a step of the oracle's tuning."""
+    evaluation = settings.evaluation
+    split, records = next(iter(evaluated_splits(settings, splits).items()))
+    records = spread(spread(records, evaluation.max_records), 2 * evaluation.batch_size)
+    own = Answering(model.to(baseline.device), tokens, settings.finetuning.reads, evaluation.batch_size)
+    start = Answering(baseline, tokens, "prompt", evaluation.batch_size)
+    seconds = []
+    for answering in (own, start):
+        began = time.perf_counter()
+        evaluate_split({split: answering}, records, evaluation.rank_options)
+        seconds.append((time.perf_counter() - began) / len(records))
+    oracle = 0.0
+    if "oracle" in evaluation.references:
+        by_task: dict[str, list[Record]] = {}
+        for record in records:
+            by_task.setdefault(record.task, []).append(record)
+        some = dict(list(by_task.items())[:_TUNED_AT_ONCE])
+        adapters, began = adaptable(baseline, model.config), time.perf_counter()
+        tune_adapters(adapters, tokens, some, 3, examples_per_task=evaluation.oracle.examples_per_task)
+        oracle = (time.perf_counter() - began) / 3 * _TUNED_AT_ONCE / len(some)
+    return seconds[0], seconds[1], oracle
+
+
+@contextlib.contextmanager
+def _steps() -> Iterator[list[float]]:
+    """The moments at which optimizer steps end within the block."""
+    stamps: list[float] = []
+    handle = register_optimizer_step_post_hook(lambda *args: stamps.append(time.perf_counter()))
+    try:
+        yield stamps
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what stages say, and their bars, to themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)

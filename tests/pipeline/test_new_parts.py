@@ -1,0 +1,69 @@
+"""What is new to the package is trained, scored, shown and described as what it knows: a reader, and a family."""
+
+import json
+
+import pytest
+from tiny import records
+
+from modeling_tagi import TagiModel
+from modeling_tagi.common.yaml_files import read_recipe
+from modeling_tagi.costs.plan import plan_run, shown
+from modeling_tagi.data.readers import READERS, Reader
+from modeling_tagi.families import FAMILIES
+from modeling_tagi.pipeline import run_experiment
+from modeling_tagi.training.settings import build_settings, load_settings
+
+OPT = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1,
+       "num_attention_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+
+
+def read_toy(words: int = 4):
+    return {"train": records(["first", "last", "second"], words), "unseen": records(["next"], words + 1)}
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """The name of a reader that nothing but the registry knows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(READERS, "toy", Reader(read_toy, "toys of the test", least={"words": 3}))
+        yield "toy"
+
+
+@pytest.fixture(scope="module")
+def made(config, toy, tmp_path_factory):
+    """A run of it on a backbone of a family that no table lists: its settings, folder and results."""
+    assert OPT["model_type"] not in FAMILIES
+    values = read_recipe(config)
+    values["backbone"]["config"] = OPT
+    values["data"] = {"source": toy, "text": values["data"]["text"], "options": {"words": 5}}
+    values |= {"output_dir": str(tmp_path_factory.mktemp("new") / "run")}
+    values["tagi"] |= {"target_modules": ["q_proj", "v_proj"], "fusion": "none"}
+    settings = build_settings(values, {"evaluation.references": ["prompted"], "evaluation.every": 0})
+    return settings, tmp_path_factory.getbasetemp() / settings.output_dir, run_experiment(settings)
+
+
+def test_a_backbone_of_a_family_that_no_table_lists_runs_to_its_end(made):
+    _, folder, results = made
+    assert set(results["splits"]["unseen"]["methods"]) == {"tagi", "prompted_start"}
+    missing = json.loads((folder / "costs.json").read_text())["missing"]
+    assert "FLOPs of a backbone of type 'opt' cannot be counted" in missing
+    page, card = ((folder / name).read_text() for name in ("report/index.html", "model/README.md"))
+    assert "Not counted: FLOPs of a backbone of type" in page and "Not counted: FLOPs of a backbone of type" in card
+    assert TagiModel.from_pretrained(folder / "model").config.backbone_config.model_type == "opt"
+
+
+def test_a_new_reader_is_checked_read_planned_and_described(made, config, toy):
+    settings, folder, results = made
+    assert results["run"]["train_tasks"] == 3 and results["leaks"]["leaks"] == 0
+    card = (folder / "model" / "README.md").read_text()
+    assert "toys of the test" in card and "terms of the data (toys of the test)" in card
+    plan = plan_run(load_settings(config, {"data.source": toy, "data.path": "null"}), flops_per_second=1e9)
+    assert plan["data"]["records"] == 18 and "18 records, 3 tasks" in shown(plan)
+    for options, message in (("{words: 2}", "data.options.words is 2, but must be 3 or more"),
+                             ("{words: many}", "data.options.words is 'many', but must be of type int"),
+                             ("{word: 3}", "data.options has 'word', but toy takes words; did you mean words")):
+        overrides = {"data.source": toy, "data.path": "null", "data.options": options}
+        with pytest.raises(ValueError, match=message):
+            plan_run(load_settings(config, overrides), flops_per_second=1e9)
+    with pytest.raises(ValueError, match="source 'toy' is read whole: set it to false, or use 'tables' or 'p3'"):
+        run_experiment(load_settings(config, {"data.source": toy, "data.path": "null", "data.streaming": "true"}))

@@ -1,0 +1,173 @@
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from filelock import FileLock
+
+from modeling_tagi.evaluation.report.write import write_report
+from modeling_tagi.studies.settings import cells, load_study
+from modeling_tagi.studies.study import _check as refuse_other_settings
+from modeling_tagi.studies.study import run_study
+from modeling_tagi.studies.summary import write_tables
+
+FIELDS = {"methods": ["prompted", "tagi"], "workers": 2, "references": ["no_instruction", "wrong_instruction"]}
+
+
+@pytest.fixture(scope="module")
+def study_file(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "small.yaml"
+    path.write_text(yaml.safe_dump({"config": str(config), **FIELDS}))
+    return path
+
+
+def lines(path):
+    """Without what a clock says."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("seconds")} for line in found]
+
+
+@pytest.fixture(scope="module")
+def done(study_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done") / "out"
+    return run_study(load_study(study_file, {"output_dir": str(folder)}), "tagi study small.yaml")
+
+
+def test_a_line_for_each_method_and_reference(done):
+    found = lines(done / "results.jsonl")
+    assert [(x["method"], x["kind"], x["seed"], x["train_tasks"], x["split"]) for x in found] == [
+        ("no_instruction", "reference", 0, 3, "unseen"), ("prompted_start", "trained", 0, 3, "unseen"),
+        ("prompted", "trained", 0, 3, "unseen"), ("tagi", "trained", 0, 3, "unseen"),
+        ("wrong_instruction", "reference", 0, 3, "unseen"),
+    ]  # fmt: skip
+    for line in found:
+        tasks = [x for x in lines(done / "by_task.jsonl") if x["method"] == line["method"]]
+        assert sum(x["exact_match"] for x in tasks) / len(tasks) == pytest.approx(line["exact_match"], abs=0.01)
+
+
+def test_the_summary_has_intervals_and_differences(done):
+    summary = json.loads((done / "summary.json").read_text())
+    rows = {row["method"]: row["rouge_l"] for row in summary["rows"]}
+    assert rows["tagi"]["low"] <= rows["tagi"]["mean"] <= rows["tagi"]["high"]
+    expected = rows["tagi"]["mean"] - rows["prompted"]["mean"]
+    assert rows["tagi"]["minus_prompted"]["mean"] == pytest.approx(expected, abs=0.02)
+    assert "tagi study small.yaml" in (done / "report" / "index.html").read_text()
+    assert "0 (of 1) |" in (done / "table.md").read_text()
+
+
+def test_what_could_not_be_scored_is_told_beside_the_scores(done, study_file, tmp_path):
+    shutil.copytree(done, tmp_path / "out")
+    references = [*FIELDS["references"], "oracle", "nearest_adapter"]
+    study = load_study(study_file, {"output_dir": str(tmp_path / "out"), "references": references})
+    file = tmp_path / "out" / "cells" / "prompted_start-seed0" / "results.json"
+    note = "unseen: no oracle, since task 'next' has 1 distinct input"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "notes": [note]}))
+    write_tables(study, cells(study))
+    write_report(tmp_path / "out")
+    told = [note, "no nearest_adapter, since no start has task adapters"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["notes"] == told
+    assert all(f"* {one}" in (tmp_path / "out" / "table.md").read_text() for one in told)
+    assert "No nearest_adapter, since" in (tmp_path / "out" / "report" / "report.md").read_text().replace("\\", "")
+
+
+def test_what_is_done_is_not_run_again(done, study_file, monkeypatch):
+    before = lines(done / "results.jsonl")
+    monkeypatch.setattr(subprocess, "Popen", None)  # no run can be started
+    run_study(load_study(study_file, {"output_dir": str(done)}))
+    assert lines(done / "results.jsonl") == before
+
+
+def test_runs_scored_in_another_way_are_scored_anew_and_not_trained_again(study_file, tmp_path):
+    fields = {"output_dir": str(tmp_path), "methods": ["prompted"], "references": []}
+    run_study(load_study(study_file, fields))
+    trained = {path: path.read_text() for path in tmp_path.glob("cells/*/stages/finetuning/done.json")}
+    study = load_study(study_file, {**fields, "references": ["oracle"], "overrides": {"evaluation.max_records": 4}})
+    run_study(study)
+    found = lines(tmp_path / "results.jsonl")
+    assert [(x["method"], x["n"]) for x in found] == [("prompted_start", 4), ("oracle", 4), ("prompted", 4)]
+    assert trained and all(path.read_text() == text for path, text in trained.items())
+
+
+def test_other_settings_in_the_same_folder_are_refused(done, study_file):
+    study = load_study(study_file, {"output_dir": str(done), "overrides": {"finetuning.steps": 5}})
+    with pytest.raises(ValueError, match="-seed0 was begun with other settings .finetuning.steps was 6, is now 5"):
+        run_study(study)
+
+
+def test_runs_whose_data_have_changed_are_not_passed_over(done, study_file, config, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **fields: started.append(command) or 1 / 0)
+    kept = {path: path.read_text() for path in done.glob("cells/*/*.json")}
+    file = config.parent / "data" / "train.jsonl"
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(ZeroDivisionError):
+        run_study(load_study(study_file, {"output_dir": str(done)}))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for path, text in kept.items():
+        path.write_text(text)
+    assert [Path(command[-1]).parent.name for command in started] == ["prompted_start-seed0"]
+
+
+@pytest.mark.parametrize("left", ["stages/finetuning/done.json", "results.json"])
+def test_a_cell_that_has_saved_nothing_may_be_given_other_settings(study_file, tmp_path, left):
+    def cells_with(rate):
+        fields = {"output_dir": str(tmp_path), "overrides": {"finetuning.learning_rate": rate}}
+        return cells(load_study(study_file, fields))
+
+    place = tmp_path / "cells" / "tagi-seed0"
+    place.mkdir(parents=True)
+    wrong = next(cell for cell in cells_with(0.5) if cell.name == "tagi-seed0")
+    (place / "cell.yaml").write_text(yaml.safe_dump(dataclasses.asdict(wrong.settings)))
+    refuse_other_settings(cells_with(0.1), tmp_path)
+    (place / left).parent.mkdir(parents=True, exist_ok=True)
+    (place / left).write_text("{}")
+    with pytest.raises(ValueError, match="finetuning.learning_rate was 0.5, is now 0.1"):
+        refuse_other_settings(cells_with(0.1), tmp_path)
+
+
+def test_two_studies_do_not_work_in_one_folder(study_file, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another process is at work"):
+        run_study(load_study(study_file, {"output_dir": str(tmp_path)}))
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_finished(study_file, tmp_path):
+    study = load_study(study_file, {
+        "output_dir": str(tmp_path), "references": [], "methods": [
+            {"blocked": {"base": "prompted"}}, "prompted"]})  # fmt: skip
+    (tmp_path / "cells" / "blocked-seed0").mkdir(parents=True)
+    (tmp_path / "cells" / "blocked-seed0" / "stages").write_text("a file where a folder is to be")
+    said = "1 of 3 runs failed: blocked-seed0; see .*/log.txt, which ends with .*stages"
+    with pytest.raises(ChildProcessError, match=said):
+        run_study(study)
+    assert {x["method"] for x in lines(tmp_path / "results.jsonl")} == {"prompted_start", "prompted"}
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_ten_moments_gives_the_same_table(config, tmp_path):
+    fields = {**FIELDS, "config": str(config), "methods": ["prompted", "hint", "tagi"], "seeds": [0, 1, 2, 3]}
+    (tmp_path / "larger.yaml").write_text(yaml.safe_dump(fields))
+    command = [sys.executable, "-m", "modeling_tagi.cli", "study", str(tmp_path / "larger.yaml"), "--output_dir"]
+    assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
+    cut, rng, kills = str(tmp_path / "cut"), random.Random(0), 0
+    while kills < 10:
+        process = subprocess.Popen([*command, cut], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(5, 11))
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert subprocess.run([*command, cut], capture_output=True).returncode == 0
+    assert kills >= 5
+    for name in ("results.jsonl", "by_split.jsonl", "by_task.jsonl"):
+        found, expected = (lines(tmp_path / folder / name) for folder in ("cut", "whole"))
+        assert found == expected and len(found) >= 16
