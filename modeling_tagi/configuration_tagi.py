@@ -69,7 +69,7 @@ class TagiConfig(PretrainedConfig):
 
     model_type = "tagi"
     sub_configs = {"backbone_config": AutoConfig}
-    keys_to_ignore_at_inference = ["past_key_values", "adapter"]
+    keys_to_ignore_at_inference = ["cache", "adapter"]
 
     def __init__(
         self,

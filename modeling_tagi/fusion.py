@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 
 from .adapter import InstructionMemory
 from .families import FAMILIES, family_of, window_of
-from .lora import take_rows
+from .lora import CACHE_NAMES, take_rows
 
 
 class InstructionCrossAttention(nn.Module):
@@ -181,7 +181,8 @@ def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
 
     ids = arguments["input_ids"] if arguments.get("input_ids") is not None else arguments["inputs_embeds"]
     like = torch.empty(*ids.shape[:2], 1, dtype=stack.dtype, device=ids.device)  # shape and type are all that is read
-    masks = partial(create_causal_mask, stack.config, like, mask, arguments["past_key_values"])
+    cache = [arguments[name] for name in CACHE_NAMES if name in arguments][0]
+    masks = partial(create_causal_mask, stack.config, like, mask, cache)
     windowed = masks(and_mask_function=within)
     if family_of(stack.config).window == "by_layer":
         windowed = {"full_attention": masks(), "sliding_attention": windowed}

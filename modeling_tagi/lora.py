@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+# What modules of transformers call a key-value cache: from 5.24 on, before that, and in GPT-NeoX's layers.
+CACHE_NAMES = ("cache", "past_key_values", "layer_past")
+
 
 @dataclass
 class Application:
@@ -337,12 +340,19 @@ def carry_through_checkpointing(checkpoint: Callable) -> Callable:
     return checkpoint_with_application
 
 
+def cache_name(module: nn.Module) -> str:
+    """Returns the name of the argument in which `module` is handed a key-value cache."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in CACHE_NAMES if name in parameters), "past_key_values")
+
+
 def _with_cache(function: partial, inputs: tuple, cache: Any) -> tuple[tuple, dict]:
     """Returns the positional inputs and the keywords of a layer's call, with `cache` where its cache belongs."""
-    name = "layer_past" if "layer_past" in function.keywords else "past_key_values"  # GPT-NeoX's, and everyone else's
-    if name in function.keywords:
-        return inputs, {**function.keywords, name: cache}
+    for name in CACHE_NAMES:
+        if name in function.keywords:
+            return inputs, {**function.keywords, name: cache}
     layer = function.args[0] if function.args else function.func.__self__  # by the version of transformers
+    name = cache_name(layer)
     place = list(inspect.signature(layer.forward).parameters).index(name)
     if place < len(inputs):  # GPT-2's
         return (*inputs[:place], cache, *inputs[place + 1:]), function.keywords

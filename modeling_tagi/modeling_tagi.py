@@ -45,6 +45,7 @@ from .lora import (
     Application,
     applied,
     arguments_pre_hook,
+    cache_name,
     carry_through_checkpointing,
     find_targets,
     fusion_hook,
@@ -70,14 +71,14 @@ class TagiOutput(ModelOutput):
     Args:
         loss: Scalar L_pred, if `labels` were given.
         logits: `[batch, target_len, vocab]` (causal: `[batch, seq, vocab]`).
-        past_key_values: The backbone's cache, if it was asked for.
+        cache: The backbone's key-value cache, if it was asked for; `past_key_values` is the same.
         adapter: The adapter that was applied.
         hidden_states, …: The backbone's, if they were asked for.
     """
 
     loss: Optional[Tensor] = None
     logits: Optional[Tensor] = None
-    past_key_values: Optional[Any] = None
+    cache: Optional[Any] = None
     adapter: Optional[TagiAdapter] = None
     hidden_states: Optional[tuple[Tensor, ...]] = None
     attentions: Optional[tuple[Tensor, ...]] = None
@@ -86,6 +87,10 @@ class TagiOutput(ModelOutput):
     decoder_hidden_states: Optional[tuple[Tensor, ...]] = None
     decoder_attentions: Optional[tuple[Tensor, ...]] = None
     cross_attentions: Optional[tuple[Tensor, ...]] = None
+
+    @property
+    def past_key_values(self):  # the name up to transformers 5.23
+        return self.cache
 
 
 _ASKED = ("output_hidden_states", "output_attentions")
@@ -173,6 +178,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             hook_once(module, memory_hook)
         if window_of(self.backbone.config) is not None:
             pre_hook_once(self.backbone.base_model, arguments_pre_hook)
+        self._cache_name = cache_name(self.backbone)
         self.instruction_cache = InstructionCache()
         self.post_init()
         # the backbone's own, by regular expressions, so that T5's "wo" is not found in "hypernetwork" as well
@@ -373,8 +379,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 states = self.backbone.base_model(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
-                    past_key_values=cache,
                     use_cache=cache is not None,
+                    **{self._cache_name: cache},
                     **places,
                 )[0]
             if cache is not None:
@@ -463,6 +469,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         decoder_input_ids: Optional[Tensor] = None,
         past_key_values: Optional[Any] = None,
         num_items_in_batch: Optional[Union[int, Tensor]] = None,
+        cache: Optional[Any] = None,
         **kwargs,
     ) -> TagiOutput:
         """The backbone with an adapter, given or made on the spot; without either, the bare backbone.
@@ -479,11 +486,15 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             decoder_input_ids: `[batch, target_len]`; made from `labels` where absent.
             past_key_values: The cache that an earlier call with the same adapter returned, to continue it.
             num_items_in_batch: What the summed loss is divided by; by default the batch's own number of targets.
+            cache: Another name of `past_key_values`: that of transformers 5.24 and later.
             kwargs: Go to the backbone.
 
         Raises:
             ValueError: if the adapters are another backbone's, or not as many as the batch has rows.
         """
+        if cache is not None and past_key_values is not None:
+            raise ValueError("forward got both cache and past_key_values, two names of one thing; give one of them")
+        cache = cache if cache is not None else past_key_values
         self._expect_training()
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         return_dict = kwargs.pop("return_dict", None)
@@ -498,18 +509,17 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         application = self._application(adapter, task_index)
         with applied(application):
             if adapter is None or adapter.memory is None:
-                kwargs.update(input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values)
+                kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
             elif self.config.is_encoder_decoder:
                 asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
                 read = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
                 states, mask = self._encode_input(input_ids, attention_mask, adapter, task_index, **read, **asked)
-                kwargs.update(encoder_outputs=states, attention_mask=mask, past_key_values=past_key_values)
+                kwargs.update(encoder_outputs=states, attention_mask=mask)
             else:
                 if given is None:
                     raise ValueError("forward got an adapter, but no inputs; give input_ids or inputs_embeds")
                 rows, length = given.shape[:2]
                 application.new_cache = lambda: prefix_cache(adapter.memory, rows, self.dtype, task_index)
-                cache = past_key_values
                 if cache is None or not cache.get_seq_length():
                     cache = application.new_cache()
                 prefix_mask = take_rows(adapter.memory.mask, rows, task_index)
@@ -520,15 +530,15 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 mask = torch.cat([prefix_mask.to(mask.dtype), mask], 1)
                 require_one_rotation(self, mask.shape[1])
                 positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
-                kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-            output = self.backbone(**kwargs)
+                kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions)
+            output = self.backbone(**kwargs, **{self._cache_name: cache})
         loss = None
         if labels is not None:
             logits = output.logits if self.config.is_encoder_decoder else output.logits[:, :-1]
             targets = labels if self.config.is_encoder_decoder else labels[:, 1:]
             loss = prediction_loss(logits, targets, num_items_in_batch)
         more = {name: getattr(output, name, None) for name in _ON_REQUEST}
-        output = TagiOutput(loss, output.logits, getattr(output, "past_key_values", None), adapter, **more)
+        output = TagiOutput(loss, output.logits, getattr(output, self._cache_name, None), adapter, **more)
         return output.to_tuple() if return_dict is False else output
 
     @torch.no_grad()
@@ -580,8 +590,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     def _generate_behind_prefix(self, input_ids, mask, adapter, generation_config, **kwargs):
         """Continues a cache of the instruction, of which `generate` knows the length alone: its mask covers both."""
-        for name in ("inputs_embeds", "past_key_values"):
-            if kwargs.get(name) is not None:
+        for name in ("inputs_embeds", "cache", "past_key_values"):
+            if kwargs.pop(name, None) is not None:
                 raise ValueError(
                     f"generate got {name}, which it cannot read behind an instruction (fusion={self.config.fusion!r})"
                     "; give input_ids of the whole input"
@@ -615,8 +625,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return self.backbone.generate(
             input_ids,
             attention_mask=torch.cat([prefix_mask, mask], 1),
-            past_key_values=cache,
             generation_config=generation_config,
+            **{self._cache_name: cache},
             **kwargs,
         )
 

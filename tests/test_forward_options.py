@@ -1,5 +1,7 @@
 """What transformers' models take and return in `forward` beside ids and logits, with an adapter."""
 
+import copy
+
 import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
@@ -71,13 +73,40 @@ def test_a_tuple_is_returned_where_asked(made):
 
 
 @pytest.mark.parametrize("fusion", ["concat", "cross_attention"])
-@pytest.mark.parametrize("name", ["inputs_embeds", "past_key_values"])
+@pytest.mark.parametrize("name", ["inputs_embeds", "past_key_values", "cache"])
 def test_generate_refuses_what_it_cannot_read_behind_an_instruction(made, fusion, name):
     model, adapters, ids = made("llama", fusion)
     embedded = model.get_input_embeddings()(ids)
     options = {"inputs_embeds": embedded} if name == "inputs_embeds" else {"input_ids": ids, name: object()}
     with pytest.raises(ValueError, match=f"generate got {name}, .*{fusion}.*give input_ids of the whole input"):
         model.generate(adapter=adapters, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+@every_fusion
+@torch.no_grad()
+def test_a_cache_is_returned_and_taken_by_either_of_its_names(made, family, fusion):
+    model, adapters, ids = made(family, fusion)
+    expected = model(ids, adapter=adapters).logits[:, 11:]
+    first = model(ids[:, :11], adapter=adapters, use_cache=True)
+    assert first.cache.get_seq_length() and first.cache is first["cache"] is first.past_key_values
+    with pytest.raises(ValueError, match="both cache and past_key_values"):
+        model(ids[:, 11:], adapter=adapters, cache=first.cache, past_key_values=first.cache)
+    for name in ("cache", "past_key_values"):
+        found = model(ids[:, 11:], adapter=adapters, **{name: copy.deepcopy(first.cache)}).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@every_fusion
+@torch.no_grad()
+def test_a_decoders_cache_is_taken_by_either_of_its_names(made, fusion):
+    model, adapters, ids = made("t5", fusion)
+    expected = model(ids, decoder_input_ids=ids, adapter=adapters).logits[:, 11:]
+    first = model(ids, decoder_input_ids=ids[:, :11], adapter=adapters, use_cache=True)
+    for name in ("cache", "past_key_values"):
+        cache = {name: copy.deepcopy(first.cache)}
+        found = model(ids, decoder_input_ids=ids[:, 11:], adapter=adapters, **cache).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family, fusion", [("t5", "cross_attention"), ("t5", "none"), ("llama", "none")])

@@ -1,5 +1,6 @@
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from modeling_tagi.lora import (
     Application,
     add_low_rank,
     applied,
+    cache_name,
+    carry_through_checkpointing,
     find_targets,
     fusion_hook,
     hook_once,
@@ -316,3 +319,35 @@ def test_a_module_that_memory_is_given_to_takes_it_away_from_the_first_call_on(m
     )  # fmt: skip
     hook_once(linear, memory_hook)
     assert seen == [[]]  # another thread does not take the half for the whole
+
+
+class LayerOfLayerPast(nn.Module):
+    def forward(self, states, layer_past=None):
+        return states, layer_past
+
+
+class LayerOfPastKeyValues(nn.Module):
+    def forward(self, states, past_key_values=None):
+        return states, past_key_values
+
+
+class LayerOfCache(nn.Module):
+    def forward(self, states, cache=None):
+        return states, cache
+
+
+@pytest.mark.parametrize("layer", [LayerOfLayerPast(), LayerOfPastKeyValues(), LayerOfCache()])
+@pytest.mark.parametrize("given", ["by_name", "by_place", "not"])
+def test_a_layer_gets_its_cache_back_by_whatever_name_its_version_of_transformers_calls_it(layer, given):
+    name = cache_name(layer)
+    keywords, inputs = {name: None} if given == "by_name" else {}, (None,) if given == "by_place" else ()
+    call, states = partial(type(layer).forward, layer, **keywords), torch.ones(1)
+    checkpoint = carry_through_checkpointing(lambda function, *args: function(*args))
+    with applied(Application(new_cache=lambda: "a cache")):
+        assert checkpoint(call, states, *inputs) == (states, "a cache")
+
+
+def test_the_name_of_a_cache_is_read_off_the_module():
+    names = [cache_name(layer) for layer in (LayerOfLayerPast(), LayerOfPastKeyValues(), LayerOfCache())]
+    assert names == ["layer_past", "past_key_values", "cache"]
+    assert cache_name(nn.Linear(1, 1)) == "past_key_values"
