@@ -21,7 +21,7 @@ from .checkpoint_checks import (
     require_tagi_config,
     require_whole,
 )
-from .configuration_tagi import TagiConfig
+from .configuration_tagi import TagiConfig, new_model_fields
 from .folders import filling, require_folder_for
 from .hub_errors import said_in_one_line
 from .instruction_index import InstructionIndex
@@ -72,7 +72,7 @@ class CheckpointMixin(NamedBackboneMixin):
             quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
                 Checkpoints then leave the backbone out.
             token, cache_dir, local_files_only: As for every transformers model.
-            config_fields: Fields of [`TagiConfig`].
+            config_fields: Fields of [`TagiConfig`]; see `continues_instruction` for what is chosen beside them.
         """
         require_name(name_or_folder, "the backbone")
         require_dtype(dtype)
@@ -90,6 +90,7 @@ class CheckpointMixin(NamedBackboneMixin):
             )
         backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **given)
         revision = _commit(name, revision, cache_dir) or revision
+        config_fields = new_model_fields(backbone_config, config_fields)
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )

@@ -54,6 +54,10 @@ class TagiConfig(PretrainedConfig):
         input_format: How inputs, and prompts, become what the language model reads. `"plain"`: as they are; a causal
             backbone's end with a line that asks for the output. `"chat"`: as a user's turn in the tokenizer's chat
             template, for a causal backbone that was tuned on it.
+        continues_instruction: What a causal backbone with fusion reads behind the instruction. `True`: what it reads
+            of a prompt, with one beginning of text and the line that announces the input; in a chat the turn, without
+            a second beginning of text. `False`: an input as it is without an instruction, as before there was this
+            field. `TagiModel.from_backbone` and training take `True` where nothing is said.
         backbone_name_or_path: Where the backbone's weights come from, if they were not made here.
         backbone_revision: Hub revision of these weights.
         backbone_sha256: Hash of these weights as they are stored (`backbone_hash`). A checkpoint without its backbone
@@ -84,6 +88,7 @@ class TagiConfig(PretrainedConfig):
         generator_index_size: int = 32,
         max_instruction_length: Optional[int] = None,
         input_format: str = "plain",
+        continues_instruction: bool = False,
         backbone_name_or_path: Optional[str] = None,
         backbone_revision: Optional[str] = None,
         backbone_sha256: Optional[str] = None,
@@ -101,6 +106,7 @@ class TagiConfig(PretrainedConfig):
         self.generator_hidden_size = _positive_int("generator_hidden_size", generator_hidden_size)
         self.generator_index_size = _positive_int("generator_index_size", generator_index_size)
         self.input_format = _one_of("input_format", input_format, INPUT_FORMATS)
+        self.continues_instruction = _true_or_false("continues_instruction", continues_instruction)
         self.backbone_name_or_path = backbone_name_or_path
         self.backbone_revision = backbone_revision
         self.backbone_sha256 = backbone_sha256
@@ -119,6 +125,11 @@ class TagiConfig(PretrainedConfig):
             raise ValueError(
                 f"TagiConfig: input_format is 'chat', but a backbone of type {backbone_config.model_type!r} has an "
                 "encoder for its inputs and no chat template; use 'plain'"
+            )
+        if continues_instruction and backbone_config.is_encoder_decoder:
+            raise ValueError(
+                f"TagiConfig: continues_instruction is True, but a backbone of type {backbone_config.model_type!r} "
+                "reads inputs in an encoder, apart from the instruction; leave it out"
             )
         self.target_modules = _target_modules(target_modules, backbone_config)
         positions = getattr(backbone_config, "max_position_embeddings", None)
@@ -140,6 +151,11 @@ class TagiConfig(PretrainedConfig):
         """Factor of every low-rank update, `lora_alpha / r`."""
         return self.lora_alpha / self.r
 
+    @property
+    def continued(self) -> bool:
+        """Whether inputs continue the instruction, which takes one that the language model sees."""
+        return self.continues_instruction and self.fusion != "none"
+
     def to_json_string(self, use_diff: bool = True) -> str:
         """As it is written: without where the backbone was loaded from here, which may be anyone's own folder."""
         fields = json.loads(super().to_json_string(use_diff))
@@ -150,6 +166,17 @@ class TagiConfig(PretrainedConfig):
     def get_text_config(self, decoder=None, encoder=None):
         """The backbone's config: caches, vocabulary and lengths are the backbone's."""
         return self.backbone_config if self.backbone_config is not None else self
+
+
+def new_model_fields(backbone_config: PretrainedConfig, fields: dict) -> dict:
+    """Returns the fields of a new model's config: those given, and `continues_instruction` where it is to be true.
+
+    The default in `TagiConfig` is how checkpoints read that say nothing. It is chosen here for causal backbones with
+    fusion whose config names the token that begins a text.
+    """
+    causal = not backbone_config.is_encoder_decoder and getattr(backbone_config, "bos_token_id", None) is not None
+    chosen = "continues_instruction" not in fields and causal and fields.get("fusion") != "none"
+    return {**fields, "continues_instruction": True} if chosen else fields
 
 
 def _refuse_unknown(kwargs: dict):

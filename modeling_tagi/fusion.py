@@ -151,6 +151,28 @@ def prefix_cache(
     return cache
 
 
+def without_start(mask: Tensor, ids: Tensor, start: Optional[int], cache: Cache) -> Tensor:
+    """Returns the mask of rows behind an instruction, which has the token that begins a text already: in rows that
+    begin with it again it is masked, as if it were padding.
+
+    The cache is marked with these places, which later calls have not got the ids of.
+
+    Args:
+        mask: `[batch, seen + seq]`, of the rows' tokens in the cache and of the new ones.
+        ids: `[batch, seq]`, the new tokens.
+        start: The token; `None` leaves the mask as it is.
+        cache: What the rows are read with.
+    """
+    if start is None:
+        return mask
+    seen = mask.shape[1] - ids.shape[1]
+    first = (mask[:, seen:] != 0) & (mask.cumsum(1)[:, seen:] == 1)
+    known = getattr(cache, "starts", mask.new_zeros(len(mask), 0, dtype=torch.bool))[:, :seen]
+    known = F.pad(known, (0, seen - known.shape[1]))
+    cache.starts = torch.cat([known, first & (ids == start)], 1)
+    return mask.masked_fill(cache.starts, 0)
+
+
 def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
     """The arguments of a causal backbone's stack of layers, with masks whose window is counted in tokens.
 

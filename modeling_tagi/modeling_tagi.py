@@ -35,6 +35,7 @@ from .fusion import (
     memory_projections,
     prefix_cache,
     windowed_masks,
+    without_start,
 )
 from .hypernetwork import Hypernetwork, MlpStack, masked_mean
 from .input_checks import checked_index, input_list, instruction_list, require_known_ids, require_room
@@ -475,7 +476,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         """The backbone with an adapter, given or made on the spot; without either, the bare backbone.
 
         Args:
-            input_ids: `[batch, seq]`.
+            input_ids: `[batch, seq]`. With `continues_instruction` a causal backbone does not see the token that
+                begins a text in them, unless they are given as `inputs_embeds`.
             attention_mask: `[batch, seq]`.
             labels: `[batch, target_len]` (causal: `[batch, seq]`); -100 is left out of the loss.
             adapter: One adapter for all rows, one a row, or several with `task_index`.
@@ -527,6 +529,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 if mask is None:
                     seen = cache.get_seq_length() - prefix_mask.shape[1]
                     mask = prefix_mask.new_ones(rows, seen + length)
+                if input_ids is not None:
+                    mask = without_start(mask, input_ids, self._hidden_start, cache)
                 mask = torch.cat([prefix_mask.to(mask.dtype), mask], 1)
                 require_one_rotation(self, mask.shape[1])
                 positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
@@ -620,6 +624,9 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 )
             cache = StaticCache(self.config.backbone_config, max_cache_len=longest)
         cache = prefix_cache(adapter.memory, len(input_ids) * copies, self.dtype, cache=cache)
+        mask = without_start(mask, input_ids, self._hidden_start, cache)
+        if copies > 1 and self._hidden_start is not None:
+            cache.starts = cache.starts.repeat_interleave(copies, 0)
         generation_config.use_cache = True  # the prefix has no other place
         generation_config.prefill_chunk_size = None  # transformers 5.17 would read chunks as if there were no prefix
         return self.backbone.generate(
@@ -629,6 +636,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             **{self._cache_name: cache},
             **kwargs,
         )
+
+    @property
+    def _hidden_start(self) -> Optional[int]:
+        """The token that begins a text, where it is not seen a second time behind an instruction."""
+        return self.config.backbone_config.bos_token_id if self.config.continued else None
 
     def _checked(self, adapter: TagiAdapter, task_index: Any, given: Tensor, mask: Optional[Tensor]):
         """Returns the needed `task_index [batch]`, if any, after a look at whether adapters and inputs go together."""

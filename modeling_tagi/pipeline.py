@@ -12,6 +12,7 @@ from .common.console import circumstances, quiet_libraries
 from .common.folder_lock import alone_in
 from .common.processes import from_main, is_main, processes, say
 from .common.writing import replacing, write_text
+from .configuration_tagi import new_model_fields
 from .costs.checks import check_run, check_setup, evaluated_splits
 from .costs.inference import costs_if_known, lengths_of
 from .data.collate import Tokens
@@ -66,7 +67,9 @@ def _train_and_score(settings: RunSettings, command: str) -> dict:
 
     data = settings.data
     check_places(data.source, data.path, data.text, data.t0_eval)
-    check_setup(settings, backbone_config(settings, settings.backbone.vocab_size))
+    shape = backbone_config(settings, settings.backbone.vocab_size)
+    settings = dataclasses.replace(settings, tagi=new_model_fields(shape, settings.tagi))
+    check_setup(settings, shape)
 
     # data
     splits, text, leaks = read_source(

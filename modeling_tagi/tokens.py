@@ -34,6 +34,7 @@ class Tokens:
         max_target_length: Tokens kept of a target, end of sequence included.
         input_format: As in [`TagiConfig`].
         marks_targets: Whether targets begin with what the tokenizer puts before a text.
+        continued: Whether the model sees an instruction's tokens before an input's.
 
     Raises:
         ValueError: for `"chat"` with a tokenizer that has no chat template.
@@ -47,10 +48,11 @@ class Tokens:
         max_target_length: Optional[int] = None,
         input_format: str = "plain",
         marks_targets: bool = False,
+        continued: bool = False,
     ):
         self.tokenizer, self.is_encoder_decoder = tokenizer, is_encoder_decoder
         self.max_input_length, self.max_target_length = max_input_length, max_target_length
-        self.input_format = input_format
+        self.input_format, self.continued = input_format, continued
         self._known = lru_cache(_REMEMBERED)(  # an array: 4 bytes a token, where a list has 36
             lambda text, special: array("i", tokenizer(text, add_special_tokens=special)["input_ids"])
         )
@@ -60,6 +62,9 @@ class Tokens:
         self._target_start = self.start if marks_targets else []
         self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self._target_end = self._turn_end() if input_format == "chat" else self._eos
+        self._instruction_start = self.start
+        if continued and input_format == "chat" and self._turn(_REPLY)[:1] == [tokenizer.bos_token_id]:
+            self._instruction_start = [tokenizer.bos_token_id]  # for some tokenizers the template alone has it
 
     @classmethod
     def of(
@@ -73,24 +78,42 @@ class Tokens:
         """As the model of `config` reads and writes: a [`TagiConfig`], or a backbone's config.
 
         `input_format`: `None` takes the config's, `"plain"` where it has none.
+
+        Raises:
+            ValueError: if inputs continue the instruction, but their beginning is not the one that the model hides.
         """
-        family = family_of(getattr(config, "backbone_config", config))
-        return cls(
+        backbone = getattr(config, "backbone_config", config)
+        family, continued = family_of(backbone), getattr(config, "continued", False)
+        tokens = cls(
             tokenizer,
             config.is_encoder_decoder,
             max_input_length,
             max_target_length,
             input_format or getattr(config, "input_format", "plain"),
             family is not None and family.marks_targets,
+            continued,
         )
+        if continued and tokens._instruction_start not in ([], [backbone.bos_token_id]):
+            raise ValueError(
+                f"this tokenizer begins texts with the tokens {tokens._instruction_start}, but the backbone's config "
+                f"has bos_token_id {backbone.bos_token_id}, and only that one is not read again behind an instruction "
+                "(continues_instruction=True): set bos_token_id in the backbone's config.json, or make the generator "
+                "with continues_instruction=False"
+            )
+        return tokens
 
     def plain(self, text: str) -> list[int]:
         """The text's tokens, without special ones."""
         return self._known(text, False).tolist()
 
     def instruction(self, text: str) -> list[int]:
-        """As the hypernetwork reads it: with the tokenizer's special tokens, never cut, never in a template."""
-        return self._known(text, True).tolist()
+        """As the hypernetwork reads it: with the tokenizer's special tokens, never cut, never in a template.
+
+        Where inputs continue it, it is what a prompt has before the input.
+        """
+        if not self.continued:
+            return self._known(text, True).tolist()
+        return self._instruction_start + self.plain(text if self.input_format == "chat" else prompt_head(text))
 
     def input(self, text: str) -> list[int]:
         """An input as the model reads it, up to where its output begins."""

@@ -128,7 +128,7 @@ def test_encoded_inputs_of_t5_are_its_tokenizers(make_model, tokenizer):
 
 
 def test_the_input_format_comes_with_the_checkpoint(make_backbone, make_tokenizer, tmp_path):
-    make_backbone("llama").save_pretrained(tmp_path / "backbone")
+    make_backbone("llama", bos_token_id=3).save_pretrained(tmp_path / "backbone")
     make_tokenizer().save_pretrained(tmp_path / "backbone")
     assert TagiModel.from_backbone(tmp_path / "backbone", r=2).config.input_format == "plain"  # unless it is asked for
     model = TagiModel.from_backbone(tmp_path / "backbone", r=2, input_format="chat")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from ..common.console import quiet_libraries
 from ..common.markdown import markdown_table
-from ..configuration_tagi import TagiConfig
+from ..configuration_tagi import TagiConfig, new_model_fields
 from ..data.sources import read_source
 from ..evaluation.evaluate import spread
 from ..instructions import instruction_text
@@ -73,6 +73,7 @@ def plan_run(
     tokenizer = _tokenizer(settings, splits, text, notes) if splits is not None else None
     startup += time.perf_counter() - began
     backbone, source = backbone_shape(settings, len(tokenizer) if tokenizer is not None else None, notes)
+    settings = dataclasses.replace(settings, tagi=new_model_fields(backbone, settings.tagi))
     check_setup(settings, backbone)
     config = TagiConfig(backbone, **settings.tagi)
     if tokenizer is not None and source != "config":

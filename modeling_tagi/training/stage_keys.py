@@ -23,6 +23,8 @@ _FIELDS = {
                    "pretraining.steps"),
 }  # fmt: skip
 STAGES = tuple(_FIELDS)
+# How stages were made that were begun before there was the field, and so do not name it.
+_AS_BEFORE = (("tagi.continues_instruction", False),)
 # What of the data a stage reads; a vocabulary that the run makes is made of both.
 _READS = {
     "text": ("text",), "prompted": ("records",), "task_adapters": ("records",), "pretraining": ("text",),
@@ -35,6 +37,7 @@ _PIECE = 2**12  # bytes of a larger one's tensors that are, at three places: tra
 
 def settings_of(stage: str, values: dict) -> dict:
     """Returns the settings that the stage's result depends on, of all of a run's by dotted name."""
+    values = {name: value for name, value in values.items() if (name, value) not in _AS_BEFORE}
     return _below(_FIELDS[stage], values)
 
 
