@@ -2,8 +2,8 @@
 
     python tests/house/bit_equal.py BEFORE AFTER
 
-All stages of a T5 and of a Llama, with fusion and without; then AFTER reads BEFORE's checkpoints and adapters, and must
-write the same logits. Public names and commands are compared as well.
+All stages of a T5 and of a Llama, with fusion and without; then AFTER reads BEFORE's checkpoints and adapters, and
+must write the same logits. Public names and commands are compared as well.
 """
 
 import hashlib

@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 PACKAGE = "modeling_tagi"
-# From the bottom up: a module imports from its own layer, and from those before it. Modules and folders of the package;
-# what is named nowhere is flat and ships in every checkpoint.
+# From the bottom up: a module imports from its own layer, and from those before it. Modules and folders of the
+# package; what is named nowhere is flat and ships in every checkpoint.
 LAYERS = ["", "common", "data", "banks", "costs", "training", "evaluation", "planning", "publishing", "pipeline",
           "experiments", "studies", "commands", "cli"]  # fmt: skip
 

@@ -19,14 +19,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from imports import circles, layer_of, module_files, modules_imported  # noqa: E402
 
 # First words of docstrings that end in "s" and are no verbs, as they occur.
-NOUNS = {"adapters", "answers", "bytes", "classes", "columns", "cosines", "draws", "facts", "files", "fields", "flops",
-         "hashes", "instructions", "lengths", "less", "lines", "losses", "metrics", "names", "numbers", "parameters",
-         "paths", "records", "references", "rows", "scores", "seconds", "settings", "stages", "states", "steps", "tasks",
-         "texts", "this", "tokens", "values", "weights", "words", "as", "its", "always", "plus", "across", "is", "has",
-         "was", "those", "thus", "us", "yes", "modules", "batches", "what's", "others", "examples", "inputs", "outputs",
-         "pushes", "checkpoints", "progress", "args", "passages", "accuracies", "points", "folders",
-         "errors", "options", "indices", "objects", "quartiles", "loss", "heads", "keys", "groups", "labels", "items",
-         "zeros"}  # fmt: skip
+NOUNS = set(
+    """
+    accuracies across adapters always answers args as batches bytes checkpoints classes columns cosines draws
+    errors examples facts fields files flops folders groups has hashes heads indices inputs instructions is items
+    its keys labels lengths less lines loss losses metrics modules names numbers objects options others outputs
+    parameters passages paths plus points progress pushes quartiles records references rows scores seconds
+    settings stages states steps tasks texts this those thus tokens us values was weights what's words yes zeros
+    """.split()
+)
 
 # What a walk runs: each prints nothing, and is looked at from outside.
 WALKS = {
