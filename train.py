@@ -7,7 +7,7 @@ This is `tagi train`, which an installed package has too: see modeling_tagi/comm
 
 import sys
 
-from modeling_tagi.cli import train
+from modeling_tagi.commands.main import train
 
 if __name__ == "__main__":
     sys.exit(train())

@@ -14,8 +14,8 @@ import torch
 
 from modeling_tagi import TagiAdapter
 from modeling_tagi.banks.adapter_bank import AdapterBank
-from modeling_tagi.cli import main
-from modeling_tagi.commands.parsing import Parser
+from modeling_tagi.commands.main import main
+from modeling_tagi.commands.parsing import Parser, take_fields
 from modeling_tagi.commands.table import COMMANDS as COMMAND_MODULES
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
@@ -134,7 +134,8 @@ COMMANDS = ["generate", "run", "train", "evaluate", "compare", "push", "study", 
 
 
 def test_help_does_not_wait_for_torch_and_is_there_within_half_a_second():
-    code = "import sys; from modeling_tagi.cli import main\ntry: main({})\nfinally: assert 'torch' not in sys.modules"
+    code = "import sys; from modeling_tagi.commands.main import main\n"
+    code += "try: main({})\nfinally: assert 'torch' not in sys.modules"
     command = [sys.executable, "-c", code.format(["--help"])]
     seconds = []
     for _ in range(3):
@@ -167,7 +168,25 @@ def test_each_commands_help_says_what_it_does_with_an_example_that_is_right(comm
     words = shlex.split(module.EXAMPLE)
     assert words[:2] == ["tagi", command]
     _, rest = parser.parse_known_args(words[2:])
-    assert not rest or module.TAKES_FIELDS
+    assert not rest or getattr(module, "take_rest", None) is take_fields
+
+
+def test_a_command_is_one_file_and_one_line_of_the_table(capsys, monkeypatch):
+    toy = types.ModuleType("toy")
+    toy.HELP, toy.DESCRIPTION, toy.EXAMPLE = "says a word again", "Says a word, as often as is asked for.", "tagi toy"
+    toy.add_arguments = lambda parser: parser.add_argument("word", metavar="WORD", help="what is said")
+    toy.call = lambda options: print(options.word, options.called) or 3
+    monkeypatch.setitem(COMMAND_MODULES, "toy", toy)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "\n    toy       " in (out := capsys.readouterr().out) and toy.HELP in out
+    assert main(["toy", "hello"]) == 3 and capsys.readouterr().out == "hello tagi toy hello\n"
+    with pytest.raises(SystemExit):
+        main(["toy", "hello", "--fast"])
+    assert capsys.readouterr().err == "tagi toy: unrecognized arguments: --fast (see tagi toy --help)\n"
+    toy.take_rest = lambda options: setattr(options, "word", " ".join(options.rest))
+    toy.call = lambda options: print(options.word) or 0
+    assert main(["toy", "hello", "--fast"]) == 0 and capsys.readouterr().out == "--fast\n"
 
 
 def test_generate_takes_demonstrations_and_says_what_it_made(checkpoint, make_model, tokenizer, tmp_path, capsys):

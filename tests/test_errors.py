@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from modeling_tagi.cli import main
+from modeling_tagi.commands.main import main
 from modeling_tagi.commands.table import COMMANDS
 from modeling_tagi.common.errors import run_command
 from modeling_tagi.hub_errors import HubError
@@ -133,7 +133,8 @@ def started(*command, **options):
 
 @pytest.mark.parametrize(
     "command",
-    [["train.py", "smoke", "--output_dir"], ["-m", "modeling_tagi.cli", "generate", "a/b/c", "say", "--output_dir"]],
+    [["train.py", "smoke", "--output_dir"],
+     ["-m", "modeling_tagi.commands.main", "generate", "a/b/c", "say", "--output_dir"]],
     ids=["train.py", "tagi"],
 )  # fmt: skip
 def test_an_interrupt_while_torch_is_imported_is_one_line(command, tmp_path):
@@ -152,7 +153,7 @@ def test_help_versions_and_wrong_arguments_do_not_import_torch(tmp_path):
     code = """
 import io, sys
 from contextlib import redirect_stderr, redirect_stdout
-from modeling_tagi.cli import main, train
+from modeling_tagi.commands.main import main, train
 from modeling_tagi.commands.table import COMMANDS
 from modeling_tagi.studies.few_shot import main as few_shot
 
@@ -179,7 +180,7 @@ def test_commands_say_what_they_do_before_torch_is_imported(tmp_path):
     code = """
 import io, sys
 from contextlib import redirect_stderr, redirect_stdout
-from modeling_tagi.cli import main
+from modeling_tagi.commands.main import main
 
 class Terminal(io.StringIO):
     def isatty(self):

@@ -204,7 +204,7 @@ def writers(make_model):
     adapter = model.generate_adapter([5, 6])
 
     def evaluate(folder):
-        from modeling_tagi.cli import main
+        from modeling_tagi.commands.main import main
 
         main(["evaluate", "no-model", "--data", "builtin", "--output_dir", str(folder)])
 
@@ -242,7 +242,7 @@ def test_a_folder_without_a_name_is_not_the_current_one(writers, tmp_path, monke
 
 
 def test_generate_refuses_a_checkpoints_folder_before_it_loads_one(tmp_path, capsys):
-    from modeling_tagi.cli import main
+    from modeling_tagi.commands.main import main
 
     make(tmp_path / "model", "checkpoint")
     with pytest.raises(SystemExit) as ended:

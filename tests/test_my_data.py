@@ -13,7 +13,7 @@ import yaml
 from tiny import WORDS
 
 from modeling_tagi import TagiModel
-from modeling_tagi.cli import main
+from modeling_tagi.commands.main import main
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.results import EXAMPLES, SCHEMA, chosen_examples

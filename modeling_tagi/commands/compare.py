@@ -11,7 +11,6 @@ DESCRIPTION = (
     "Two checkpoints: how their configurations differ; with --data, the scores of both and their paired difference."
 )
 EXAMPLE = "tagi compare runs/a/model runs/b/model --data tasks.jsonl"
-TAKES_FIELDS = False
 
 
 def add_arguments(parser):

@@ -9,7 +9,6 @@ from .parsing import add_checkpoint, add_data, add_json, pair
 HELP = "scores on any data, beside what tells what they mean"
 DESCRIPTION = "Scores a checkpoint on any data that can be read, beside the prompted backbone and others."
 EXAMPLE = "tagi evaluate me/my-generator --data tasks.jsonl --references prompted no_instruction --output_dir scores"
-TAKES_FIELDS = False
 
 
 def add_arguments(parser):

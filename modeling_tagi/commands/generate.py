@@ -7,7 +7,6 @@ from .parsing import add_checkpoint, add_instruction, add_json
 HELP = "instruction -> PEFT adapter folder"
 DESCRIPTION = "Reads an instruction and writes a LoRA adapter for the checkpoint's backbone, as a PEFT folder."
 EXAMPLE = 'tagi generate me/my-generator "Translate into French." --output_dir adapters/french'
-TAKES_FIELDS = False
 
 
 def add_arguments(parser):

@@ -1,16 +1,16 @@
-"""Checkpoints and adapters for the commands that use them."""
+"""Loads checkpoints and adapters for the commands, and says so."""
 
 import sys
 
 
 def announce(text: str):
-    """Says at a terminal what comes next, before it is imported, which takes seconds; in a file it would be noise."""
+    """Prints at a terminal what comes next, before the imports that take seconds; a file needs no such line."""
     if sys.stderr.isatty():
         print(f"{text} …", file=sys.stderr, flush=True)
 
 
 def load_model(checkpoint: str):
-    """Returns it in eval mode, on the GPU if there is one."""
+    """Returns a checkpoint's model in eval mode, on the GPU if there is one."""
     announce(f"loading {checkpoint}")
     import torch
 
@@ -22,7 +22,7 @@ def load_model(checkpoint: str):
 
 
 def load_adapter(folder: str):
-    """Returns what `tagi generate` wrote, or another plain LoRA of PEFT's."""
+    """Returns the adapter of a folder that `tagi generate` or PEFT wrote."""
     announce(f"loading {folder}")
     from ..adapter import TagiAdapter
 

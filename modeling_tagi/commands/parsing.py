@@ -1,13 +1,13 @@
-"""What the commands' arguments have in common."""
+"""Reads arguments: the parser of all commands, kinds of values, and the arguments that several commands have."""
 
 import argparse
 from typing import Callable, Optional
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line and exit code 2; argparse's own would print the usage before it.
+    """Parses arguments; says what is wrong with them in one line, where argparse would print the usage before it.
 
-    `further` makes what `--help` ends with, if that takes long to find out.
+    `further` returns what `--help` ends with, if that takes long to find out.
     """
 
     further: Optional[Callable[[], str]] = None
@@ -23,12 +23,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
+    """Returns a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
 
 
 def positive_number(text: str) -> float:
+    """Returns a finite number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -39,6 +41,7 @@ def positive_number(text: str) -> float:
 
 
 def share(text: str) -> float:
+    """Returns a fraction above 0 and up to 1."""
     value = positive_number(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no share above 0 and up to 1")
@@ -46,7 +49,7 @@ def share(text: str) -> float:
 
 
 def pair(text: str) -> tuple:
-    """`KEY=VALUE`, the value in YAML."""
+    """Returns the key and the value of `KEY=VALUE`, whose value is YAML."""
     import yaml
 
     name, equals, value = text.partition("=")
@@ -60,7 +63,7 @@ def pair(text: str) -> tuple:
 
 
 def fields(texts: list[str]) -> dict[str, str]:
-    """`--field value` and `--field=value`, by name.
+    """Returns the values of `--field value` and `--field=value`, by name.
 
     Raises:
         ValueError: for a text that is no field, or a field without a value.
@@ -74,11 +77,27 @@ def fields(texts: list[str]) -> dict[str, str]:
     return found
 
 
+def take_fields(options):
+    """Reads what the parser left over as fields of a run, `options.fields`; refuses anything else."""
+    try:
+        options.fields = fields(options.rest)
+    except ValueError as error:
+        options.refuse(str(error))
+
+
+def refuse_rest(options):
+    """Refuses what the parser left over, if it left something."""
+    if options.rest:
+        options.refuse(f"unrecognized arguments: {' '.join(options.rest)}")
+
+
 def add_checkpoint(parser: argparse.ArgumentParser):
+    """Adds the checkpoint that a command works with."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a TAGI checkpoint: folder, or USER/NAME on the Hub")
 
 
 def add_instruction(parser: argparse.ArgumentParser, help: str, **options):
+    """Adds an instruction and the demonstrations that belong to it."""
     parser.add_argument("instruction", metavar="INSTRUCTION", help=help, **options)
     parser.add_argument(
         "--demonstration", nargs=2, action="append", metavar=("INPUT", "OUTPUT"),
@@ -87,11 +106,12 @@ def add_instruction(parser: argparse.ArgumentParser, help: str, **options):
 
 
 def add_json(parser: argparse.ArgumentParser, help: str = "print the result as JSON instead"):
+    """Adds `--json`."""
     parser.add_argument("--json", action="store_true", help=help)
 
 
 def add_data(parser: argparse.ArgumentParser):
-    """What is scored, and how it is read."""
+    """Adds what says which data is scored, and how it is read."""
     from ..data.readers import READERS
 
     add = parser.add_argument

@@ -5,7 +5,7 @@ import time
 
 from ..training.recipes import recipe_file
 from .loading import announce
-from .parsing import add_json, fields, positive, positive_number, share
+from .parsing import add_json, positive, positive_number, share, take_fields
 
 HELP = "a run's YAML -> parameters, memory, tokens, FLOPs and time, before anything is spent"
 DESCRIPTION = (
@@ -15,7 +15,7 @@ DESCRIPTION = (
     "are given as for `tagi train`: --seed 1 --finetuning.steps 2000."
 )
 EXAMPLE = "tagi plan t5-xl-sni-def --flops_per_second 400e12 --finetuning.steps 5000"
-TAKES_FIELDS = True
+take_rest = take_fields
 
 
 def add_arguments(parser):
@@ -33,10 +33,6 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
-    try:
-        overrides = fields(options.rest)
-    except ValueError as error:
-        options.refuse(str(error))
     file = recipe_file(options.config)
     announce(f"planning {file}")
     import psutil
@@ -44,9 +40,9 @@ def call(options) -> int:
     from ..training.settings import load_settings
 
     try:
-        settings = load_settings(file, overrides)
+        settings = load_settings(file, options.fields)
     except ValueError as error:
-        if not overrides:  # then the file is at fault
+        if not options.fields:  # then the file is at fault
             raise
         options.refuse(str(error))
     from ..costs.plan import plan_run, shown

@@ -11,7 +11,6 @@ DESCRIPTION = (
     "if it is not there. Log in first with `hf auth login`, or set HF_TOKEN."
 )
 EXAMPLE = "tagi push outputs/quickstart/model me/my-generator --private --tag v1"
-TAKES_FIELDS = False
 
 
 def add_arguments(parser):

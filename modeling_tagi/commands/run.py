@@ -3,7 +3,7 @@
 import json
 import sys
 
-from .parsing import add_checkpoint, add_instruction, add_json, positive
+from .parsing import add_checkpoint, add_instruction, add_json, positive, refuse_rest
 
 HELP = "instruction (or adapter) and inputs -> outputs, a line each"
 DESCRIPTION = (
@@ -11,7 +11,6 @@ DESCRIPTION = (
     "that `tagi generate` has written, and all texts are inputs."
 )
 EXAMPLE = 'tagi run me/my-generator "Name the animal." "a dog and a house"'
-TAKES_FIELDS = False
 
 
 def add_arguments(parser):
@@ -26,6 +25,13 @@ def add_arguments(parser):
     parser.add_argument("--batch_size", type=positive, default=64, metavar="N",
                         help="inputs at once; default: %(default)s")  # fmt: skip
     add_json(parser, 'print {"input": …, "output": …} in each line')
+
+
+def take_rest(options):
+    """Takes inputs that come after an option, which argparse leaves over; refuses unknown options."""
+    if any(text.startswith("-") for text in options.rest):
+        refuse_rest(options)
+    options.input += options.rest
 
 
 def call(options) -> int:
@@ -54,7 +60,7 @@ def call(options) -> int:
 
 
 def _lines_of_standard_input() -> list[str]:
-    """All lines that are not blank.
+    """Returns all lines that are not blank.
 
     Raises:
         ValueError: for a line that is not UTF-8.
@@ -72,6 +78,7 @@ def _lines_of_standard_input() -> list[str]:
 
 
 def _outputs(model, adapter, inputs: list[str], max_new_tokens: int) -> list[str]:
+    """Returns an output of one line for each input."""
     batch = model.encode_inputs(inputs)
     output = model.generate(**batch, adapter=adapter, max_new_tokens=max_new_tokens, do_sample=False)
     if not model.config.is_encoder_decoder:

@@ -10,7 +10,6 @@ from .parsing import add_json, positive
 HELP = "methods x seeds x training tasks from one YAML file, into one table"
 DESCRIPTION = "Runs every method with every seed that a study names; runs that are done are passed over."
 EXAMPLE = "tagi study studies/builtin --workers 2"
-TAKES_FIELDS = False
 
 
 def add_arguments(parser):

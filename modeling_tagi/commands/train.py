@@ -1,13 +1,10 @@
 """`tagi train`, and train.py: a run from its YAML file."""
 
-import shlex
-import sys
 from pathlib import Path
 
-from ..common.errors import require_utf8, run_command
 from ..folders import naming
 from ..training.recipes import recipe_file, recipes
-from .parsing import Parser, fields
+from .parsing import take_fields
 
 HELP = "a run's YAML -> a trained checkpoint, its scores and a report"
 DESCRIPTION = (
@@ -15,11 +12,11 @@ DESCRIPTION = (
     "CONFIG is a YAML file, or the name of a recipe that comes along. Any of its fields can be given after it,\n"
     "nested ones with dots: --seed 1 --finetuning.steps 2000. --method hint (or another baseline or ablation) takes\n"
     "that method's settings. --push_to_hub user/name puts the checkpoint on the Hub, with a card. The same command\n"
-    "takes up a run that was cut off. On several devices it is started by `accelerate launch train.py …` or\n"
-    "`torchrun --nproc-per-node N train.py …`; they share each batch."
+    "resumes an interrupted run. On several devices it is started by `accelerate launch train.py …` or\n"
+    "`torchrun --nproc-per-node N train.py …`; each batch is split over them."
 )
 EXAMPLE = "tagi train quickstart --seed 1 --finetuning.steps 2000 --output_dir runs/mine"
-TAKES_FIELDS = True
+take_rest = take_fields
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
 
 
@@ -29,28 +26,20 @@ def add_arguments(parser):
     parser.further = known_fields
 
 
-def known(arguments: list[str]) -> list[str]:
-    """The configuration, if it comes first, or `--help`: what argparse can tell from fields."""
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Returns the configuration if it comes first, or `--help`; and the fields, whose values may look like options."""
     if any(text in ("-h", "--help") for text in arguments):
-        return ["--help"]
-    return [text for text in arguments[:1] if not text.startswith("-")]
-
-
-def fields_of(arguments: list[str]) -> list[str]:
-    """What is left: fields and their values."""
-    return arguments[len(known(arguments)):]
+        return ["--help"], []
+    own = [text for text in arguments[:1] if not text.startswith("-")]
+    return own, arguments[len(own):]
 
 
 def call(options) -> int:
-    try:
-        overrides = fields(options.rest)
-    except ValueError as error:
-        options.refuse(str(error))
     from ..training.settings import load_settings
 
     file = recipe_file(options.config)
     print(f"reading {file}", flush=True)  # at once: what comes next takes seconds to import
-    settings = load_settings(file, overrides)
+    settings = load_settings(file, options.fields)
     print(f"everything goes to {settings.output_dir}", flush=True)
 
     from ..common.processes import end, is_main
@@ -73,24 +62,8 @@ def call(options) -> int:
     return 0
 
 
-def main(arguments=None) -> int:
-    """Runs train.py and returns its exit code. Wrong arguments raise SystemExit(2)."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return run_command("train.py", lambda: _main(arguments), INTERRUPTED)
-
-
-def _main(arguments: list[str]) -> int:
-    require_utf8(arguments)
-    parser = Parser(prog="train.py", description=DESCRIPTION)
-    add_arguments(parser)
-    options = parser.parse_args(known(arguments))
-    options.rest, options.refuse = fields_of(arguments), parser.error
-    options.called = shlex.join(["train.py", *arguments])
-    return call(options)
-
-
 def known_fields() -> str:
-    """Every field of a run with its default; what they mean is in modeling_tagi/training/settings.py."""
+    """Returns every field of a run with its default; what they mean is in modeling_tagi/training/settings.py."""
     import json
 
     from ..common.yaml_files import flat

@@ -148,7 +148,7 @@ def start_process(
 
 def tagi():
     """The command `tagi`, as its entry point calls it."""
-    from modeling_tagi.cli import main
+    from modeling_tagi.commands.main import main
 
     sys.exit(main())
 

@@ -9,7 +9,7 @@ from case import Case, Either, Fine, Outcome, Place, Refused, tagi, tagi_case
 from world import INSTRUCTION
 
 NO_NETWORK = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
-TAGI = (sys.executable, "-m", "modeling_tagi.cli")
+TAGI = (sys.executable, "-m", "modeling_tagi.commands.main")
 ANSWERED = Fine(lambda place, outcome: None if outcome.out.count("\n") >= 1 else "no output line")
 
 

@@ -120,7 +120,8 @@ TEXT_AND_SIGNALS = [
     Case("tagi through a closed pipe", _closed_pipe, Fine()),
     Case("train Ctrl-C early", _interrupted(*TRAIN, "<config>", "--output_dir", "<out>"), INTERRUPTED),
     Case("tagi run Ctrl-C early",
-         _interrupted(sys.executable, "-m", "modeling_tagi.cli", "run", "<model>", INSTRUCTION, "dog"), INTERRUPTED),
+         _interrupted(sys.executable, "-m", "modeling_tagi.commands.main", "run", "<model>", INSTRUCTION, "dog"),
+         INTERRUPTED),
     Case("torchrun with a bad field", _torchrun, Refused(("learnign_rate",), 1)),
 ]  # fmt: skip
 

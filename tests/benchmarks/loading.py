@@ -55,7 +55,7 @@ def compare(folder: Path, options):
     commands = measured({
         "import of what is needed": lambda: run("-c", NEEDED),
         "import of TagiModel": lambda: run("-c", OURS),
-        "tagi --help": lambda: run("-m", "modeling_tagi.cli", "--help"),
+        "tagi --help": lambda: run("-m", "modeling_tagi.commands.main", "--help"),
         "python": lambda: run("-c", ""),
     }, options)  # fmt: skip
     spoken = measured({
@@ -98,8 +98,8 @@ def first_output(folder: Path, *arguments: str):
     """Starts a command at a terminal of its own, and ends it when it has written something."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-m", "modeling_tagi.cli", *arguments], stdin=theirs, stdout=theirs,
-                               stderr=theirs, cwd=folder, env=environment)  # fmt: skip
+    command = [sys.executable, "-m", "modeling_tagi.commands.main", *arguments]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
     try:
         if not os.read(ours, 1):
             raise RuntimeError(f"tagi {' '.join(arguments)} said nothing")

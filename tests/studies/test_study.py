@@ -155,7 +155,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_finished(study_file, tmp_p
 def test_a_study_killed_at_ten_moments_gives_the_same_table(config, tmp_path):
     fields = {**FIELDS, "config": str(config), "methods": ["prompted", "hint", "tagi"], "seeds": [0, 1, 2, 3]}
     (tmp_path / "larger.yaml").write_text(yaml.safe_dump(fields))
-    command = [sys.executable, "-m", "modeling_tagi.cli", "study", str(tmp_path / "larger.yaml"), "--output_dir"]
+    command = [sys.executable, "-m", "modeling_tagi.commands.main"]
+    command += ["study", str(tmp_path / "larger.yaml"), "--output_dir"]
     assert subprocess.run([*command, str(tmp_path / "whole")], capture_output=True).returncode == 0
     cut, rng, kills = str(tmp_path / "cut"), random.Random(0), 0
     while kills < 10:
