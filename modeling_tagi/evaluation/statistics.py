@@ -5,8 +5,8 @@ percentile bootstrap over few of either is too narrow. The variance here is the 
 2002, "Bias reduction in standard errors for linear regression with multi-stage samples"), with Satterthwaite's
 degrees of freedom for Student's t, as Pustejovsky & Tipton (2018) advise for few and unequal clusters. Where values
 are bounded, the interval is taken on the logit scale, as for proportions in surveys (Korn & Graubard, 1998): it stays
-within the bounds and allows for the skewness of means near them. `tests/benchmarks/coverage.py` shows how often the
-intervals cover.
+within the bounds and allows for the skewness of means near them. `tests/evaluation/interval_coverage.py` shows how
+often the intervals cover.
 """
 
 import warnings

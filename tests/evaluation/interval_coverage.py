@@ -161,7 +161,8 @@ def document(found: dict, before: dict, times: int) -> str:
         f"accuracies on {RECORDS} records; those of skewed populations are Beta distributed with a + b = 2. Bold: "
         "outside of 0.93 to 0.97.",
         f"{inside} of {len(every)} cells are within 0.93 to 0.97; the lowest is {every.min():.3f}, the highest "
-        f"{every.max():.3f}.",
+        f"{every.max():.3f}. Other methods on the same cells, and why this one: "
+        "[interval-alternatives.md](interval-alternatives.md).",
     ]
     columns = list(dict.fromkeys((size, correlation) for _, _, size, correlation in found))
     head = ["clusters", *(size if size == "1 each" else f"{size}, {correlation:g}" for size, correlation in columns)]

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from interval_alternatives import OTHERS, compare
 from interval_coverage import HIGH, LOW, POPULATIONS, coverage, sizes
 
 from modeling_tagi.evaluation.statistics import (
@@ -117,6 +118,16 @@ def test_intervals_cover_the_mean_as_often_as_they_say(name, number, size, corre
     rng = np.random.default_rng(1)
     covered = coverage(POPULATIONS[name], sizes(number)[size], correlation, 1000, rng)
     assert LOW - 0.014 <= covered <= HIGH + 0.014
+
+
+def test_the_comparison_with_other_methods_has_our_intervals_and_finds_the_percentile_bootstrap_too_narrow():
+    # `compare` checks one interval of each cell against `mean_interval`.
+    name = "log-normal gains"
+    covered, widths = compare(OTHERS, [(name, 6, "1 to 6", np.arange(1, 7), 0.2)], 500)
+    ours = next(iter(covered))
+    assert "present" in ours and widths[ours] == [1.0] and 0.88 <= covered[ours][0] <= 0.99
+    narrow = "percentile bootstrap over clusters"
+    assert covered[narrow][0] < LOW and widths[narrow][0] < 0.9
 
 
 def test_intervals_of_another_level_cover_as_often_as_they_say():
