@@ -13,7 +13,6 @@ from .common.folder_lock import alone_in
 from .common.processes import from_main, is_main, processes, say
 from .common.writing import replacing, write_text
 from .configuration_tagi import new_model_fields
-from .costs.checks import check_run, check_setup, evaluated_splits
 from .costs.inference import costs_if_known, lengths_of
 from .data.collate import Tokens
 from .data.records import Record
@@ -27,6 +26,7 @@ from .evaluation.report.write import read_report, write_report
 from .evaluation.results import RESULTS_VERSION, headline
 from .folders import require_folder_for
 from .modeling_tagi import TagiModel
+from .planning.checks import check_run, check_setup, evaluated_splits
 from .publishing.pushing import push_at_the_end, push_on_the_way, repository_of
 from .publishing.run_card import example_of, write_run_card
 from .training import stages

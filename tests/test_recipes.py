@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from modeling_tagi import TagiConfig
 from modeling_tagi.common.yaml_files import joined, read_recipe
 from modeling_tagi.costs.flops import TaskFlops
-from modeling_tagi.costs.plan import plan_run, shown
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.pipeline import run_experiment
+from modeling_tagi.planning.plan import plan_run, shown
 from modeling_tagi.studies.settings import cells, load_study
 from modeling_tagi.training.settings import build_settings, load_settings
 

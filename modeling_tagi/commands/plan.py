@@ -45,7 +45,7 @@ def call(options) -> int:
         if not options.fields:  # then the file is at fault
             raise
         options.refuse(str(error))
-    from ..costs.plan import plan_run, shown
+    from ..planning.plan import plan_run, shown
 
     plan = plan_run(
         settings,

@@ -11,6 +11,9 @@ import torch
 from transformers import PretrainedConfig, Seq2SeqTrainingArguments, Trainer, get_scheduler
 
 from ..configuration_tagi import TagiConfig
+from ..costs.flops import TaskFlops
+from ..costs.inference import lengths_of
+from ..costs.work import FLOAT, RunWork, TextLengths, stages_that_train, trained_parameters
 from ..data.records import Record, Splits
 from ..data.sources import check_source, read_source
 from ..data.streams import RecordStream
@@ -22,9 +25,6 @@ from ..training import stages
 from ..training.backbones import backbone_config
 from ..training.settings import RunSettings
 from ..training.sharding.sharded import in_shares
-from .flops import TaskFlops
-from .inference import lengths_of
-from .work import FLOAT, RunWork, TextLengths, stages_that_train, trained_parameters
 
 # Small tasks have a record several times in a batch; where even the largest would, more than so often, or in batches
 # larger than these, the batch is a mistake.

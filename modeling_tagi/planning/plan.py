@@ -14,6 +14,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from ..common.console import quiet_libraries
 from ..common.markdown import markdown_table
 from ..configuration_tagi import TagiConfig, new_model_fields
+from ..costs.flops import TaskFlops
+from ..costs.inference import lengths_of
+from ..costs.work import FLOAT, RunWork, TextLengths, Work, stages_that_train, trained_parameters
 from ..data.sources import read_source
 from ..evaluation.evaluate import spread
 from ..instructions import instruction_text
@@ -22,11 +25,8 @@ from ..training import stages
 from ..training.backbones import backbone_config, made_config
 from ..training.settings import RunSettings
 from .checks import check_data, check_run, check_setup, memory_there
-from .flops import TaskFlops
-from .inference import lengths_of
 from .speed import measured_flops_per_second
 from .trial import STEPS, timed_trial
-from .work import FLOAT, RunWork, TextLengths, Work, stages_that_train, trained_parameters
 
 _LOOKED_AT = 2000  # records, and passages of text, whose lengths are taken
 _TRIAL_SECONDS = 30

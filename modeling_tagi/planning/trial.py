@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..banks.adapter_bank import AdapterBank
 from ..common.console import progress_bar
+from ..costs.work import stages_that_train
 from ..data.records import Record, Splits
 from ..evaluation.evaluate import evaluate_split, load_backbone, spread
 from ..evaluation.oracle import tune_adapters
@@ -28,7 +29,6 @@ from ..training import stages
 from ..training.run import DONE_FILE, Run
 from ..training.settings import RunSettings
 from .checks import evaluated_splits
-from .work import stages_that_train
 
 STEPS = 6  # of each stage; the first also loads what is needed, and is not counted
 _READ = 64  # adapters of a bank

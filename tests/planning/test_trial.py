@@ -2,10 +2,10 @@
 
 import pytest
 
-from modeling_tagi.costs import plan as planning
-from modeling_tagi.costs import trial
-from modeling_tagi.costs.plan import plan_run, shown
-from modeling_tagi.costs.trial import StageTime, Trial
+from modeling_tagi.planning import plan as planning
+from modeling_tagi.planning import trial
+from modeling_tagi.planning.plan import plan_run, shown
+from modeling_tagi.planning.trial import StageTime, Trial
 from modeling_tagi.training.settings import load_settings
 
 STAGES = ("text", "prompted", "task_adapters", "pretraining", "finetuning")

@@ -8,11 +8,11 @@ from tiny import records, write_tiny_data
 from transformers import LlamaConfig
 
 from modeling_tagi import TagiConfig
-from modeling_tagi.costs import checks
-from modeling_tagi.costs.plan import plan_run
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.pipeline import run_experiment
+from modeling_tagi.planning import checks
+from modeling_tagi.planning.plan import plan_run
 from modeling_tagi.studies.settings import load_study
 from modeling_tagi.studies.study import run_study
 from modeling_tagi.training import stages

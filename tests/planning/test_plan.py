@@ -10,9 +10,9 @@ from transformers import T5Config
 
 from modeling_tagi import TagiConfig, TagiModel
 from modeling_tagi.costs.flops import TaskFlops
-from modeling_tagi.costs.plan import plan_run, shown
-from modeling_tagi.costs.speed import measured_flops_per_second
 from modeling_tagi.costs.work import RunWork, TextLengths, stages_that_train, trained_parameters
+from modeling_tagi.planning.plan import plan_run, shown
+from modeling_tagi.planning.speed import measured_flops_per_second
 from modeling_tagi.training.settings import build_settings, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"

@@ -1,0 +1,1 @@
+from toy_run import config  # noqa: F401
