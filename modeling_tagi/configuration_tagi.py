@@ -11,9 +11,9 @@ from typing import Optional, Union
 from transformers import AutoConfig, PretrainedConfig
 
 from .families import FAMILIES, MULTIMODAL, family_of
+from .hypernetwork import GENERATORS
 
 FUSIONS = ("cross_attention", "concat", "none")
-GENERATORS = ("per_layer", "per_module", "shared")
 INPUT_FORMATS = ("plain", "chat")
 
 # T5 has relative positions and no limit of its own; Table 6 of the paper reads 1024 tokens.
@@ -102,7 +102,7 @@ class TagiConfig(PretrainedConfig):
         self.lora_alpha = _positive("lora_alpha", lora_alpha)
         self.fusion = _one_of("fusion", fusion, FUSIONS)
         self.fusion_heads = None if fusion_heads is None else _positive_int("fusion_heads", fusion_heads)
-        self.generator = _one_of("generator", generator, GENERATORS)
+        self.generator = _one_of("generator", generator, tuple(GENERATORS))
         self.generator_hidden_size = _positive_int("generator_hidden_size", generator_hidden_size)
         self.generator_index_size = _positive_int("generator_index_size", generator_index_size)
         self.input_format = _one_of("input_format", input_format, INPUT_FORMATS)

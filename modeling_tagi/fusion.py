@@ -35,6 +35,12 @@ class InstructionCrossAttention(nn.Module):
         self.o = nn.Linear(heads * d_head, d_model, bias=False)
         self.gate = nn.Parameter(torch.empty(d_model))
 
+    def initialise(self):
+        """Draws the projections; the gate is zero."""
+        for linear in (self.q, self.k, self.v, self.o):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        nn.init.zeros_(self.gate)
+
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[tasks, heads, memory, d_head]` of `memory [tasks, memory, d_model]`, once per task."""
         memory = _normalise(memory)

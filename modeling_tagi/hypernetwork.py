@@ -1,4 +1,4 @@
-"""The hypernetwork: a pooled instruction in, the LoRA factors of every target module out (eq. 2)."""
+"""Generators of adapters: a pooled instruction in, the LoRA factors of every target module out (eq. 2)."""
 
 import re
 from collections import defaultdict
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the positions that `mask` marks, so that padding has no say.
+    """Returns the mean over the positions that `mask` marks; padding does not count.
 
     Args:
         states: `[tasks, seq, d_model]`.
@@ -23,10 +23,11 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
 
 
 class Hypernetwork(nn.Module):
-    """Two-layer ReLU MLPs from a pooled instruction and a target's index to that target's LoRA factors.
+    """Writes LoRA factors with two-layer ReLU MLPs, one MLP for each layer of the backbone (eq. 2, `"per_layer"`).
 
-    A = a learned part that all tasks share + a generated part; B is generated. A fresh network generates zeros, so the
-    update B A is exactly 0, while B's gradient is not, because the shared part of A is random.
+    An MLP reads the pooled instruction and a learned index of the target. A = a part that all tasks share + a
+    generated part; B is generated. A fresh network generates zeros, so the update B A is exactly 0, while B's gradient
+    is not, because the shared part of A is random.
 
     Args:
         targets: Path of each target module -> `(d_in, d_out)`.
@@ -34,30 +35,35 @@ class Hypernetwork(nn.Module):
         rank: Rank of the update.
         hidden_size: Width of the MLPs' hidden layer.
         index_size: Width of the learned index of a target.
-        sharing: Which targets share an MLP: those of a layer (`"per_layer"`, eq. 2), none (`"per_module"`), or all
-            (`"shared"`).
     """
 
     def __init__(
-        self,
-        targets: dict[str, tuple[int, int]],
-        d_model: int,
-        rank: int,
-        hidden_size: int,
-        index_size: int,
-        sharing: str = "per_layer",
+        self, targets: dict[str, tuple[int, int]], d_model: int, rank: int, hidden_size: int, index_size: int
     ):
         super().__init__()
-        self.shared_a = nn.ParameterDict(
+        self.shared_a = SharedA(
             {_key(path): nn.Parameter(torch.empty(rank, d_in)) for path, (d_in, _) in targets.items()}
         )
+        groups = defaultdict(list)
+        for path in targets:
+            groups[self.group(path)].append(path)
+        stacks = defaultdict(list)  # groups whose targets have the same names and shapes are evaluated together
+        for group, paths in groups.items():
+            stacks[tuple((path[len(group):], targets[path]) for path in paths)].append(paths)
         self.stacks = nn.ModuleList(
-            MlpStack(paths, shapes, d_model, rank, hidden_size, index_size)
-            for paths, shapes in _stacks(targets, sharing)
+            MlpStack(paths, [shape for _, shape in kinds], d_model, rank, hidden_size, index_size)
+            for kinds, paths in stacks.items()
         )
 
+    @staticmethod
+    def group(path: str) -> str:
+        """Returns the beginning of a target's path that all targets of its MLP have in common."""
+        layer = re.match(r".*?\.\d+(?=\.)", path)
+        return layer.group() if layer else ""
+
     def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """
+        """Writes the factors of each task.
+
         Args:
             pooled: `[tasks, d_model]`.
 
@@ -77,12 +83,51 @@ class Hypernetwork(nn.Module):
         return a, b
 
     def shared_factors(self) -> dict[str, Tensor]:
-        """The part of A that all tasks share, `[rank, d_in]` by path; task adapters start from it."""
+        """Returns the part of A that all tasks share, `[rank, d_in]` by path; task adapters start from it."""
         return {path: self.shared_a[_key(path)] for stack in self.stacks for paths in stack.paths for path in paths}
+
+    def flops(self) -> int:
+        """Returns the FLOPs of writing one adapter."""
+        return sum(stack.flops() for stack in self.stacks)
+
+
+class PerModule(Hypernetwork):
+    """Writes LoRA factors with an MLP for each target module."""
+
+    @staticmethod
+    def group(path: str) -> str:
+        return path
+
+
+class Shared(Hypernetwork):
+    """Writes LoRA factors with one MLP for all target modules."""
+
+    @staticmethod
+    def group(path: str) -> str:
+        return ""
+
+
+# By the name that `config.generator` takes. A generator is a module with the constructor, `forward`, `shared_factors`
+# and `flops` of Hypernetwork. Those of its modules that need more than torch's own initial values have `initialise`.
+GENERATORS = {"per_layer": Hypernetwork, "per_module": PerModule, "shared": Shared}
+
+
+class SharedA(nn.ParameterDict):
+    """Holds the part of A that all tasks share, `[rank, d_in]` for each target."""
+
+    def initialise(self):
+        """Draws PEFT's initial values, uniform within 1 / sqrt(d_in).
+
+        They depend on the seed alone: with and without fusion A is the same, so that a bank of task adapters can
+        start from it.
+        """
+        generator = torch.Generator(next(iter(self.values())).device).manual_seed(torch.initial_seed())
+        for a in self.values():
+            nn.init.uniform_(a, -(a.shape[1] ** -0.5), a.shape[1] ** -0.5, generator=generator)
 
 
 class MlpStack(nn.Module):
-    """Equal MLPs side by side: `layers` of them, each for `kinds` target modules, evaluated in one product.
+    """Evaluates `layers` equal MLPs, each for `kinds` target modules, in one product.
 
     Args:
         paths: `[layers][kinds]` paths of the target modules.
@@ -104,8 +149,24 @@ class MlpStack(nn.Module):
             for d_in, d_out in self.kinds_by_shape
         )
 
+    def initialise(self):
+        """Draws the weights up to the hidden layer; the outputs are zero."""
+        nn.init.normal_(self.index)
+        nn.init.normal_(self.hidden_weight, std=self.hidden_weight.shape[1] ** -0.5)
+        nn.init.zeros_(self.hidden_bias)
+        for weight in self.output_weights:
+            nn.init.zeros_(weight)
+
+    def flops(self) -> int:
+        """Returns the FLOPs of the MLPs for one instruction; a product of `[d_in]` and `[d_in, d_out]` counts
+        2 d_in d_out."""
+        layers, inputs, hidden = self.hidden_weight.shape
+        kinds, index_size = self.index.shape
+        outputs = sum(self.rank * (d_in + d_out) for d_in, d_out in self.shapes)
+        return 2 * layers * hidden * (inputs - index_size + kinds * index_size + outputs)
+
     def forward(self, pooled: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """`pooled [tasks, d_model]` -> path -> generated `(A [tasks, rank, d_in], B [tasks, d_out, rank])`."""
+        """Maps `pooled [tasks, d_model]` to generated `(A [tasks, rank, d_in], B [tasks, d_out, rank])` by path."""
         d_model = pooled.shape[-1]
         from_pooled = torch.einsum("td,ldh->tlh", pooled, self.hidden_weight[:, :d_model])
         from_index = torch.einsum("ki,lih->lkh", self.index, self.hidden_weight[:, d_model:])
@@ -127,17 +188,3 @@ class MlpStack(nn.Module):
 
 def _key(path: str) -> str:
     return path.replace(".", "-")  # a ParameterDict's keys must not hold dots
-
-
-def _stacks(targets, sharing: str):
-    """Groups the targets by the MLP they share, and equal groups into stacks: `([layers][kinds] paths, shapes)`."""
-    groups = defaultdict(list)
-    for path in targets:
-        layer = re.match(r".*?\.\d+(?=\.)", path)
-        group = {"per_module": path, "per_layer": layer.group() if layer else "", "shared": ""}[sharing]
-        groups[group].append(path)
-    stacks = defaultdict(list)
-    for group, paths in groups.items():
-        kinds = tuple((path[len(group):], targets[path]) for path in paths)
-        stacks[kinds].append(paths)
-    return [(paths, [shape for _, shape in kinds]) for kinds, paths in stacks.items()]

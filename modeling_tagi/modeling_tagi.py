@@ -37,7 +37,7 @@ from .fusion import (
     windowed_masks,
     without_start,
 )
-from .hypernetwork import Hypernetwork, MlpStack, masked_mean
+from .hypernetwork import GENERATORS, masked_mean
 from .input_checks import checked_index, input_list, instruction_list, require_known_ids, require_room
 from .instruction_cache import InstructionCache
 from .instruction_index import mean_embeddings
@@ -124,22 +124,9 @@ class TagiPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        # torch's own functions, since transformers guards them: they pass over what a checkpoint has filled
-        if isinstance(module, nn.ParameterDict):  # the hypernetwork's shared A: PEFT's, uniform within 1 / sqrt(d_in)
-            # by the seed alone: with and without fusion the same A, from which one bank of task adapters can start
-            generator = torch.Generator(next(iter(module.values())).device).manual_seed(torch.initial_seed())
-            for a in module.values():
-                nn.init.uniform_(a, -(a.shape[1] ** -0.5), a.shape[1] ** -0.5, generator=generator)
-        elif isinstance(module, MlpStack):
-            nn.init.normal_(module.index)
-            nn.init.normal_(module.hidden_weight, std=module.hidden_weight.shape[1] ** -0.5)
-            nn.init.zeros_(module.hidden_bias)
-            for weight in module.output_weights:
-                nn.init.zeros_(weight)
-        elif isinstance(module, InstructionCrossAttention):
-            for linear in (module.q, module.k, module.v, module.o):
-                nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-            nn.init.zeros_(module.gate)
+        # `initialise` takes torch.nn.init's functions, which transformers guards: they pass over what was loaded
+        if hasattr(module, "initialise"):
+            module.initialise()
 
 
 class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
@@ -161,8 +148,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         targets = find_targets(self.backbone, config.target_modules)
         text_config = config.backbone_config.get_text_config()
         d_model, heads = text_config.hidden_size, text_config.num_attention_heads
-        self.hypernetwork = Hypernetwork(
-            targets, d_model, config.r, config.generator_hidden_size, config.generator_index_size, config.generator
+        self.hypernetwork = GENERATORS[config.generator](
+            targets, d_model, config.r, config.generator_hidden_size, config.generator_index_size
         )
         fused = []
         if config.fusion == "cross_attention":

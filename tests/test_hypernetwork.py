@@ -1,7 +1,11 @@
 import pytest
 import torch
+from toy_generator import LinearGenerator
 
-from modeling_tagi.hypernetwork import Hypernetwork, masked_mean
+from modeling_tagi import TagiConfig, TagiModel
+from modeling_tagi.costs.flops import Lengths, TaskFlops
+from modeling_tagi.hypernetwork import GENERATORS, Hypernetwork, masked_mean
+from modeling_tagi.lora import find_targets
 
 
 def test_masked_mean_is_over_the_tokens():
@@ -19,7 +23,7 @@ def test_masked_mean_counts_past_256_in_bfloat16():
 def golden(hidden_size: int) -> Hypernetwork:
     """One layer with two equal targets q and v: one MLP, whose hidden units are all the same."""
     targets = {"layer.0.q": (2, 2), "layer.0.v": (2, 2)}
-    network = Hypernetwork(targets, d_model=2, rank=1, hidden_size=hidden_size, index_size=1, sharing="per_layer")
+    network = Hypernetwork(targets, d_model=2, rank=1, hidden_size=hidden_size, index_size=1)
     with torch.no_grad():
         network.shared_a["layer-0-q"].copy_(torch.tensor([[10.0, 20.0]]))
         network.shared_a["layer-0-v"].copy_(torch.tensor([[30.0, 40.0]]))
@@ -85,23 +89,23 @@ def mlps(network: Hypernetwork) -> int:
     return sum(stack.hidden_weight.shape[0] for stack in network.stacks)
 
 
-@pytest.mark.parametrize("sharing, count", [("per_layer", 3), ("per_module", 7), ("shared", 1)])
-def test_sharing_says_how_many_mlps_there_are(sharing, count):
+@pytest.mark.parametrize("generator, count", [("per_layer", 3), ("per_module", 7), ("shared", 1)])
+def test_the_generator_says_how_many_mlps_there_are(generator, count):
     # two encoder layers with q and v, and a decoder layer with q and v of wider modules and one more target
     targets = {
         "encoder.block.0.attn.q": (4, 4), "encoder.block.0.attn.v": (4, 4),
         "encoder.block.1.attn.q": (4, 4), "encoder.block.1.attn.v": (4, 4),
         "decoder.block.0.attn.q": (6, 4), "decoder.block.0.attn.v": (6, 4), "decoder.block.0.cross.q": (4, 8),
     }  # fmt: skip
-    network = Hypernetwork(targets, d_model=4, rank=2, hidden_size=3, index_size=2, sharing=sharing)
+    network = GENERATORS[generator](targets, d_model=4, rank=2, hidden_size=3, index_size=2)
     assert mlps(network) == count
     assert set(network.shared_factors()) == set(targets)
 
 
-@pytest.mark.parametrize("sharing", ["per_layer", "per_module", "shared"])
-def test_every_target_gets_factors_of_its_shape(sharing):
+@pytest.mark.parametrize("generator", ["per_layer", "per_module", "shared"])
+def test_every_target_gets_factors_of_its_shape(generator):
     targets = {"h.0.q": (4, 4), "h.0.v": (4, 6), "h.1.q": (4, 4), "h.1.v": (4, 6), "head": (4, 9)}
-    network = Hypernetwork(targets, d_model=4, rank=2, hidden_size=3, index_size=2, sharing=sharing)
+    network = GENERATORS[generator](targets, d_model=4, rank=2, hidden_size=3, index_size=2)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter)
     a, b = network(torch.randn(5, 4))
@@ -138,3 +142,38 @@ def test_targets_of_one_mlp_differ_by_their_index():
         network.stacks[0].index.fill_(1.0)
     a, b = network(torch.tensor([[1.0, 3.0]]))
     assert torch.equal(b["layer.0.q"], b["layer.0.v"])
+
+
+def test_flops_of_eq_2_by_hand():
+    # One layer, q and v: the hidden layer of 4 units reads 2 numbers of the instruction once and the index (1 number)
+    # of each of the 2 targets: 2 * 4 * (2 + 2 * 1). Each target's output is A and B, 2 + 2 numbers: 2 * 4 * 2 * 4.
+    assert golden(4).flops() == 2 * 4 * (2 + 2) + 2 * 4 * 2 * 4
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_new_generator_takes_one_line_of_the_registry(family, monkeypatch, make_model, random_ids, tmp_path):
+    with pytest.raises(ValueError, match="generator is 'linear', but must be one of 'per_layer'"):
+        TagiConfig(generator="linear")
+    monkeypatch.setitem(GENERATORS, "linear", LinearGenerator)
+    model = make_model(family, generator="linear", awake=False)
+    network, targets = model.hypernetwork, find_targets(model.backbone, model.config.target_modules)
+    assert isinstance(network, LinearGenerator)
+    torch.testing.assert_close(network.weight, torch.full_like(network.weight, 0.0))  # as its `initialise` says
+
+    ids = random_ids(2, 6)
+    given = {"input_ids": ids, "labels": ids, "instruction_input_ids": random_ids(2, 5, seed=1)}
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = model(**given).loss
+    before.backward()
+    optimizer.step()
+    assert model(**given).loss < before
+
+    counted = TaskFlops(model.config)
+    d_model = network.weight.shape[0]
+    assert counted.generator == 2 * d_model * sum(4 * d_out for _, d_out in targets.values())
+    assert counted.adapted(Lengths(5, 6, 7), 1)["generator"] == counted.generator
+    assert counted.adapter_size == sum(4 * (d_in + d_out) for d_in, d_out in targets.values())
+
+    model.save_pretrained(tmp_path)
+    again = TagiModel.from_pretrained(tmp_path)
+    assert torch.equal(again(**given).loss, model(**given).loss)

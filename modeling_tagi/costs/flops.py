@@ -82,7 +82,8 @@ class TaskFlops:
         for path, (d_in, d_out) in targets.items():
             self.lora[works_on(path)] += 2 * config.r * (d_in + d_out)
         self.merging = sum(2 * config.r * d_in * d_out for d_in, d_out in targets.values())
-        self.generator = sum(_generator_flops(stack) for stack in model.hypernetwork.stacks)
+        self.adapter_size = sum(config.r * (d_in + d_out) for d_in, d_out in targets.values())  # in numbers
+        self.generator = model.hypernetwork.flops()
 
         text_config = config.backbone_config.get_text_config()
         heads, d_model = text_config.num_attention_heads, text_config.hidden_size
@@ -171,11 +172,3 @@ def _places(backbone: nn.Module, is_encoder_decoder: bool) -> Callable[[str], st
         return "memory" if module in memory else "write" if module in written else "read"
 
     return works_on
-
-
-def _generator_flops(stack) -> int:
-    layers, _, hidden = stack.hidden_weight.shape
-    kinds, index_size = stack.index.shape
-    d_model = stack.hidden_weight.shape[1] - index_size
-    outputs = sum(stack.rank * (d_in + d_out) for d_in, d_out in stack.shapes)
-    return 2 * layers * hidden * (d_model + kinds * index_size + outputs)

@@ -84,9 +84,7 @@ class RunWork:
     ):
         self.settings, self.formula, self.records = settings, formula, records
         self.adapters = adapters if adapters is not None else settings.task_adapters.at_once
-        self.adapter = sum(x.numel() for x in formula.model.hypernetwork.shared_factors().values())
-        targets = formula.model.hypernetwork.stacks
-        self.adapter += sum(stack.rank * d_out for stack in targets for _, d_out in stack.shapes for _ in stack.paths)
+        self.adapter = formula.adapter_size
         self.scope = settings.finetuning.train
         self.backbone_trained = self.scope == "all" and "backbone" not in settings.finetuning.freeze
 

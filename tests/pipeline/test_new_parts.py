@@ -1,14 +1,17 @@
-"""What is new to the package is trained, scored, shown and described as what it knows: a reader, and a family."""
+"""What is new to the package is trained, scored, shown and described as what it knows: a reader, a generator, and a
+family."""
 
 import json
 
 import pytest
 from tiny import records
+from toy_generator import LinearGenerator
 
 from modeling_tagi import TagiModel
 from modeling_tagi.common.yaml_files import read_recipe
 from modeling_tagi.data.readers import READERS, Reader
 from modeling_tagi.families import FAMILIES
+from modeling_tagi.hypernetwork import GENERATORS
 from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.planning.plan import plan_run, shown
 from modeling_tagi.training.settings import build_settings, load_settings
@@ -30,14 +33,22 @@ def toy():
 
 
 @pytest.fixture(scope="module")
-def made(config, toy, tmp_path_factory):
-    """A run of it on a backbone of a family that no table lists: its settings, folder and results."""
+def linear():
+    """The name of a generator that nothing but the registry knows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GENERATORS, "linear", LinearGenerator)
+        yield "linear"
+
+
+@pytest.fixture(scope="module")
+def made(config, toy, linear, tmp_path_factory):
+    """A run of both on a backbone of a family that no table lists: its settings, folder and results."""
     assert OPT["model_type"] not in FAMILIES
     values = read_recipe(config)
     values["backbone"]["config"] = OPT
     values["data"] = {"source": toy, "text": values["data"]["text"], "options": {"words": 5}}
     values |= {"output_dir": str(tmp_path_factory.mktemp("new") / "run")}
-    values["tagi"] |= {"target_modules": ["q_proj", "v_proj"], "fusion": "none"}
+    values["tagi"] |= {"target_modules": ["q_proj", "v_proj"], "fusion": "none", "generator": linear}
     settings = build_settings(values, {"evaluation.references": ["prompted"], "evaluation.every": 0})
     return settings, tmp_path_factory.getbasetemp() / settings.output_dir, run_experiment(settings)
 
@@ -67,3 +78,12 @@ def test_a_new_reader_is_checked_read_planned_and_described(made, config, toy):
             plan_run(load_settings(config, overrides), flops_per_second=1e9)
     with pytest.raises(ValueError, match="source 'toy' is read whole: set it to false, or use 'tables' or 'p3'"):
         run_experiment(load_settings(config, {"data.source": toy, "data.path": "null", "data.streaming": "true"}))
+
+
+def test_a_new_generator_is_trained_planned_and_described(made, config, linear):
+    _, folder, _ = made
+    assert isinstance(TagiModel.from_pretrained(folder / "model").hypernetwork, LinearGenerator)
+    assert "linear, hidden size 8" in (folder / "model" / "README.md").read_text()
+    plan = plan_run(load_settings(config, {"tagi.generator": linear}), flops_per_second=1e9)
+    (finetuning,) = (stage for stage in plan["stages"] if stage["name"] == "finetuning")
+    assert finetuning["flops"] > 0
