@@ -2,6 +2,8 @@
 
 import importlib
 
+from . import publishing  # noqa: F401  (gives push_to_hub its cards)
+
 __version__ = "0.1.0"
 
 _HOMES = {"TagiAdapter": ".adapter", "TagiConfig": ".configuration_tagi", "TagiModel": ".modeling_tagi"}

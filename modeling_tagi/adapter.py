@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .adapter_checks import DTYPES
 from .adapter_files import read_adapter, write_adapter
-from .adapter_push import push_adapter
+from .hub import push_saved
 
 
 @dataclass(frozen=True)
@@ -344,9 +344,10 @@ class TagiAdapter:
                 f"push_to_hub puts one adapter into one repository, this object holds {len(self)}; push adapter[0], "
                 "adapter[1], … to repositories of their own"
             )
-        return push_adapter(
-            self, repo_id, private=private, revision=revision, tag=tag, token=token, message=commit_message
-        )
+        return push_saved(
+            "adapter", self.save_pretrained, repo_id, private=private, revision=revision, tag=tag, token=token,
+            commit_message=commit_message,
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(

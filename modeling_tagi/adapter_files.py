@@ -20,8 +20,7 @@ from .adapter_checks import (
     require_plain_lora,
     require_provenance,
 )
-from .folders import filling, require_folder_for
-from .hub_errors import said_in_one_line
+from .hub import STALE, filling, require_folder_for, said_in_one_line
 
 if is_peft_available():
     from peft import LoraConfig
@@ -49,7 +48,7 @@ def write_adapter(adapter, folder: Union[str, os.PathLike], base_model: Union[st
                **{f"B of {path!r}": b for path, b in adapter.lora_b.items()}}  # fmt: skip
     memory = adapter.memory.tensors() if adapter.memory is not None else {}
     require_finite({**factors, **memory}, f"no adapter was written to {target}", "make it anew")
-    with filling(target, last=CONFIG_FILE, stale=(WEIGHTS_FILE, MEMORY_FILE, PROVENANCE_FILE)) as beside:
+    with filling(target, last=CONFIG_FILE, stale=STALE["adapter"]) as beside:
         _write(adapter, beside, None if base_model is None else os.fspath(base_model))
     if adapter.memory is not None:
         logger.warning_once(  # a bank has thousands

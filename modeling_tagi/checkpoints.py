@@ -1,9 +1,9 @@
 """Checkpoints: where a model's weights and tokenizer come from, and where they go."""
 
 import os
-import tempfile
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Optional, Sequence, Union
 
 from huggingface_hub import CommitInfo, try_to_load_from_cache
@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import cached_file
 
 from .backbone_hash import backbone_hash
-from .cards import checkpoint_card, is_repository
 from .checkpoint_checks import (
     broken_weights_named,
     require_dtype,
@@ -22,8 +21,7 @@ from .checkpoint_checks import (
     require_whole,
 )
 from .configuration_tagi import TagiConfig, new_model_fields
-from .folders import filling, require_folder_for
-from .hub_errors import said_in_one_line
+from .hub import STALE, filling, is_repository, push_saved, require_folder_for, said_in_one_line
 from .instruction_index import InstructionIndex
 from .named_backbone import (
     NamedBackboneMixin,
@@ -33,7 +31,6 @@ from .named_backbone import (
     require_backbone_for_others,
 )
 from .text_pipeline import PIPELINES
-from .uploads import STALE_CHECKPOINT, require_right_to_push, upload
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
@@ -236,7 +233,7 @@ class CheckpointMixin(NamedBackboneMixin):
         }  # fmt: skip
         config.custom_pipelines = deepcopy(PIPELINES)  # `pipeline` writes into it
         # weights of a variant, such as fp16, lie beside the others
-        stale = STALE_CHECKPOINT if kwargs.get("variant") is None else ()
+        stale = STALE["checkpoint"] if kwargs.get("variant") is None else ()
         in_place = kwargs.get("distributed_checkpoint", False)  # every process writes a part of it
         try:
             with nullcontext(folder) if in_place else filling(folder, last="config.json", stale=stale) as place:
@@ -288,24 +285,14 @@ class CheckpointMixin(NamedBackboneMixin):
         """
         include = self._includes_backbone(include_backbone)
         require_backbone_for_others(self.config, include)
-        repo_id = require_right_to_push(repo_id, private, token)
         config = deepcopy(self.config)
         config.backbone_in_checkpoint = include
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, include_backbone=include)
-            return upload(
-                folder,
-                repo_id,
-                card=checkpoint_card(config, repo_id, tags),
-                stale=STALE_CHECKPOINT,
-                private=private,
-                revision=revision,
-                tag=tag,
-                message=commit_message or "Upload model",
-                description=commit_description,
-                create_pr=create_pr,
-                token=token,
-            )
+        save = partial(self.save_pretrained, max_shard_size=max_shard_size, include_backbone=include)
+        return push_saved(
+            "checkpoint", save, repo_id, private=private, revision=revision, tag=tag, token=token,
+            card={"config": config, "tags": tags}, commit_message=commit_message or "Upload model",
+            commit_description=commit_description, create_pr=create_pr,
+        )  # fmt: skip
 
     # What finetuning has seen
 

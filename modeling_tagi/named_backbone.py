@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 from transformers.utils import logging
 
 from .backbone_hash import backbone_hash, differs_from_stored
-from .cards import is_repository
 from .configuration_tagi import TagiConfig
+from .hub import is_repository
 
 logger = logging.get_logger(__name__)
 

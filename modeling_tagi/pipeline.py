@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from .cards import CARD_FILE, is_edited
 from .common.console import circumstances, quiet_libraries
 from .common.folder_lock import alone_in
 from .common.processes import from_main, is_main, processes, say
@@ -24,9 +23,10 @@ from .evaluation.metrics import score
 from .evaluation.predict import Answering
 from .evaluation.report.write import read_report, write_report
 from .evaluation.results import RESULTS_VERSION, headline
-from .folders import require_folder_for
+from .hub import require_folder_for
 from .modeling_tagi import TagiModel
 from .planning.checks import check_run, check_setup, evaluated_splits
+from .publishing.cards import CARD_FILE, is_edited
 from .publishing.pushing import push_at_the_end, push_on_the_way, repository_of
 from .publishing.run_card import example_of, write_run_card
 from .training import stages

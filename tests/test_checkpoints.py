@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,16 +10,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
+import modeling_tagi
 from modeling_tagi import TagiModel
 
-CODE = [
-    "adapter.py", "adapter_algebra.py", "adapter_checks.py", "adapter_files.py", "adapter_push.py",
-    "adapter_tuning.py", "backbone_hash.py", "cards.py", "checkpoint_checks.py", "checkpoints.py",
-    "configuration_tagi.py", "families.py", "fit.py", "folders.py", "fusion.py", "hub_errors.py", "hypernetwork.py",
-    "input_checks.py",
-    "instruction_cache.py", "instruction_index.py", "instructions.py", "lora.py", "modeling_tagi.py", "modes.py",
-    "named_backbone.py", "text_pipeline.py", "tokens.py", "uploads.py",
-]  # fmt: skip
+PACKAGE = Path(modeling_tagi.__file__).parent
+CODE = [file.name for file in PACKAGE.glob("*.py") if file.name not in ("__init__.py", "cli.py", "pipeline.py")]
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from modeling_tagi.commands.main import main
 from modeling_tagi.commands.table import COMMANDS
 from modeling_tagi.common.errors import run_command
-from modeling_tagi.hub_errors import HubError
+from modeling_tagi.hub import HubError
 
 ROOT = Path(__file__).parents[1]
 FULL = "the disk is full; free some space, or choose another folder"

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..adapter import TagiAdapter
 from ..adapter_algebra import with_rank
+from ..common.names import file_name
 from ..fit import require_fit
-from ..folders import file_name, require_folder_for
+from ..hub import require_folder_for
 from .index import ADDED_FILE, INDEX_FILE, BankIndex
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from ..folders import naming
+from ..common.writing import naming
 from .loading import announce
 from .parsing import add_checkpoint, add_data, add_json, pair
 

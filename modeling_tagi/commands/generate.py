@@ -17,7 +17,7 @@ def add_arguments(parser):
 
 
 def call(options) -> int:
-    from ..folders import require_folder_for
+    from ..hub import require_folder_for
     from .loading import load_model
 
     try:

@@ -2,7 +2,7 @@
 
 import json
 
-from ..folders import naming
+from ..common.writing import naming
 from ..training.recipes import recipe_file
 from .loading import announce
 from .parsing import add_json, positive

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..folders import naming
+from ..common.writing import naming
 from ..training.recipes import recipe_file, recipes
 from .parsing import take_fields
 

@@ -2,16 +2,43 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Union
 
 import yaml
 from safetensors import SafetensorError
 
-from ..folders import naming
+from .. import hub
+
+# What torch says of a write that failed, whatever the reason.
+_TORCH_WRITES = re.compile(r"iostream error|unexpected pos|PytorchStreamWriter failed")
+_SMALL = 4 << 20  # bytes
+
+
+@contextmanager
+def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
+    """Names the file or folder in what the system or torch says of a write to it, such as that the disk is full.
+
+    Raises:
+        OSError: of the kind that it was, with `place` for its file.
+    """
+    with hub.naming(place):
+        try:
+            yield
+        except RuntimeError as error:
+            if _TORCH_WRITES.search(str(error)) and _is_full(place):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+
+
+def _is_full(place: Union[str, os.PathLike]) -> bool:
+    """Tells whether the file system has no room for as much as a file of weights."""
+    there = next(path for path in (Path(place).absolute(), *Path(place).absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free < _SMALL
 
 
 class Damaged(ValueError):

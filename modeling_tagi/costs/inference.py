@@ -12,7 +12,6 @@ from typing import Collection, Optional, Sequence
 
 from transformers import AutoTokenizer, T5Config
 
-from ..cards import is_repository
 from ..commands.parsing import Parser
 from ..common.console import quiet_libraries
 from ..common.errors import run_command
@@ -23,6 +22,7 @@ from ..data.records import Record
 from ..data.sni import read_sni
 from ..data.tokenizer import train_tokenizer
 from ..instructions import instruction_text
+from ..publishing.cards import is_repository
 from ..tokens import Tokens
 from .flops import PARTS, Lengths, TaskFlops
 

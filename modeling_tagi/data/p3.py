@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from ..common.json_text import parse_json
-from ..folders import require_names
+from ..common.names import require_names
 from .records import Record, Splits
 from .splits import cap_tasks, drop_duplicates, drop_instances, normalise_text, shared_instances
 from .streams import RecordStream

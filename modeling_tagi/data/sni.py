@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from ..common.json_text import not_utf8, parse_json
-from ..folders import require_names
+from ..common.names import require_names
 from .records import Record, Splits
 from .splits import cap_tasks, drop_instances, instance_texts, normalise_text
 

@@ -17,8 +17,7 @@ from ..data.readers import READERS
 from ..data.records import Record, Splits
 from ..data.sources import read_source
 from ..data.tables import JSON_SUFFIXES, read_tables
-from ..folders import require_folder_for
-from ..hub_errors import said_in_one_line
+from ..hub import require_folder_for, said_in_one_line
 from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens

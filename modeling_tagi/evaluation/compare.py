@@ -11,7 +11,7 @@ from ..adapter import TagiAdapter
 from ..adapter_files import CONFIG_FILE
 from ..common.markdown import markdown_table
 from ..fit import same_weights
-from ..hub_errors import said_in_one_line
+from ..hub import said_in_one_line
 from ..modeling_tagi import TagiModel
 from ..training.run import flat
 from ..training.settings import RunSettings

@@ -2,31 +2,22 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
-from typing import Callable, Optional, Union
+from typing import Callable, Optional, Sequence, Union
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import CommitInfo, ModelCardData
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from ..banks.index import ADDED_FILE, INDEX_FILE, BankIndex
-from ..cards import (
-    CARD_FILE,
-    TAGS,
-    adapter_card,
-    cell,
-    checkpoint_card,
-    is_edited,
-    is_repository,
-    renamed,
-    written,
-)
 from ..configuration_tagi import TagiConfig
+from ..hub import STALE, is_repository, kind_in
 from ..named_backbone import require_backbone_for_others
-from ..uploads import STALE_ADAPTER, STALE_CHECKPOINT, upload
+from .cards import CARD_FILE, TAGS, adapter_card, cell, checkpoint_card, is_edited, renamed, written
+from .uploads import require_right_to_push, upload
 
-KINDS = ("run", "checkpoint", "adapter", "bank")
 _TASKS_NAMED = 100  # on a bank's card
 
 
@@ -60,11 +51,11 @@ def push_folder(
         HubError: an OSError; if the upload did not come about. Nothing has changed on the Hub then.
     """
     folder = Path(folder)
-    kind = kind_of(folder)
+    kind = _kind_of(folder)
     if kind == "run":
         folder, kind = folder / "model", "checkpoint"
     card, stale = {
-        "checkpoint": (_checkpoint, STALE_CHECKPOINT), "adapter": (_adapter, STALE_ADAPTER),
+        "checkpoint": (_checkpoint, STALE["checkpoint"]), "adapter": (_adapter, STALE["adapter"]),
         "bank": (_bank, (ADDED_FILE,)),
     }[kind]  # fmt: skip
     commit = upload(
@@ -75,30 +66,50 @@ def push_folder(
         private=private,
         revision=revision,
         tag=tag,
-        message=message or f"Upload {kind}",
+        commit_message=message or f"Upload {kind}",
         token=token,
     )
     page = str(commit.repo_url)
     return page if revision in (None, "main") else f"{page}/tree/{revision}"
 
 
-def kind_of(folder: Union[str, os.PathLike]) -> str:
-    """Which of `KINDS` a folder is.
+def push_made(
+    kind: str,
+    save: Callable[[Path], None],
+    repo_id: str,
+    *,
+    config: Optional[TagiConfig] = None,
+    tags: Optional[Sequence[str]] = None,
+    private: bool = False,
+    token: Optional[str] = None,
+    **options,
+) -> CommitInfo:
+    """Pushes the checkpoint or adapter that `save` writes to a folder, with a card; see `hub.PUBLISHERS`.
+
+    Args:
+        kind: `"checkpoint"` or `"adapter"`.
+        config, tags: What a checkpoint's card is to say.
+        options: Those of [`uploads.upload`].
+    """
+    repo_id = require_right_to_push(repo_id, private, token)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / repo_id.rpartition("/")[2]
+        save(folder)
+        card = adapter_card(folder, repo_id) if config is None else checkpoint_card(config, repo_id, tags)
+        return upload(folder, repo_id, card=card, stale=STALE[kind], private=private, token=token, **options)
+
+
+def _kind_of(folder: Path) -> str:
+    """Returns what is to be pushed: a run (with a model in it), a checkpoint, an adapter or a bank.
 
     Raises:
         FileNotFoundError: if it is none of them.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    if (folder / CONFIG_FILE).is_file():
-        return "adapter"
-    if _json(folder / "config.json").get("model_type") == TagiConfig.model_type:
-        return "checkpoint"
-    if "adapters" in _json(folder / INDEX_FILE):
-        return "bank"
-    if (folder / "settings.yaml").is_file() and (folder / "model" / "config.json").is_file():
-        return "run"
+    kind = kind_in(folder)
+    if kind in ("checkpoint", "adapter", "bank") or kind == "run" and kind_in(folder / "model") == "checkpoint":
+        return kind
     raise FileNotFoundError(
         f"{folder} is nothing that can be pushed: a checkpoint has a config.json of model_type 'tagi', an adapter an "
         f"{CONFIG_FILE}, a bank of task adapters an {INDEX_FILE}, a run settings.yaml and model/"

@@ -7,8 +7,8 @@ from typing import Callable, Optional
 from ..common.processes import say
 from ..modeling_tagi import TagiModel
 from ..training.settings import RunSettings
-from ..uploads import require_right_to_push
 from .push import push_folder
+from .uploads import require_right_to_push
 
 
 def repository_of(settings: RunSettings) -> Optional[str]:

@@ -7,7 +7,14 @@ from typing import Optional, Sequence
 import yaml
 from huggingface_hub import EvalResult
 
-from ..cards import (
+from ..common.writing import write_text
+from ..configuration_tagi import TagiConfig
+from ..data.readers import READERS
+from ..evaluation.report.page import Plot, Section, Table
+from ..evaluation.report.parts import duration, number, read_json
+from ..evaluation.report.run_report import columns_of
+from ..evaluation.report.write import read_report
+from .cards import (
     CARD_FILE,
     CITATION,
     CODE_LICENCE,
@@ -20,13 +27,6 @@ from ..cards import (
     source_of,
     written,
 )
-from ..common.writing import write_text
-from ..configuration_tagi import TagiConfig
-from ..data.readers import READERS
-from ..evaluation.report.page import Plot, Section, Table
-from ..evaluation.report.parts import duration, number, read_json
-from ..evaluation.report.run_report import columns_of
-from ..evaluation.report.write import read_report
 
 PLOTS_FOLDER = "plots"
 _PLOTS = ("scores-", "score-over-steps", "loss-finetuning", "adapters")  # beginnings of the names of those shown

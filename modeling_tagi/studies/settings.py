@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from ..common.names import file_name
 from ..common.yaml_files import read_recipe, read_yaml
-from ..folders import file_name
 from ..training.methods import METHODS
 from ..training.run import flat
 from ..training.settings import RunSettings, build_settings

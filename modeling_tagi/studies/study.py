@@ -17,7 +17,7 @@ from ..common.console import progress_bar
 from ..common.errors import TRACEBACK
 from ..common.writing import write_text
 from ..evaluation.report.write import write_report
-from ..folders import require_folder_for
+from ..hub import require_folder_for
 from ..planning.checks import check_cells
 from ..training.run import FREE_FIELDS, flat, has_begun
 from ..training.stage_keys import STAGES

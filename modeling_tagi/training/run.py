@@ -13,7 +13,7 @@ from ..common.processes import is_main, say, wait
 from ..common.writing import reading, write_text
 from ..common.yaml_files import flat
 from ..data.records import Record
-from ..folders import require_folder_for
+from ..hub import require_folder_for
 from . import stage_keys as keys
 from .settings import RunSettings
 

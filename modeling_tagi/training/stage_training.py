@@ -11,10 +11,10 @@ from transformers import ProgressCallback, Seq2SeqTrainingArguments, TrainerCall
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..common.console import progress_bar
+from ..common.names import file_name
 from ..common.processes import from_main, is_main, wait
 from ..common.randomness import derived_seed, unchanged_randomness
 from ..common.writing import write_text
-from ..folders import file_name
 from ..modeling_tagi import TagiModel, evaluating
 from .run import Run, Stage
 from .settings import StageSettings

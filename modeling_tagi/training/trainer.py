@@ -14,8 +14,8 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 from ..adapter import TagiAdapter
 from ..banks.stored import StoredAdapters
 from ..common.randomness import unchanged_randomness
+from ..common.writing import naming
 from ..data.sampling import Shares
-from ..folders import naming
 from ..lora import Application, applied
 from ..modeling_tagi import TagiModel, evaluating
 from . import losses

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Optional
 
-from ...folders import file_name
+from ...common.names import file_name
 from ..evaluate import COLUMNS, METHODS
 from .page import Plot, Section, Table
 from .parts import (

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from ...common.writing import replacing
-from ...folders import require_folder_for
+from ...hub import require_folder_for
 from .page import Plot, Section, html_page, markdown_page
 from .run_report import run_report
 from .study_report import study_report

@@ -6,9 +6,9 @@ import torch
 from hub_stand_in import log_in
 from huggingface_hub import constants, snapshot_download
 
-from modeling_tagi.cards import CARD_FILE
-from modeling_tagi.hub_errors import HubError
-from modeling_tagi.uploads import require_right_to_push, upload
+from modeling_tagi.hub import HubError
+from modeling_tagi.publishing.cards import CARD_FILE
+from modeling_tagi.publishing.uploads import require_right_to_push, upload
 
 WEIGHTS = "model.safetensors"
 
@@ -32,7 +32,7 @@ def test_a_folder_goes_up_in_one_commit_without_what_is_hidden(hub, folder):
     for name in (".cache/secret", "__pycache__/code.pyc"):
         (folder / name).parent.mkdir()
         (folder / name).write_text("no")
-    commit = upload(folder, "user/one", message="the first")
+    commit = upload(folder, "user/one", commit_message="the first")
     repository = hub.repositories["user/one"]
     assert repository.messages == ["initial commit", "the first"] and not repository.private
     assert set(hub.files("user/one")) == {".gitattributes", WEIGHTS, "config.json"}

@@ -9,15 +9,8 @@ from typing import Callable, Optional, Sequence, Union
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError
 
+from ..hub import said_in_one_line
 from .cards import CARD_FILE, is_edited
-from .hub_errors import said_in_one_line
-from .instruction_index import TEXTS_FILE, VECTORS_FILE
-
-# What could be left behind by another save, and would be read in place of the new files.
-STALE_CHECKPOINT = (
-    "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", TEXTS_FILE, VECTORS_FILE,
-)  # fmt: skip
-STALE_ADAPTER = ("adapter_model.*", "tagi_memory.safetensors", "tagi_adapter.json")
 
 _PICKLES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _TRAINING_STATES = ("optimizer*", "scheduler*", "rng_state*", "trainer_state.json", "scaler*", "global_step*")
@@ -52,8 +45,8 @@ def upload(
     private: bool = False,
     revision: Optional[str] = None,
     tag: Optional[str] = None,
-    message: Optional[str] = None,
-    description: Optional[str] = None,
+    commit_message: Optional[str] = None,
+    commit_description: Optional[str] = None,
     create_pr: bool = False,
     token: Optional[str] = None,
 ) -> CommitInfo:
@@ -69,7 +62,7 @@ def upload(
         private: Whether a repository that is made now is private.
         revision: A branch, made if there is none; the main one by default.
         tag: A tag for the commit.
-        message, description: Of the commit.
+        commit_message, commit_description: Of the commit.
         create_pr: Whether to open a pull request instead.
         token: By default the one that is logged in.
 
@@ -105,8 +98,8 @@ def upload(
         commit = api.create_commit(
             repo_id,
             operations,
-            commit_message=message or f"Upload {folder.resolve().name}",
-            commit_description=description,
+            commit_message=commit_message or f"Upload {folder.resolve().name}",
+            commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
         )

@@ -10,8 +10,8 @@ from peft import PeftModel
 
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.banks.adapter_bank import AdapterBank
-from modeling_tagi.hub_errors import HubError
-from modeling_tagi.publishing.push import kind_of, push_folder
+from modeling_tagi.hub import HubError, kind_in
+from modeling_tagi.publishing.push import push_folder
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def run(checkpoint, tmp_path):
 def test_every_kind_is_known_and_pushed_with_a_card_that_the_hub_takes(hub, request, kind):
     folder = request.getfixturevalue(kind)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert kind_of(folder) == kind
+    assert kind_in(folder) == kind
     assert push_folder(folder, "user/one", tag="v1") == f"{hub.endpoint}/user/one"
     files, inside = hub.files("user/one", "v1"), folder / "model" if kind == "run" else folder
     for path in (path for path in inside.rglob("*") if path.is_file()):

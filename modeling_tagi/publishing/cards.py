@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Optional, Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE
-from .instructions import OUTPUT_HEAD
+from ..adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE
+from ..hub import is_repository
+from ..instructions import OUTPUT_HEAD
 
 CARD_FILE = "README.md"
 TAGS = ["tagi", "hypernetwork", "lora"]
@@ -29,11 +29,6 @@ _MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{64})") + r"\Z"
 _NAMED = re.compile(r'(?<=AutoModel\.from_pretrained\()"[^"\n]*"')
 # What vLLM takes as max_lora_rank.
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-def is_repository(name: Optional[str]) -> bool:
-    """Whether a name can be a repository on the Hub, and is no folder."""
-    return bool(name) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
 
 
 def written(data: ModelCardData, blocks: Sequence[str]) -> str:

@@ -5,12 +5,11 @@ import pytest
 from hub_stand_in import metadata_errors
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
-from modeling_tagi.cards import (
+from modeling_tagi.publishing.cards import (
     adapter_card,
     checkpoint_card,
     fenced,
     is_edited,
-    is_repository,
     renamed,
     written,
 )
@@ -46,20 +45,6 @@ def test_a_card_that_was_written_here_is_told_from_an_edited_one():
     assert all(map(is_edited, (*changes, "# by hand")))
     for nothing in (None, "", "---\nlicense: mit\n---\n"):  # the last as the Hub's site makes it
         assert not is_edited(nothing)
-
-
-@pytest.mark.parametrize(
-    "name, good",
-    [("user/name", True), ("gpt2", True), ("/home/me/model", False), ("a/b/c", False), ("", False), (None, False)],
-)
-def test_what_can_be_a_repository(name, good):
-    assert is_repository(name) is good
-
-
-def test_a_folder_is_no_repository(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "one").mkdir(parents=True)
-    assert not is_repository("runs/one")
 
 
 def test_no_text_can_end_its_block():
