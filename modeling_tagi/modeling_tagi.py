@@ -1,6 +1,7 @@
 """TagiModel: a language model, and the hypernetwork that writes LoRA adapters for it from instructions."""
 
 import weakref
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -57,7 +58,7 @@ from .lora import (
     pre_hook_once,
     take_rows,
 )
-from .modes import evaluating
+from .modes import evaluating, keeping_caches
 from .named_backbone import auto_class, is_quantized
 from .tokens import Tokens, alike_in_length, generation_tensors, pad
 
@@ -137,6 +138,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         backbone: A language model to use instead of a new one made from `config.backbone_config`.
     """
 
+    _checkpointing = False  # also while a thread has put it aside
     adapter_class = TagiAdapter  # at hand where only the checkpoint's code is: model.adapter_class.from_pretrained
 
     def __init__(self, config: TagiConfig, backbone: Optional[PreTrainedModel] = None):
@@ -224,6 +226,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             )
         function = carry_through_checkpointing(gradient_checkpointing_func)
         super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=function, **kwargs)
+        self._checkpointing = enable
 
     def get_input_embeddings(self):
         return self.backbone.get_input_embeddings()
@@ -363,7 +366,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             cache = DynamicCache() if self.config.fusion != "none" else None
             # tokens are counted and not places, as in `forward`: some that are masked may lie between others
             places = {} if cache is None else {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
-            with applied(Application(new_cache=lambda: cache, checkpointing=False) if cache is not None else None):
+            reading = Application(new_cache=lambda: cache, checkpointing=False) if cache is not None else None
+            with applied(reading), self._keeping_caches():
                 states = self.backbone.base_model(
                     input_ids=input_ids,
                     attention_mask=attention_mask,
@@ -496,7 +500,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
             kwargs["decoder_input_ids"] = decoder_input_ids
         application = self._application(adapter, task_index)
-        with applied(application):
+        with applied(application), self._keeping_caches():
             if adapter is None or adapter.memory is None:
                 kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
             elif self.config.is_encoder_decoder:
@@ -555,7 +559,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         kwargs = {**config.update(**kwargs), "generation_config": config}
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is None:
-            return self.backbone.generate(input_ids, **kwargs)
+            with self._keeping_caches():
+                return self.backbone.generate(input_ids, **kwargs)
         given = _first(input_ids, kwargs.get("inputs_embeds"))
         if given is None:
             raise ValueError(
@@ -568,7 +573,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if task_index is not None and not self.config.is_encoder_decoder:  # one gather now, not in every step
             adapter, task_index = adapter[task_index], None
         _require_drafts_that_fit(self, adapter, config, kwargs.get("assistant_model"))
-        with applied(self._application(adapter, task_index).cast(self.dtype).by_row()):
+        application = self._application(adapter, task_index).cast(self.dtype).by_row()
+        with applied(application), self._keeping_caches():
             if self.config.is_encoder_decoder:
                 asked = {name: True for name in _ASKED if getattr(config, name)}
                 embeds = kwargs.pop("inputs_embeds", None)
@@ -628,6 +634,12 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     def _hidden_start(self) -> Optional[int]:
         """The token that begins a text, where it is not seen a second time behind an instruction."""
         return self.config.backbone_config.bos_token_id if self.config.continued else None
+
+    def _keeping_caches(self):
+        """The block in which a call without gradients is no different where gradient checkpointing is on."""
+        if torch.is_grad_enabled() or not self.backbone.training or not self._checkpointing:
+            return nullcontext()
+        return keeping_caches(self.backbone)
 
     def _checked(self, adapter: TagiAdapter, task_index: Any, given: Tensor, mask: Optional[Tensor]):
         """Returns the needed `task_index [batch]`, if any, after a look at whether adapters and inputs go together."""

@@ -27,6 +27,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def keeping_caches(model: nn.Module) -> Iterator[None]:
+    """Puts gradient checkpointing aside inside the block, for calls without gradients: nothing is recomputed then, but
+    layers would lose their key-value caches; all is as it was after the last thread's block."""
+    with _held(model, _without_checkpointing):
+        yield
+
+
+@contextmanager
 def _held(model: nn.Module, change: Callable[[nn.Module], Callable[[], None]]) -> Iterator[None]:
     """Changes the model if no other block has done so, and undoes it unless another still needs it."""
     with _LOCK:
@@ -50,6 +58,18 @@ def _to_eval(model: nn.Module) -> Callable[[], None]:
     def undo():  # of what was done inside the block as well, such as a `train()` before an interrupt
         for module in model.modules():
             module.training = module in training
+
+    return undo
+
+
+def _without_checkpointing(model: nn.Module) -> Callable[[], None]:
+    checkpointed = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for module in checkpointed:
+        module.gradient_checkpointing = False
+
+    def undo():
+        for module in checkpointed:
+            module.gradient_checkpointing = True
 
     return undo
 

@@ -116,3 +116,27 @@ def test_generate_reads_embedded_inputs(made, family, fusion):
     found = model.generate(inputs_embeds=embedded, adapter=adapters, max_new_tokens=4)
     expected = model.generate(ids, adapter=adapters, max_new_tokens=4)
     assert torch.equal(found, expected if family == "t5" else expected[:, 15:])
+
+
+@pytest.mark.parametrize("family", ["t5", "llama", "gpt2", "gpt_neox", "gemma3_text"])
+@every_fusion
+@torch.no_grad()
+def test_without_gradients_a_model_that_checkpoints_answers_as_one_that_does_not(made, random_ids, family, fusion):
+    model, adapters, ids = made(family, fusion)
+    parts = [{"input_ids": ids[:, :11]}, {"input_ids": ids[:, 11:]}]
+    if family == "t5":
+        parts = [{"input_ids": ids, "decoder_input_ids": part["input_ids"]} for part in parts]
+    model.train()
+
+    def answers():
+        first = model(**parts[0], adapter=adapters, use_cache=True)
+        second = model(**parts[1], adapter=adapters, cache=first.cache, use_cache=True)
+        made = model(ids, labels=ids, instruction_input_ids=random_ids(2, 5, 4))
+        generated = model.generate(ids, adapter=adapters, max_new_tokens=5), model.generate(ids, max_new_tokens=5)
+        return first.logits, second.logits, made.logits, *generated
+
+    expected = answers()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for found, wanted in zip(answers(), expected):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert model.training and model.is_gradient_checkpointing

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_tagi.modes import evaluating, frozen
+from modeling_tagi.modes import evaluating, frozen, keeping_caches
 
 
 @pytest.fixture
@@ -41,6 +41,27 @@ def test_an_error_inside_leaves_the_model_as_it_was(model, mode):
     with mode(model), mode(model):
         pass
     assert state(model) == before
+
+
+@torch.no_grad()
+def test_gradient_checkpointing_is_put_aside_as_long_as_any_call_without_gradients_lasts(make_model, random_ids):
+    model = make_model("llama", "concat").train()
+    adapter, ids = model.generate_adapter([5, 6, 7]), random_ids(2, 5)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    other, seen = keeping_caches(model.backbone), []
+    other.__enter__()
+
+    def end_the_other(*_):
+        if not seen:
+            other.__exit__(None, None, None)
+        seen.append(model.is_gradient_checkpointing)
+
+    model.backbone.base_model.layers[0].register_forward_hook(end_the_other)
+    model.generate(ids, adapter=adapter, max_new_tokens=3)
+    assert len(seen) == 3 and not any(seen) and model.is_gradient_checkpointing
+    model.gradient_checkpointing_disable()
+    model.generate(ids, adapter=adapter, max_new_tokens=3)
+    assert not model.is_gradient_checkpointing
 
 
 def test_two_tunings_at_once_leave_no_gradient_and_are_each_as_alone(make_model, tokenizer):
