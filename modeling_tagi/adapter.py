@@ -8,14 +8,16 @@ import weakref
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import accumulate
-from typing import Iterator, Optional, Sequence, Union
+from typing import Any, Iterator, Optional, Sequence, Union
 
 import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from .adapter_checks import DTYPES
-from .adapter_files import read_adapter, write_adapter
+from .adapter_algebra import combine, cosine_similarity, merge, require_adapters
+from .adapter_files import DTYPES, read_adapter, write_adapter
+from .adapter_tuning import tune
 from .hub import push_saved
 
 
@@ -215,13 +217,17 @@ class TagiAdapter:
         return replace(self, memory=None)
 
     def similarity(self, other: Optional["TagiAdapter"] = None) -> Tensor:
-        """Cosines of the updates ΔW over all modules, exact: `[tasks, tasks of other]`; without `other`, to itself.
+        """Returns the cosines of the updates ΔW over all modules, exact; without `other`, to itself.
+
+        The adapters may differ in rank, in scale and in the modules they change; a module that one of them leaves
+        alone adds to the other's norm only. An update of zero has the cosine 0 with any.
+
+        Returns:
+            `[tasks, tasks of other]`, fp32 on the CPU.
 
         Raises:
-            ValueError: if the two are for backbones of different shapes or weights.
+            ValueError: if the adapters are for different backbones, as shapes or fingerprints of the weights tell.
         """
-        from .adapter_algebra import cosine_similarity
-
         return cosine_similarity(self, self if other is None else other)
 
     @classmethod
@@ -232,29 +238,75 @@ class TagiAdapter:
         rank: Optional[int] = None,
         memory: Union[int, str, None] = None,
     ) -> "TagiAdapter":
-        """The adapter whose updates are `Σ weight * ΔW`: exactly, or the nearest of `rank`; see
-        [`adapter_algebra.combine`]. `memory` says what becomes of instruction memories: a number, or `"join"`."""
-        from .adapter_algebra import combine
+        """Returns the adapter whose updates are `Σ weight * ΔW`.
 
-        return combine(adapters, weights, rank, memory)
-
-    def merge_into(self, model):
-        """A copy of the model's backbone with `W + ΔW` for its weights, a plain transformers model; see
-        [`adapter_algebra.merge`]. The model stays as it is.
+        Args:
+            adapters: One task each, or one object with several tasks. They may differ in rank and scale.
+            weights: One for each; any finite numbers.
+            rank: Of the result, which is then the nearest to the sum of that rank, module by module (a singular value
+                decomposition of the low-rank product). `None` is the sum itself, of the sum of their ranks.
+            memory: What becomes of the encoded instructions that a generator with fusion also attends to, and which
+                have no weighted sum. The number of the adapter whose instruction is kept; or `"join"`, all of them,
+                without regard to the weights; in a causal backbone each has the positions that it has alone. `None`
+                if there are none.
 
         Raises:
-            ValueError: if the weights cannot hold what the adapter does, such as an instruction memory.
+            TypeError: if one is no [`TagiAdapter`].
+            ValueError: if numbers of adapters and weights differ, a weight is not finite, the adapters are for
+                different backbones or differ in the modules that they change, or there are instruction memories and
+                nothing says what becomes of them.
         """
-        from .adapter_algebra import merge
+        return combine(adapters, weights, rank, memory)
 
+    def merge_into(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Returns a copy of the model's backbone with `W + ΔW` for its weights: a plain transformers model.
+
+        Args:
+            model: The [`TagiModel`] whose backbone is copied; it is left as it is.
+
+        Raises:
+            ValueError: if there are several adapters, the instruction memory would be lost, the adapter is another
+                backbone's, or a weight is quantised or shared with a module that the adapter does not change.
+        """
         return merge(self, model)
 
-    def tune(self, records: Sequence, steps: int = 100, **options) -> "TagiAdapter":
-        """A few gradient steps on examples, from this adapter: a new one, of the same shape; see
-        [`adapter_tuning.tune`]. One that was read from disk takes `model=`."""
-        from .adapter_tuning import tune
+    def tune(
+        self,
+        records: Sequence[Any],
+        steps: int = 100,
+        *,
+        model: Optional[PreTrainedModel] = None,
+        learning_rate: float = 1e-3,
+        batch_size: int = 8,
+        max_input_length: Optional[int] = None,
+        max_target_length: Optional[int] = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> "TagiAdapter":
+        """Tunes the adapter on examples by AdamW, with a learning rate that falls in a line to 0; returns a new one.
 
-        return tune(self, records, steps, **options)
+        The backbone is frozen, and used without dropout. An instruction memory is used and kept as it is.
+
+        Args:
+            records: Examples, as dicts `{"input": …, "target": …}`, pairs (input, target), or objects with an `input`
+                and `targets`, of which the first is taken. For an adapter of several tasks a list of such lists, one
+                for each; they are tuned side by side, each as it would be alone.
+            steps: Optimizer steps.
+            model: The TagiModel to tune with; `None` is the one that generated the adapter, while that lives.
+            learning_rate: At its highest.
+            batch_size: Examples of each task in a step; all of them where there are no more.
+            max_input_length, max_target_length: Tokens kept of each; `None` is all.
+            seed: Of the draws of examples. The same seed gives the same adapter; no other randomness is used or
+                changed.
+            progress: Whether a bar is shown.
+
+        Raises:
+            ValueError: if no model is known, the adapter is another backbone's, there is no example, or one cannot be
+                read; if tuning diverges.
+        """
+        return tune(
+            self, records, steps, model, learning_rate, batch_size, max_input_length, max_target_length, seed, progress
+        )
 
     def _map(self, function) -> "TagiAdapter":
         return replace(
@@ -377,27 +429,6 @@ class TagiAdapter:
 def instruction_hash(text: str) -> str:
     """SHA-256 of an instruction text, as adapters record it."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def require_adapters(whose: str, adapters: Sequence["TagiAdapter"]) -> list["TagiAdapter"]:
-    """The adapters as a list.
-
-    Args:
-        whose: The function that got them.
-
-    Raises:
-        TypeError: if one is something else.
-    """
-    if isinstance(adapters, str) or not hasattr(adapters, "__iter__"):
-        raise TypeError(f"{whose} got a {type(adapters).__name__}, but takes a list of TagiAdapters")
-    adapters = list(adapters)
-    for number, adapter in enumerate(adapters):
-        if not hasattr(adapter, "lora_a"):  # not by its class: a checkpoint brings one of its own
-            raise TypeError(
-                f"{whose} takes TagiAdapters (generate_adapter's, or TagiAdapter.from_pretrained's), but number "
-                f"{number} is a {type(adapter).__name__}"
-            )
-    return adapters
 
 
 def _require_alike(first: TagiAdapter, other: TagiAdapter, number: int):

@@ -1,6 +1,7 @@
-"""Adapters as things to calculate with: inner products, weighted sums, merging into a backbone.
+"""Calculating with adapters: inner products, weighted sums, merging into a backbone.
 
-Updates are taken as they are, ΔW = scaling * B A; none is formed but where it goes into a weight.
+Functions here take a [`TagiAdapter`] by its fields. Its updates are ΔW = scaling * B A; none is formed but where it
+goes into a weight.
 """
 
 import copy
@@ -14,13 +15,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .adapter import InstructionMemory, TagiAdapter, require_adapters
 from .fit import require_fit, require_one_backbone
 from .lora import remove_hooks
 
 
 def inner_products(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Tensor:
-    """`⟨B A, B' A'⟩`, the sum of the products of their entries, from rank × rank products.
+    """Returns `⟨B A, B' A'⟩`, the sum of the products of their entries, from rank × rank products.
 
     Args:
         a, other_a: `[..., rank, d_in]`; the ranks may differ, and what stands before them is broadcast.
@@ -33,15 +33,8 @@ def inner_products(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Te
 
 
 @torch.no_grad()
-def cosine_similarity(one: TagiAdapter, other: TagiAdapter) -> Tensor:
-    """Cosines of the updates over all modules, exact: `[tasks of one, tasks of other]`, fp32 on the CPU.
-
-    The adapters may differ in rank, in scale and in the modules they change; a module that one of them leaves alone
-    adds to the other's norm only. An update of zero has the cosine 0 with any.
-
-    Raises:
-        ValueError: if the adapters are for different backbones, as shapes or fingerprints of the weights tell.
-    """
+def cosine_similarity(one, other) -> Tensor:
+    """Returns the cosines of all updates, `[tasks of one, tasks of other]`, fp32; see `TagiAdapter.similarity`."""
     require_one_backbone(require_adapters("similarity", [one, other]))
     gram = torch.zeros(len(one), len(other), dtype=torch.float64)
     for path in one.lora_a.keys() & other.lora_a.keys():
@@ -54,7 +47,7 @@ def cosine_similarity(one: TagiAdapter, other: TagiAdapter) -> Tensor:
     return (gram / scale.clamp_min(torch.finfo(torch.float64).tiny)).float()
 
 
-def _norms(adapter: TagiAdapter) -> Tensor:
+def _norms(adapter) -> Tensor:
     total = torch.zeros(len(adapter), dtype=torch.float64)
     for path in adapter.lora_a:
         a, b = (x.to("cpu", torch.float64) for x in _factors(adapter, path))
@@ -62,43 +55,45 @@ def _norms(adapter: TagiAdapter) -> Tensor:
     return total.clamp_min(0).sqrt()
 
 
-def _factors(adapter: TagiAdapter, path: str) -> tuple[Tensor, Tensor]:
-    """A, and B with the scale in it."""
+def _factors(adapter, path: str) -> tuple[Tensor, Tensor]:
+    """Returns A, and B with the scale in it."""
     return adapter.lora_a[path], adapter.lora_b[path] * adapter.scaling
 
 
 @torch.no_grad()
-def combine(
-    adapters: Sequence[TagiAdapter],
-    weights: Sequence[float],
-    rank: Optional[int] = None,
-    memory: Union[int, str, None] = None,
-) -> TagiAdapter:
-    """The adapter whose updates are `Σ weight * ΔW`.
-
-    Args:
-        adapters: One task each, or one object with several tasks. They may differ in rank and scale.
-        weights: One for each; any finite numbers.
-        rank: Of the result, which is then the nearest to the sum of that rank, module by module (a singular value
-            decomposition of the low-rank product). `None` is the sum itself, of the sum of their ranks.
-        memory: What becomes of the encoded instructions that a generator with fusion also attends to, and which have
-            no weighted sum. The number of the adapter whose instruction is kept; or `"join"`, all of them, without
-            regard to the weights; in a causal backbone each has the positions that it has alone. `None` if there are
-            none.
-
-    Raises:
-        TypeError: if one is no [`TagiAdapter`].
-        ValueError: if numbers of adapters and weights differ, a weight is not finite, the adapters are for different
-            backbones or differ in the modules that they change, or there are instruction memories and nothing says
-            what becomes of them.
-    """
+def combine(adapters: Sequence, weights: Sequence[float], rank: Optional[int], memory: Union[int, str, None]):
+    """Returns the adapter whose updates are `Σ weight * ΔW`; see `TagiAdapter.combine`."""
     adapters, weights = require_adapters("combine", adapters), [float(weight) for weight in weights]
+    _require_combinable(adapters, weights, rank)
+    first, total = adapters[0], sum(adapter.rank for adapter in adapters)
+    lora_a, lora_b = {}, {}
+    for path in first.lora_a:
+        parts_a = [adapter.lora_a[path].to(first.device) for adapter in adapters]
+        parts_b = [
+            adapter.lora_b[path].to(first.device) * (weight * adapter.scaling / first.scaling)
+            for adapter, weight in zip(adapters, weights)
+        ]
+        lora_a[path], lora_b[path] = torch.cat(parts_a, 1), torch.cat(parts_b, 2)
+        if rank is not None:
+            lora_a[path], lora_b[path] = truncated(lora_a[path], lora_b[path], rank)
+    return replace(
+        first,
+        lora_a=lora_a,
+        lora_b=lora_b,
+        lora_alpha=first.scaling * (rank or total),
+        memory=_combined_memory([adapter.memory for adapter in adapters], memory),
+        provenance=_combined_provenance(adapters, weights),
+        peft_config=dict(first.peft_config),
+        origin=None,
+    )
+
+
+def _require_combinable(adapters: Sequence, weights: Sequence[float], rank: Optional[int]):
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"combine got {len(adapters)} adapters and {len(weights)} weights; give one weight for each")
-    for number, adapter in enumerate(adapters):
+    for number, (adapter, weight) in enumerate(zip(adapters, weights)):
         if len(adapter) != 1:
             raise ValueError(f"combine sums single adapters, but adapter {number} holds {len(adapter)}; choose by [i]")
-    for number, weight in enumerate(weights):
         if not math.isfinite(weight):
             raise ValueError(f"weight {number} of combine is {weight}, but weights must be finite numbers")
     if rank is not None and (type(rank) is not int or rank < 1):
@@ -111,30 +106,49 @@ def combine(
                 f"adapters 0 and {number} change different modules ({others[0]!r} is in one of them alone, and "
                 f"{len(others) - 1} more); combine takes adapters for the same modules"
             )
-    kept = _combined_memory(adapters, memory)
-    first = adapters[0]
-    total, lora_a, lora_b = sum(adapter.rank for adapter in adapters), {}, {}
-    for path in first.lora_a:
-        parts_a = [adapter.lora_a[path].to(first.device) for adapter in adapters]
-        parts_b = [
-            adapter.lora_b[path].to(first.device) * (weight * adapter.scaling / first.scaling)
-            for adapter, weight in zip(adapters, weights)
-        ]
-        lora_a[path], lora_b[path] = torch.cat(parts_a, 1), torch.cat(parts_b, 2)
-        if rank is not None:
-            lora_a[path], lora_b[path] = truncated(lora_a[path], lora_b[path], rank)
-    return TagiAdapter(
-        lora_a=lora_a,
-        lora_b=lora_b,
-        lora_alpha=first.scaling * (rank or total),
-        memory=kept,
-        provenance=_combined_provenance(adapters, weights),
-        peft_config=dict(first.peft_config),
-    )
+
+
+def _combined_memory(memories: Sequence, choice: Union[int, str, None]):
+    if all(memory is None for memory in memories):
+        return None
+    if isinstance(choice, int) and not isinstance(choice, bool) and 0 <= choice < len(memories):
+        return memories[choice]
+    if choice != "join":
+        raise ValueError(
+            f"the adapters have instruction memories, which have no weighted sum, and memory is {choice!r}: give the "
+            f"number of the adapter whose instruction is kept (0 to {len(memories) - 1}) or memory='join' to attend "
+            "to all of them, or combine each adapter.without_memory()"
+        )
+    kinds = {frozenset(memory.tensors()) if memory is not None else frozenset() for memory in memories}
+    if len(kinds) > 1:
+        raise ValueError("memory='join' takes adapters of one generator, but theirs differ in kind of memory")
+    parts = [memory.trimmed().tensors() for memory in memories]
+    axes = {"mask": 1, "states": 1}  # of the tokens; -2 in all others
+    return replace(memories[0], **{
+        name: torch.cat([part[name] for part in parts], axes.get(name, -2)) for name in parts[0]
+    })  # fmt: skip
+
+
+def _combined_provenance(adapters: Sequence, weights: Sequence[float]) -> tuple[dict, ...]:
+    parts = [dict(adapter.provenance[0]) if adapter.provenance else {} for adapter in adapters]
+    if not any(parts):
+        return ()
+    common = {}
+    for name in ("generator", "generator_revision", "backbone", "backbone_revision", "input_format"):
+        values = [part.get(name) for part in parts]
+        common[name] = values[0] if all(value == values[0] for value in values) else None
+    marks = [part.get("backbone_fingerprint") for part in parts]
+    common["backbone_fingerprint"] = next((mark for mark in marks if mark), None)  # alike, in whatever precision
+    kept = ("instruction", "instruction_sha256", "tuned", "combined")
+    described = [
+        {"weight": weight, **{name: part[name] for name in kept if part.get(name) is not None}}
+        for weight, part in zip(weights, parts)
+    ]
+    return ({"instruction": None, **common, "combined": described},)
 
 
 def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors of rank `rank` whose product is nearest to `b @ a`, which is not formed.
+    """Returns the factors of rank `rank` whose product is nearest to `b @ a`, which is not formed.
 
     Args:
         a: `[tasks, old_rank, d_in]`.
@@ -154,8 +168,8 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return F.pad(new_a, (0, 0, 0, max(0, missing))).to(a.dtype), F.pad(new_b, (0, max(0, missing))).to(b.dtype)
 
 
-def with_rank(adapter: TagiAdapter, rank: int, lora_alpha: float) -> TagiAdapter:
-    """The same updates in factors of a higher rank, filled up with zeros, and at another scale.
+def with_rank(adapter, rank: int, lora_alpha: float):
+    """Returns the same updates in factors of a higher rank, filled up with zeros, and at another scale.
 
     Raises:
         ValueError: if `rank` is below the adapter's.
@@ -173,17 +187,20 @@ def with_rank(adapter: TagiAdapter, rank: int, lora_alpha: float) -> TagiAdapter
 
 
 @torch.no_grad()
-def merge(adapter: TagiAdapter, model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the backbone with `W + ΔW` for its weights: a plain transformers model, no adapter needed.
+def merge(adapter, model: PreTrainedModel) -> PreTrainedModel:
+    """Returns a copy of the backbone with `W + ΔW` for its weights; see `TagiAdapter.merge_into`."""
+    _require_mergeable(adapter, model)
+    merged = copy.deepcopy(model.backbone)
+    remove_hooks(merged)
+    for path in adapter.lora_a:
+        module = merged.get_submodule(path)
+        a, b = (x[0].to(module.weight.device, torch.float32) for x in _factors(adapter, path))
+        update = (b @ a).T if isinstance(module, Conv1D) else b @ a
+        module.weight.copy_(module.weight.float() + update)
+    return merged
 
-    Args:
-        adapter: One task's, without instruction memory.
-        model: The [`TagiModel`] whose backbone is copied; it is left as it is.
 
-    Raises:
-        ValueError: if there are several adapters, the instruction memory would be lost, the adapter is another
-            backbone's, or a weight is quantised or shared with a module that the adapter does not change.
-    """
+def _require_mergeable(adapter, model: PreTrainedModel):
     if len(adapter) != 1:
         raise ValueError(f"one adapter can be merged into a backbone, this object holds {len(adapter)}; choose by [i]")
     if adapter.memory is not None:
@@ -207,50 +224,24 @@ def merge(adapter: TagiAdapter, model: PreTrainedModel) -> PreTrainedModel:
         if len(owners.get(id(weight), ())) > 1:
             shared = ", ".join(owners[id(weight)])
             raise ValueError(f"{path} shares its weight ({shared}): merging would change both; use the adapter beside")
-    merged = copy.deepcopy(model.backbone)
-    remove_hooks(merged)
-    for path in adapter.lora_a:
-        module = merged.get_submodule(path)
-        a, b = (x[0].to(module.weight.device, torch.float32) for x in _factors(adapter, path))
-        update = (b @ a).T if isinstance(module, Conv1D) else b @ a
-        module.weight.copy_(module.weight.float() + update)
-    return merged
 
 
-def _combined_memory(adapters: Sequence[TagiAdapter], choice: Union[int, str, None]) -> Optional[InstructionMemory]:
-    memories = [adapter.memory for adapter in adapters]
-    if all(memory is None for memory in memories):
-        return None
-    if isinstance(choice, int) and not isinstance(choice, bool) and 0 <= choice < len(memories):
-        return memories[choice]
-    if choice != "join":
-        raise ValueError(
-            f"the adapters have instruction memories, which have no weighted sum, and memory is {choice!r}: give the "
-            f"number of the adapter whose instruction is kept (0 to {len(memories) - 1}) or memory='join' to attend "
-            "to all of them, or combine each adapter.without_memory()"
-        )
-    kinds = {frozenset(memory.tensors()) if memory is not None else frozenset() for memory in memories}
-    if len(kinds) > 1:
-        raise ValueError("memory='join' takes adapters of one generator, but theirs differ in kind of memory")
-    parts = [memory.trimmed().tensors() for memory in memories]
-    axes = {"mask": 1, "states": 1}  # of the tokens; -2 in all others
-    joined = {name: torch.cat([part[name] for part in parts], axes.get(name, -2)) for name in parts[0]}
-    return InstructionMemory(**joined)
+def require_adapters(whose: str, adapters: Sequence) -> list:
+    """Returns the adapters as a list.
 
+    Args:
+        whose: The function that got them.
 
-def _combined_provenance(adapters: Sequence[TagiAdapter], weights: Sequence[float]) -> tuple[dict, ...]:
-    parts = [dict(adapter.provenance[0]) if adapter.provenance else {} for adapter in adapters]
-    if not any(parts):
-        return ()
-    common = {}
-    for name in ("generator", "generator_revision", "backbone", "backbone_revision", "input_format"):
-        values = [part.get(name) for part in parts]
-        common[name] = values[0] if all(value == values[0] for value in values) else None
-    marks = [part.get("backbone_fingerprint") for part in parts]
-    common["backbone_fingerprint"] = next((mark for mark in marks if mark), None)  # alike, in whatever precision
-    kept = ("instruction", "instruction_sha256", "tuned", "combined")
-    described = [
-        {"weight": weight, **{name: part[name] for name in kept if part.get(name) is not None}}
-        for weight, part in zip(weights, parts)
-    ]
-    return ({"instruction": None, **common, "combined": described},)
+    Raises:
+        TypeError: if one is something else.
+    """
+    if isinstance(adapters, str) or not hasattr(adapters, "__iter__"):
+        raise TypeError(f"{whose} got a {type(adapters).__name__}, but takes a list of TagiAdapters")
+    adapters = list(adapters)
+    for number, adapter in enumerate(adapters):
+        if not hasattr(adapter, "lora_a"):  # not by its class: a checkpoint brings one of its own
+            raise TypeError(
+                f"{whose} takes TagiAdapters (generate_adapter's, or TagiAdapter.from_pretrained's), but number "
+                f"{number} is a {type(adapter).__name__}"
+            )
+    return adapters

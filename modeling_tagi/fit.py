@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .adapter import TagiAdapter
 from .families import positions_of
 
 
-def require_fit(adapter: TagiAdapter, model: PreTrainedModel):
+def require_fit(adapter, model: PreTrainedModel):
     """Refuses the adapter of another backbone."""
     backbones = sorted({str(source.get("backbone")) for source in adapter.provenance}) or ["None"]
     whose = f"the adapter was made for the backbone {', '.join(backbones)}"
@@ -42,7 +41,7 @@ def require_fit(adapter: TagiAdapter, model: PreTrainedModel):
         raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
 
 
-def _memory_shapes(adapter: TagiAdapter, model: PreTrainedModel) -> dict[str, tuple[str, tuple, tuple]]:
+def _memory_shapes(adapter, model: PreTrainedModel) -> dict[str, tuple[str, tuple, tuple]]:
     """By part of the memory: what it is, its shape without tasks and tokens, and the shape that the model has."""
     memory, shapes = adapter.memory, {}
     config = model.config.backbone_config.get_text_config()
@@ -71,7 +70,7 @@ def _times(shape: tuple) -> str:
 
 
 def require_positions(
-    model: PreTrainedModel, input_ids: Tensor, mask: Optional[Tensor], adapter: Optional[TagiAdapter]
+    model: PreTrainedModel, input_ids: Tensor, mask: Optional[Tensor], adapter
 ):
     """Refuses inputs for whose tokens, with the instruction before them in a causal backbone, there is no position."""
     prefix = adapter.memory.mask if adapter.memory is not None and adapter.memory.prefix_keys is not None else None
@@ -104,7 +103,7 @@ def require_one_rotation(model: PreTrainedModel, places: int):
         )
 
 
-def require_rows(adapter: TagiAdapter, task_index: Optional[Tensor], rows: int):
+def require_rows(adapter, task_index: Optional[Tensor], rows: int):
     """Refuses a number of adapters that the batch has no use for."""
     if task_index is not None and len(task_index) != rows:
         raise ValueError(
@@ -117,7 +116,7 @@ def require_rows(adapter: TagiAdapter, task_index: Optional[Tensor], rows: int):
         )
 
 
-def fingerprint(adapter: TagiAdapter, backbone: nn.Module) -> Optional[list[float]]:
+def fingerprint(adapter, backbone: nn.Module) -> Optional[list[float]]:
     """A few weights that `adapter` changes, to tell another backbone's; `None` where they cannot be read.
 
     Two numbers of each of eight modules: those of another model, or of one that training has changed as a whole,
@@ -130,7 +129,7 @@ def fingerprint(adapter: TagiAdapter, backbone: nn.Module) -> Optional[list[floa
     return [round(value, 6) for value in rows.tolist()]
 
 
-def same_weights(one: TagiAdapter, other: TagiAdapter) -> Optional[bool]:
+def same_weights(one, other) -> Optional[bool]:
     """Whether two adapters were made for the same weights, whatever their precision, as far as their modules and
     fingerprints tell; `None` if these say nothing, such as for lack of a module in common."""
     for path in one.lora_a.keys() & other.lora_a.keys():
@@ -152,7 +151,7 @@ def same_weights(one: TagiAdapter, other: TagiAdapter) -> Optional[bool]:
     return all(verdicts) if verdicts else None
 
 
-def require_one_backbone(adapters: Sequence[TagiAdapter]):
+def require_one_backbone(adapters: Sequence):
     """Refuses adapters for different backbones, where they tell.
 
     Raises:
@@ -178,12 +177,12 @@ def require_one_backbone(adapters: Sequence[TagiAdapter]):
             )
 
 
-def _fingerprinted(adapter: TagiAdapter) -> list[str]:
+def _fingerprinted(adapter) -> list[str]:
     """Modules whose weights a fingerprint has, two numbers of each."""
     return sorted(adapter.lora_a)[:8]
 
 
-def _marks(adapter: TagiAdapter) -> list:
+def _marks(adapter) -> list:
     """The different fingerprints of an adapter's tasks."""
     marks = [source.get("backbone_fingerprint") for source in adapter.provenance]
     return [mark for number, mark in enumerate(marks) if mark and mark not in marks[:number]]

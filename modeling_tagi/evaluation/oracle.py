@@ -1,12 +1,14 @@
 """The oracle: the start with a LoRA tuned on instances of the evaluated task itself, without its instruction."""
 
 import random
+from functools import partial
 from typing import Mapping, Optional, Sequence
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 
 from ..adapter import TagiAdapter
+from ..adapter_tuning import lower_loss
 from ..common.console import progress_bar
 from ..common.randomness import derived_seed, unchanged_randomness
 from ..configuration_tagi import TagiConfig
@@ -115,7 +117,7 @@ def tune_adapters(
         The adapters in the order of `records_by_task`.
 
     Raises:
-        ValueError: if `steps` is below 1.
+        ValueError: if `steps` is below 1, or a loss is not finite.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}, but tuning takes at least 1")
@@ -131,20 +133,17 @@ def tune_adapters(
             tuner = AdapterTuner(model.backbone, chunk, model.hypernetwork.shared_factors(), model.config.lora_alpha)
             collator = RecordCollator(tokens, reads, {name: number for number, name in enumerate(chunk)}, "task")
             sampler = TaskBatchSampler(records, len(chunk), examples_per_task, steps, own, every=True)
-            optimizer = torch.optim.AdamW(tuner.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-            schedule = LambdaLR(optimizer, lambda step: 1 - step / steps)
+            batches = (collator([records[row] for row in rows]) for rows in sampler)
             tuner.train()
-            for rows in sampler:
-                batch = collator([records[row] for row in rows])
-                loss = tuner(**{name: tensor.to(model.device) for name, tensor in batch.items()})["loss"]
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
+            lower_loss(tuner.parameters(), batches, partial(_loss, tuner), steps, learning_rate, len(chunk), bar)
             tuner.eval()
             tuned.append(tuner.adapter().detach())
     return TagiAdapter.stack(tuned)
+
+
+def _loss(tuner: AdapterTuner, batch: dict[str, Tensor]) -> Tensor:
+    device = tuner.backbone.device
+    return tuner(**{name: tensor.to(device) for name, tensor in batch.items()})["loss"]
 
 
 def _instance(record: Record) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from typing import Sequence
 
 from torch import Tensor, nn
 
+from ..adapter import TagiAdapter
 from ..adapter_tuning import AdapterParameters, summed_task_losses, zero_b
 from ..lora import Application, applied
 
@@ -20,14 +21,18 @@ class AdapterTuner(AdapterParameters):
 
     def __init__(self, backbone: nn.Module, names: Sequence[str], shared_a: dict[str, Tensor], lora_alpha: float):
         a = {path: shared.detach().float().expand(len(names), -1, -1) for path, shared in shared_a.items()}
-        super().__init__(a, zero_b(backbone, a), lora_alpha)
-        self.names = list(names)
+        super().__init__(a, zero_b(backbone, a))
+        self.names, self.lora_alpha = list(names), lora_alpha
         self.config = backbone.config
         self._backbone = [backbone]  # in a list: its weights are no part of this model's
 
     @property
     def backbone(self) -> nn.Module:
         return self._backbone[0]
+
+    def adapter(self) -> TagiAdapter:
+        """Returns the adapters as they are now, with gradients."""
+        return TagiAdapter(**self.factors(), lora_alpha=self.lora_alpha)
 
     def train(self, mode: bool = True):
         self.backbone.train(mode)  # for its dropout
