@@ -15,7 +15,8 @@ from modeling_tagi.common.yaml_files import joined, read_recipe
 from modeling_tagi.costs.flops import TaskFlops
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.pipeline import run_experiment
-from modeling_tagi.planning.plan import plan_run, shown
+from modeling_tagi.planning.plan import plan_run
+from modeling_tagi.planning.printed import shown
 from modeling_tagi.studies.settings import cells, load_study
 from modeling_tagi.training.settings import build_settings, load_settings
 
@@ -113,7 +114,7 @@ def test_every_recipe_is_loaded_and_planned_where_neither_hub_nor_data_are(name,
     assert [stage["name"] for stage in plan["stages"]] == [s for s in STAGES if getattr(settings, s).steps]
     for stage in plan["stages"]:
         assert stage["flops"] > 0 and stage["seconds"] == pytest.approx(stage["flops"] / 160e12)
-        assert all(number > 0 for number in stage["memory"].values())
+        assert all(number > 0 for number in stage["device_memory"].values())
         assert stage["name"] in shown(plan)
 
 

@@ -45,7 +45,8 @@ def call(options) -> int:
         if not options.fields:  # then the file is at fault
             raise
         options.refuse(str(error))
-    from ..planning.plan import plan_run, shown
+    from ..planning.plan import plan_run
+    from ..planning.printed import shown
 
     plan = plan_run(
         settings,

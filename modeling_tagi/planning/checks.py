@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -11,20 +12,20 @@ import torch
 from transformers import PretrainedConfig, Seq2SeqTrainingArguments, Trainer, get_scheduler
 
 from ..configuration_tagi import TagiConfig
-from ..costs.flops import TaskFlops
 from ..costs.inference import lengths_of
-from ..costs.work import FLOAT, RunWork, TextLengths, stages_that_train, trained_parameters
+from ..costs.work import TextLengths
 from ..data.records import Record, Splits
 from ..data.sources import check_source, read_source
 from ..data.streams import RecordStream
 from ..evaluation.evaluate import spread
-from ..families import family_of
-from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from ..training import stages
 from ..training.backbones import backbone_config
 from ..training.settings import RunSettings
 from ..training.sharding.sharded import in_shares
+from ..training.stage_costs import RunCosts
+from ..training.stage_plans import stages_that_train
+from .shapes import built_on_meta, flops_of
 
 # Small tasks have a record several times in a batch; where even the largest would, more than so often, or in batches
 # larger than these, the batch is a mistake.
@@ -44,8 +45,8 @@ def check_setup(settings: RunSettings, backbone: PretrainedConfig):
         ValueError: naming the field.
     """
     check_source(settings.data.source, settings.data.options, settings.data.streaming)
-    for name in stages_that_train(settings):
-        _require_optimizer(name, getattr(settings, name))
+    for stage in stages_that_train(settings):
+        _require_optimizer(stage.name, getattr(settings, stage.name))
     built_on_meta(TagiConfig(backbone, **settings.tagi))
 
 
@@ -62,7 +63,7 @@ def check_data(settings: RunSettings, splits: Splits, text: Sequence[str]):
         if not records:
             raise ValueError(f"the split {name!r} has no records to evaluate; leave it out by evaluation.splits")
     counted = {by: _records_of(train, by) for by in ("task", "group")}
-    for name in stages_that_train(settings):
+    for name in (stage.name for stage in stages_that_train(settings)):
         stage = getattr(settings, name)
         if name in ("text", "pretraining"):
             if text:
@@ -115,20 +116,12 @@ def check_memory(settings: RunSettings, config: TagiConfig, adapters: int, lengt
     if in_shares():  # each process has a part, of which the plan knows nothing
         return
     there, what = memory_there()
-    if family_of(config.backbone_config) is None:
-        model = built_on_meta(config)
-        needs = {"the model's weights": FLOAT * sum(x.numel() for x in model.parameters())}
-        needs["gradients and optimizer"] = FLOAT * sum(x.numel() for x in trained_parameters(model, settings))
-        _require_memory("training", needs, 0.0, there, what)
-        return
-    work = RunWork(settings, TaskFlops(config), adapters)
-    for name in stages_that_train(settings):
-        limits = lengths or TextLengths(1, 1, 1, 3)
-        if lengths is not None and hasattr(getattr(settings, name), "max_length"):
-            limits = dataclasses.replace(limits, passage=min(limits.passage, getattr(settings, name).max_length))
-        needs = work.memory(name, limits)
+    costs = RunCosts(settings, flops_of(config), adapters)
+    for stage in stages_that_train(settings):
+        needs = dataclasses.asdict(stage.device_memory(costs, lengths or TextLengths(1, 1, 1, 3)))
         activations = needs.pop("activations")
-        _require_memory(name, needs, activations if lengths is not None else 0.0, there, what)
+        known = lengths is not None and not math.isnan(activations)
+        _require_memory(stage.name, needs, activations if known else 0.0, there, what)
 
 
 def check_run(settings: RunSettings, tokenizer, splits: Splits, text: Sequence[str], here: bool = True):
@@ -185,24 +178,6 @@ def check_cells(todo: Sequence):
             check_data(settings, *read[key])
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{cell.name}: {error}") from error
-
-
-def built_on_meta(config: TagiConfig) -> TagiModel:
-    """The model, of shapes alone.
-
-    Raises:
-        ValueError: if it cannot be built, with the reason.
-    """
-    try:
-        with torch.device("meta"):
-            return TagiModel(config)
-    except ValueError:
-        raise
-    except Exception as error:  # backbones check their sizes where they use them
-        raise ValueError(
-            f"no {config.backbone_config.model_type!r} backbone can be built of these sizes "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); correct backbone.config"
-        ) from error
 
 
 def memory_there() -> tuple[int, str]:

@@ -18,7 +18,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..banks.adapter_bank import AdapterBank
 from ..common.console import progress_bar
-from ..costs.work import stages_that_train
 from ..data.records import Record, Splits
 from ..evaluation.evaluate import evaluate_split, load_backbone, spread
 from ..evaluation.oracle import tune_adapters
@@ -28,6 +27,7 @@ from ..pipeline import SCORED_WHILE_TRAINING, stage_names
 from ..training import stages
 from ..training.run import DONE_FILE, Run
 from ..training.settings import RunSettings
+from ..training.stage_plans import stages_that_train
 from .checks import evaluated_splits
 
 STEPS = 6  # of each stage; the first also loads what is needed, and is not counted
@@ -132,8 +132,7 @@ def _short(settings: RunSettings, folder: str, longest_target: int) -> RunSettin
     made = copy.deepcopy(settings)
     made.output_dir, made.push_to_hub, made.push_every = str(Path(folder) / "run"), None, 0
     made.max_target_length = min(settings.max_target_length, max(2, longest_target))
-    for name in stages_that_train(settings):
-        stage = getattr(made, name)
+    for stage in (getattr(made, stage.name) for stage in stages_that_train(settings)):
         stage.steps, stage.save_every = STEPS, 10**9
     phases = _phases(settings.finetuning)
     if settings.finetuning.steps:
@@ -185,7 +184,7 @@ def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
 def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float]) -> dict[str, StageTime]:
     """Returns what each stage takes, once and for every step, from the moments at which the trial's steps ended."""
     times, rest = {}, list(stamps)
-    for name in stages_that_train(settings):
+    for name in (stage.name for stage in stages_that_train(settings)):
         lengths = [length for length, _ in _phases(settings.finetuning)] if name == "finetuning" else [1]
         steps = []
         for _ in lengths:

@@ -55,7 +55,12 @@ def made_config(fields: dict) -> PretrainedConfig:
     return config
 
 
-def _named_config(name: str, revision) -> PretrainedConfig:
+def require_place(name: str):
+    """Refuses a backbone's name that is a file, a folder without a model, or the path of a folder that is not there.
+
+    Raises:
+        ValueError, FileNotFoundError: with the name.
+    """
     place = Path(name).expanduser()
     if place.is_file():
         raise ValueError(f"backbone.name is {name!r}, which is a file; name the folder that its config.json is in")
@@ -63,6 +68,11 @@ def _named_config(name: str, revision) -> PretrainedConfig:
         raise FileNotFoundError(f"backbone.name is {name!r}, a folder without a config.json; name a model's folder")
     if not place.is_dir() and (place.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise FileNotFoundError(f"backbone.name is {name!r}, but there is no such folder")
+
+
+def _named_config(name: str, revision) -> PretrainedConfig:
+    require_place(name)
+    place = Path(name).expanduser()
     try:
         kind = PretrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
         if kind == "tagi":

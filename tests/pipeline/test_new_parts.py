@@ -13,7 +13,8 @@ from modeling_tagi.data.readers import READERS, Reader
 from modeling_tagi.families import FAMILIES
 from modeling_tagi.hypernetwork import GENERATORS
 from modeling_tagi.pipeline import run_experiment
-from modeling_tagi.planning.plan import plan_run, shown
+from modeling_tagi.planning.plan import plan_run
+from modeling_tagi.planning.printed import shown
 from modeling_tagi.training.settings import build_settings, load_settings
 
 OPT = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1,

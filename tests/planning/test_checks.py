@@ -13,11 +13,14 @@ from modeling_tagi.data.tables import write_table
 from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.planning import checks
 from modeling_tagi.planning.plan import plan_run
+from modeling_tagi.planning.shapes import flops_of
 from modeling_tagi.studies.settings import load_study
 from modeling_tagi.studies.study import run_study
 from modeling_tagi.training import stages
 from modeling_tagi.training.backbones import backbone_config, made_config
 from modeling_tagi.training.settings import load_settings
+from modeling_tagi.training.stage_costs import RunCosts
+from modeling_tagi.training.stage_plans import stages_that_train
 
 
 @pytest.fixture
@@ -118,17 +121,13 @@ def test_a_batch_that_no_memory_holds_is_refused_and_one_that_may_fit_is_not(con
     settings = load_settings(config)
     tagi = TagiConfig(backbone_config(settings, 60), **settings.tagi)
     lengths = checks.TextLengths(10, 10, 4, 20)
-    needed = max(sum(needs.values()) for needs in _memory(settings, tagi, lengths))
+    costs = RunCosts(settings, flops_of(tagi), 3)
+    needed = max(stage.device_memory(costs, lengths).total for stage in stages_that_train(settings))
     monkeypatch.setattr(checks, "memory_there", lambda: (needed, "this test"))
     checks.check_memory(settings, tagi, 3, lengths)
     monkeypatch.setattr(checks, "memory_there", lambda: (needed / 4, "this test"))
     with pytest.raises(ValueError, match="GiB of memory .*, and this test has"):
         checks.check_memory(settings, tagi, 3, lengths)
-
-
-def _memory(settings, config, lengths):
-    work = checks.RunWork(settings, checks.TaskFlops(config), 3)
-    return [work.memory(name, lengths) for name in checks.stages_that_train(settings)]
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):

@@ -9,11 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config
 
 from modeling_tagi import TagiConfig, TagiModel
+from modeling_tagi.common.yaml_files import read_recipe
 from modeling_tagi.costs.flops import TaskFlops
-from modeling_tagi.costs.work import RunWork, TextLengths, stages_that_train, trained_parameters
-from modeling_tagi.planning.plan import plan_run, shown
+from modeling_tagi.costs.work import TextLengths
+from modeling_tagi.planning.plan import plan_run
+from modeling_tagi.planning.printed import shown
 from modeling_tagi.planning.speed import measured_flops_per_second
 from modeling_tagi.training.settings import build_settings, load_settings
+from modeling_tagi.training.stage_costs import RunCosts, trained_parameters
+from modeling_tagi.training.stage_plans import Finetuning, stages_that_train
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 
@@ -96,12 +100,12 @@ def test_the_xl_recipes_flops_are_two_a_parameter_and_token_and_the_scores_of_at
 
 def test_the_xl_recipes_memory_is_weights_gradients_and_optimizer_states_of_four_bytes(xl):
     trained, total = xl["parameters"]["trained"], xl["parameters"]["total"]
-    memory = stage(xl, "finetuning")["memory"]
+    memory = stage(xl, "finetuning")["device_memory"]
     assert 60 * 4 * xl["parameters"]["adapter"] > 2 * 2**30  # more than is kept of a bank
     assert memory["weights"] == 4 * total + 2 * 2**30
     assert (memory["gradients"], memory["optimizer"]) == (4 * trained, 8 * trained)  # AdamW has two numbers for each
     assert 1e9 < memory["activations"] < 60e9
-    assert stage(xl, "pretraining")["memory"]["optimizer"] < 0.05 * 4 * trained  # Adafactor: rows and columns
+    assert stage(xl, "pretraining")["device_memory"]["optimizer"] < 0.05 * 4 * trained  # Adafactor: rows and columns
     disk = stage(xl, "finetuning")["disk"]
     assert disk == {"checkpoints": 2 * 4 * (total + 2 * trained), "kept": 4 * total}
 
@@ -112,7 +116,7 @@ def test_what_a_teacher_has_said_takes_disk_while_it_is_needed():
     def disk(cache, records=None):
         values = {"finetuning": {"steps": 5, "tasks_per_batch": 2, "examples_per_task": 3, "teacher_cache": cache},
                   "task_adapters": {"steps": 1}}  # fmt: skip
-        return RunWork(build_settings(values), formula, 3, records).disk("finetuning", lengths)["checkpoints"]
+        return Finetuning().disk(RunCosts(build_settings(values), formula, 3, records), lengths).checkpoints
 
     # 30 records are drawn at most, of 9 target tokens each: 16 numbers, or 64 of the vocabulary with their numbers
     assert disk("states") - disk(None) == 30 * 9 * 4 * 16
@@ -139,7 +143,7 @@ def test_a_training_steps_flops_are_what_torch_counts(train):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(inputs, labels=labels, task_index=torch.arange(6) // 3, instruction_input_ids=instructions,
               instruction_attention_mask=torch.ones_like(instructions)).loss.backward()  # fmt: skip
-    work = RunWork(build_settings(values), TaskFlops(config)).step("finetuning", TextLengths(40, 30, 9, 99))
+    work = Finetuning().work(RunCosts(build_settings(values), TaskFlops(config)), TextLengths(40, 30, 9, 99))
     assert work.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
     assert (work.rows, work.hypernetwork, work.backbone, work.target, work.teacher) == (6, 80, 180, 54, 0)
 
@@ -211,7 +215,7 @@ def test_a_repositorys_own_shape_is_believed_before_the_recipes(config, tmp_path
 
 def test_a_bank_that_is_given_is_not_tuned():
     settings = build_settings({"task_adapters": {"steps": 9, "path": "bank"}, "finetuning": {"steps": 2}})
-    assert stages_that_train(settings) == ["finetuning"]
+    assert [stage.name for stage in stages_that_train(settings)] == ["finetuning"]
 
 
 def test_the_speed_of_this_machine_is_measured():
@@ -220,3 +224,32 @@ def test_the_speed_of_this_machine_is_measured():
 
 def test_the_plan_is_json_of_numbers_and_texts(planned):
     assert json.loads(json.dumps(planned)) == planned
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "some/where/else"])
+def test_a_backbones_folder_that_is_not_there_is_refused_whatever_the_recipe_says_of_its_shape(config, name):
+    settings = load_settings(config, {"backbone.name": name})
+    assert "model_type" in settings.backbone.config
+    with pytest.raises(FileNotFoundError, match=f"backbone.name is '{name}', but there is no such folder"):
+        plan_run(settings, flops_per_second=1e9, with_data=False)
+
+
+OPT = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1,
+       "num_attention_heads": 2, "max_position_embeddings": 128, "vocab_size": 99}  # fmt: skip
+
+
+def test_a_family_that_no_table_lists_is_planned_but_for_flops_and_time(config):
+    values = read_recipe(config)
+    values["backbone"]["config"] = OPT
+    values["tagi"] |= {"target_modules": ["q_proj", "v_proj"], "fusion": "none"}
+    plan = plan_run(build_settings({**values, "output_dir": "x"}), flops_per_second=1e9, adapters=3, with_data=False)
+    assert json.loads(json.dumps(plan, allow_nan=False)) == plan
+    assert plan["total"]["flops"] is plan["total"]["seconds"] is None
+    assert 0 < plan["parameters"]["trained"] <= plan["parameters"]["total"]
+    for row in plan["stages"]:
+        memory = row["device_memory"]
+        assert row["flops"] is row["seconds"] is memory["activations"] is None
+        assert memory["total"] == memory["weights"] + memory["gradients"] + memory["optimizer"] > 0
+        assert row["disk"]["kept"] > 0 and row["tokens"]["limit"]["backbone"] > 0
+    text = shown(plan)
+    assert "* FLOPs and time are not known for a backbone of the family 'opt'" in text and "nan" not in text

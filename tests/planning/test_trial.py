@@ -2,9 +2,9 @@
 
 import pytest
 
-from modeling_tagi.planning import plan as planning
-from modeling_tagi.planning import trial
-from modeling_tagi.planning.plan import plan_run, shown
+from modeling_tagi.planning import timing, trial
+from modeling_tagi.planning.plan import plan_run
+from modeling_tagi.planning.printed import shown
 from modeling_tagi.planning.trial import StageTime, Trial
 from modeling_tagi.training.settings import load_settings
 
@@ -18,13 +18,13 @@ def seconds(plan):
 def test_steps_of_every_stage_are_tried_and_leave_nothing(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    seen, tried = [], planning.timed_trial
+    seen, tried = [], timing.timed_trial
 
     def spy(*args):
         seen.append(tried(*args))
         return seen[0]
 
-    monkeypatch.setattr(planning, "timed_trial", spy)
+    monkeypatch.setattr(timing, "timed_trial", spy)
     overrides = {"evaluation.references": "[prompted, no_instruction, oracle]",
                  "finetuning.distillation_steps": "4", "finetuning.alignment_steps": "1"}  # fmt: skip
     plan = plan_run(load_settings(config, overrides), startup=2.5)
@@ -39,7 +39,7 @@ def test_steps_of_every_stage_are_tried_and_leave_nothing(config, tmp_path, monk
 
 def test_a_plans_seconds_are_those_of_its_steps_and_of_what_is_done_once(config, monkeypatch):
     times = {name: StageTime(once=10.0, step=1.0) for name in STAGES}
-    monkeypatch.setattr(planning, "timed_trial", lambda *args: Trial(times, own=0.5, start=0.25, oracle=2.0))
+    monkeypatch.setattr(timing, "timed_trial", lambda *args: Trial(times, own=0.5, start=0.25, oracle=2.0))
     overrides = {"task_adapters.at_once": "2", "evaluation.every": "2",
                  "evaluation.references": "[prompted, wrong_instruction, oracle]"}  # fmt: skip
     plan = plan_run(load_settings(config, overrides))
@@ -77,6 +77,6 @@ def test_the_seconds_of_phases_count_by_their_lengths(config, tmp_path):
 
 
 def test_what_would_take_long_to_try_is_not_tried(config, monkeypatch):
-    monkeypatch.setattr(planning, "measured_flops_per_second", lambda dtype: 1.0)
+    monkeypatch.setattr(timing, "measured_flops_per_second", lambda dtype: 1.0)
     plan = plan_run(load_settings(config))
     assert plan["time"] is None and any("no steps were tried here" in note for note in plan["notes"])
