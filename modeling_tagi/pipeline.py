@@ -18,11 +18,12 @@ from .data.records import Record
 from .data.sources import check_places, read_source
 from .data.streams import number_of
 from .evaluation.adapter_map import adapter_map
-from .evaluation.evaluate import evaluate_model, spread, table
+from .evaluation.evaluate import evaluate_model, spread
 from .evaluation.metrics import score
 from .evaluation.predict import Answering
 from .evaluation.report.write import read_report, write_report
 from .evaluation.results import RESULTS_VERSION, headline
+from .evaluation.tables import table
 from .hub import require_folder_for
 from .modeling_tagi import TagiModel
 from .planning.checks import check_run, check_setup, evaluated_splits

@@ -104,7 +104,7 @@ def test_an_empty_instruction_writes_nothing(checkpoint, capsys, tmp_path):
         (["evaluate", "model", "--data", "x", "--max_records", "0"], "'0' is no whole number of at least 1"),
         (["evaluate", "model", "--data", "x", "--options", "seed"], "'seed' is no KEY=VALUE with a value in YAML"),
         (["evaluate", "model", "--data", "x", "--options", "a={"], "'a={' is no KEY=VALUE with a value in YAML"),
-        (["evaluate", "model", "--data", "x", "--references", "gold"], "has 'gold', but knows 'prompted', "),
+        (["evaluate", "model", "--data", "x", "--references", "gold"], "has 'gold', but knows 'no_instruction', "),
         (["evaluate", "model", "--data", "x", "--references", "nearest_adapter"], "needs --task_adapters FOLDER"),
         (["evaluate", "model", "--data", "x", "--oracle", "step=2"], "did you mean evaluation.oracle.steps?"),
         (["evaluate", "model", "--data", "x", "--references", "oracle", "--oracle", "steps=0"], "tunes nothing; give"),
@@ -306,11 +306,11 @@ SHORT = ["--max_target_length", "4", "--batch_size", "4"]
 
 def test_evaluate_scores_a_checkpoint_and_writes_it_all(checkpoint, data, tmp_path, capsys):
     arguments = ["evaluate", str(checkpoint), "--data", str(data), "--output_dir", str(tmp_path / "out"), *SHORT]
-    assert main([*arguments, "--references", "prompted", "no_instruction", "random_words", "oracle", "--oracle",
+    assert main([*arguments, "--references", "start_prompted", "no_instruction", "random_words", "oracle", "--oracle",
                  "steps=2"]) == 0  # fmt: skip
     out = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    methods = ["no_instruction", "prompted", "tagi", "random_words", "oracle"]
+    methods = ["no_instruction", "start_prompted", "tagi", "random_words", "oracle"]
     for split, score in (("unseen", "exact_match"), ("choices", "rank_accuracy")):
         assert list(results["splits"][split]["methods"]) == methods
         for scores in results["splits"][split]["methods"].values():

@@ -170,7 +170,7 @@ def snapshot(folder):
 def writers(make_model):
     """Kind -> what writes one to a folder."""
     from modeling_tagi.banks.adapter_bank import AdapterBank
-    from modeling_tagi.evaluation.command import settings_of
+    from modeling_tagi.commands.scored_data import settings_of
     from modeling_tagi.studies.settings import StudySettings
     from modeling_tagi.studies.study import run_study
     from modeling_tagi.training.run import Run

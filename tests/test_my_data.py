@@ -22,7 +22,7 @@ from modeling_tagi.training.recipes import FOLDER
 FILLED = ("backbone.name", "data.path", "output_dir")
 SHORT = {
     "task_adapters.steps": 1, "finetuning.steps": 2, "max_input_length": 48, "max_target_length": 8, "tagi.r": 2,
-    "tagi.generator_hidden_size": 8, "evaluation.references": "[prompted, no_instruction]",
+    "tagi.generator_hidden_size": 8, "evaluation.references": "[start_prompted, no_instruction]",
 }  # fmt: skip
 EMOJI = "say <b>the</b> 🍎"
 
@@ -102,14 +102,14 @@ def test_results_are_as_their_schema_says(trained):
     for method in split["methods"].values():
         assert set(method) <= set(described["method"]["properties"])
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**results, "schema_version": 2}, schema)
+        jsonschema.validate({**results, "schema_version": 1}, schema)
 
 
 def test_the_report_shows_ten_examples_with_every_methods_output(trained):
     folder, _, warned = trained
     examples = json.loads((folder / "results.json").read_text())["splits"]["unseen"]["examples"]
     assert len(examples) == EXAMPLES == 10 and {one["task"] for one in examples} == {EMOJI, "last", "third"}
-    assert all(set(one["outputs"]) == {"tagi", "prompted_start", "no_instruction"} for one in examples)
+    assert all(set(one["outputs"]) == {"tagi", "start_prompted", "no_instruction"} for one in examples)
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert ">Examples<" in page and "say &lt;b&gt;the&lt;/b&gt; 🍎" in page and EMOJI not in page
     for one in examples:

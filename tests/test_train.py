@@ -46,6 +46,13 @@ MISTAKES = {
     "an unknown alignment": (["--finetuning.alignment", "factor"], "alignment is 'factor', but must be one of"),
     "a data folder that is not there": (["--data.path", "nowhere"], "data.path: there is no nowhere"),
     "a variable that is not set": (["--data.path", "$TAGI_UNSET"], "that environment variable is not set"),
+    "a reference that is none": (["--evaluation.references", "[orcale]"], "references has 'orcale', but knows 'no_"),
+    "a reference's old name": (["--evaluation.references", "[prompted]"], "'prompted', which is called 'start_prompt"),
+    "a reference without its bank": (
+        ["--evaluation.references", "[nearest_adapter]", "--task_adapters.steps", "0", "--finetuning.alignment",
+         "none", "--finetuning.distillation_weight", "0"], "'nearest_adapter', but there are no task adapters"),
+    "an oracle that is not tuned": (["--evaluation.references", "[oracle]", "--evaluation.oracle.steps", "0"],
+                                    "oracle.steps is 0, but the oracle has to be tuned: give at least 1"),
     "a split that is not there": (["--evaluation.splits", "[unseem]"], "'unseem', but the data has train, unseen"),
 }
 
@@ -110,7 +117,7 @@ def finished(config):
 def test_a_run_ends_with_every_methods_scores(finished):
     folder, out, _ = finished
     results = json.loads((folder / "results.json").read_text())
-    for method in ("no_instruction", "prompted_start", "tagi", "wrong_instruction"):
+    for method in ("no_instruction", "start_prompted", "tagi", "wrong_instruction"):
         assert 0 <= results["splits"]["unseen"]["methods"][method]["exact_match"] <= 100
         assert results["splits"]["unseen"]["methods"][method]["n"] == 6
     assert list(results["seconds"]) == STAGES

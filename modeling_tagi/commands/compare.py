@@ -3,7 +3,8 @@
 import json
 
 from .loading import announce
-from .parsing import add_data, add_json
+from .parsing import add_json
+from .scored_data import add_data, settings_of
 
 HELP = "two adapters, or two checkpoints, side by side"
 DESCRIPTION = (
@@ -25,8 +26,6 @@ def call(options) -> int:
     announce(f"loading {options.first} and {options.second}")
     settings = None
     if options.path is not None or options.source is not None or options.t0_eval is not None:
-        from ..evaluation.command import settings_of
-
         try:
             settings = settings_of(options)
         except ValueError as error:

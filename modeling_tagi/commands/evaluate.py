@@ -3,21 +3,24 @@
 import json
 
 from ..common.writing import naming
+from ..training.settings import EvaluationSettings
 from .loading import announce
-from .parsing import add_checkpoint, add_data, add_json, pair
+from .parsing import add_checkpoint, add_json, pair
+from .scored_data import add_data, settings_of
 
 HELP = "scores on any data, beside what tells what they mean"
-DESCRIPTION = "Scores a checkpoint on any data that can be read, beside the prompted backbone and others."
-EXAMPLE = "tagi evaluate me/my-generator --data tasks.jsonl --references prompted no_instruction --output_dir scores"
+DESCRIPTION = "Scores a checkpoint on any data that can be read, beside the prompted backbone and other references."
+EXAMPLE = "tagi evaluate me/my-generator --data tasks.jsonl --references start_prompted oracle --output_dir scores"
 
 
 def add_arguments(parser):
     add_checkpoint(parser)
     add_data(parser)
     add = parser.add_argument
-    add("--references", nargs="*", metavar="NAME", default=["prompted", "no_instruction", "wrong_instruction"],
-        help="prompted, no_instruction, wrong_instruction (these are the default), random_words, nearest_adapter, "
-             "oracle")  # fmt: skip
+    usual = EvaluationSettings().references
+    add("--references", nargs="*", metavar="NAME", default=usual,
+        help="what is scored beside it, such as nearest_adapter or oracle (a name that is none is answered with all "
+             f"that there are); default: {' '.join(usual)}")  # fmt: skip
     add("--baseline", metavar="NAME_OR_FOLDER",
         help="the backbone that is prompted and that references are made with; default: the checkpoint's own")
     add("--task_adapters", metavar="FOLDER", help="task adapters of that backbone, for nearest_adapter")
@@ -29,7 +32,7 @@ def add_arguments(parser):
 
 def call(options) -> int:
     announce(f"loading {options.checkpoint}")
-    from ..evaluation.command import evaluate_checkpoint, settings_of, shown
+    from ..evaluation.checkpoint_scores import evaluate_checkpoint, shown
 
     try:
         settings = settings_of(options)

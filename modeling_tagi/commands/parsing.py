@@ -108,28 +108,3 @@ def add_instruction(parser: argparse.ArgumentParser, help: str, **options):
 def add_json(parser: argparse.ArgumentParser, help: str = "print the result as JSON instead"):
     """Adds `--json`."""
     parser.add_argument("--json", action="store_true", help=help)
-
-
-def add_data(parser: argparse.ArgumentParser):
-    """Adds what says which data is scored, and how it is read."""
-    from ..data.readers import READERS
-
-    add = parser.add_argument
-    add("--data", "--path", "--data.path", dest="path", metavar="FOLDER_OR_FILE",
-        help="JSON lines or parquet (a file, or a folder with one for each split), or a folder in the layout of "
-             "--source; 'builtin' makes its own tasks")  # fmt: skip
-    add("--source", "--data.source", choices=sorted(READERS), help="the layout; default: tables")
-    add("--t0_eval", "--data.t0_eval", metavar="FOLDER", help="T0 evaluation sets, added as splits")
-    add("--options", "--data.options", nargs="+", action="extend", default=[], type=pair, metavar="KEY=VALUE",
-        help="further arguments of the reader, values in YAML")  # fmt: skip
-    add("--splits", nargs="+", metavar="SPLIT", help="which ones; default: all but train")
-    add("--max_records", type=positive, metavar="N", help="most records of a split, spread over its tasks; default: "
-        "all")  # fmt: skip
-    add("--batch_size", type=positive, default=64, metavar="N", help="rows at once; default: %(default)s")
-    add("--no_rank", action="store_true", help="answer records with options freely instead of ranking the options")
-    add("--max_input_length", type=positive, default=512, metavar="N",
-        help="tokens kept of an input; default: %(default)s")  # fmt: skip
-    add("--max_target_length", type=positive, default=64, metavar="N",
-        help="and of an output; default: %(default)s")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N",
-        help="of what is drawn, such as wrong instructions; default: %(default)s")  # fmt: skip

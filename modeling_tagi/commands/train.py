@@ -43,7 +43,7 @@ def call(options) -> int:
     print(f"everything goes to {settings.output_dir}", flush=True)
 
     from ..common.processes import end, is_main
-    from ..evaluation.evaluate import table
+    from ..evaluation.tables import table
     from ..pipeline import run_experiment
 
     with naming(settings.output_dir):

@@ -10,13 +10,14 @@ from transformers.utils import cached_file
 from ..adapter import TagiAdapter
 from ..adapter_files import CONFIG_FILE
 from ..common.markdown import markdown_table
+from ..common.yaml_files import flat
 from ..fit import same_weights
 from ..hub import said_in_one_line
 from ..modeling_tagi import TagiModel
-from ..training.run import flat
 from ..training.settings import RunSettings
-from .command import evaluate_checkpoint, shown_notes
-from .evaluate import differences, table
+from .checkpoint_scores import evaluate_checkpoint, shown_notes
+from .scores import differences
+from .tables import table
 
 # Of a config, what does not tell models apart.
 _FOREIGN = ("transformers_version", "architectures", "auto_map", "custom_pipelines", "_name_or_path")

@@ -1,4 +1,4 @@
-"""The oracle: the start with a LoRA tuned on instances of the evaluated task itself, without its instruction."""
+"""The oracle: a backbone with a LoRA tuned on instances of the evaluated task itself, without its instruction."""
 
 import random
 from functools import partial
@@ -19,8 +19,8 @@ from ..data.splits import normalise_text
 from ..modeling_tagi import TagiModel, evaluating
 from ..tokens import Tokens
 from ..training.task_adapters import AdapterTuner
+from .backbones import adaptable
 from .predict import Answering
-from .references import adaptable
 
 
 def oracle(
@@ -34,7 +34,7 @@ def oracle(
     config: Optional[TagiConfig] = None,
     progress: str = "",
 ) -> Answering:
-    """Answers each record with a LoRA tuned on the other half of its task's records, so none is tuned on and scored.
+    """Returns answers by a LoRA tuned on the other half of a task's records, so that none is tuned on and scored.
 
     Args:
         start: The backbone to tune on, and its tokens.
@@ -69,7 +69,7 @@ def oracle(
 
 
 def two_folds(records: Sequence[Record], seed: int = 0) -> dict[tuple[str, str], int]:
-    """Half 0 or 1 of each (task, normalised input), drawn by `seed`; records of one input are in one half.
+    """Returns half 0 or 1 for each (task, normalised input), drawn by `seed`; records of one input share a half.
 
     Raises:
         ValueError: if a task has a single input.
@@ -99,7 +99,7 @@ def tune_adapters(
     at_once: int = 32,
     progress: str = "",
 ) -> TagiAdapter:
-    """A LoRA for each task, tuned by AdamW with a learning rate that falls in a line; the same ones for the same seed.
+    """Tunes a LoRA for each task by AdamW with a linearly falling learning rate; a seed fixes the result.
 
     Args:
         model: The backbone and the A that every adapter starts from; all its parameters are frozen by this.

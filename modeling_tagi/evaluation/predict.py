@@ -1,7 +1,5 @@
-"""What a model answers: generation and rank classification, with an adapter, a prompt or neither."""
+"""Answers of a model: by generation and by rank classification, with an adapter, a prompt or neither."""
 
-import random
-from collections import defaultdict
 from typing import Callable, Optional, Sequence
 
 import torch
@@ -26,7 +24,7 @@ class Answering:
         tokens: How texts become tokens.
         reads: `"adapter"`: the input, with the instruction's adapter. `"prompt"`: instruction and input. `"input"`.
         batch_size: Rows at once.
-        instructions: For each task the instruction to use instead of its own; see `wrong_instructions`.
+        instructions: For each task the instruction to use instead of its own; see `other_instructions`.
         adapters: Given adapters to apply to the prompt or the input, for a [`TagiModel`].
         row_of: For a record the number of its adapter among these.
 
@@ -56,7 +54,7 @@ class Answering:
 
     @torch.no_grad()
     def generate(self, records: Sequence[Record], progress: str = "") -> list[str]:
-        """A greedy answer to each record; several processes share the records, and all have all answers."""
+        """Returns a greedy answer to each record; the records are split over processes, and each gets all answers."""
         answers: list[tuple[int, str]] = []
         with evaluating(self.model):
             adapters, row_of = self._adapters(records)
@@ -77,7 +75,7 @@ class Answering:
 
     @torch.no_grad()
     def rank(self, records: Sequence[Record], progress: str = "") -> list[tuple[str, list[tuple[float, int]], int]]:
-        """For each record its task, the (log-likelihood, tokens) of each option, and the index of the right one."""
+        """Returns of each record the task, each option's (log-likelihood, tokens) and the number of the right one."""
         pairs = [(row, option) for row, record in enumerate(records) for option in record.options]
         found: list[tuple[tuple[int, str], tuple[float, int]]] = []
         flat = [records[row] for row, _ in pairs]
@@ -113,7 +111,7 @@ class Answering:
         return self.tokens.input(record.input)
 
     def _adapters(self, records) -> tuple[Optional[TagiAdapter], Optional[Callable[[Record], int]]]:
-        """The given adapters, or one for each distinct instruction, made once; and which of them a record has."""
+        """Returns the given adapters, or one for each distinct instruction; and a record's number among them."""
         if self.reads != "adapter":
             given = self.adapters.to(self.model.device) if self.adapters is not None else None
             return given, self.row_of
@@ -129,24 +127,3 @@ class Answering:
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-
-
-def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
-    """For each task the instruction of another one, from another group where there is one, drawn by `seed`.
-
-    Give the records of all splits: in a split of its own, a data set has no other group. A task is left out if no
-    other has an instruction that is not also its own.
-    """
-    first: dict[str, Record] = {}
-    own = defaultdict(set)
-    for record in records:
-        first.setdefault(record.task, record)
-        own[record.task].add(record.instruction)
-    tasks, rng, wrong = sorted(first), random.Random(seed), {}
-    for task in tasks:
-        others = [first[other] for other in tasks if first[other].instruction not in own[task]]
-        others = [other for other in others if other.group != first[task].group] or others
-        if others:
-            other = rng.choice(others)
-            wrong[task] = instruction_text(other.instruction, other.demonstrations)
-    return wrong

@@ -1,141 +1,218 @@
-"""References that tell what a number means: an instruction that says nothing, and the nearest stored task adapter."""
+"""References: what is scored beside a model, to tell what its scores mean. To add one is a class and a line here."""
 
-import random
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from ..banks.adapter_bank import AdapterBank
-from ..common.randomness import derived_seed, unchanged_randomness
+from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
-from ..hypernetwork import masked_mean
-from ..instructions import instruction_text
-from ..lora import applied
-from ..modeling_tagi import TagiModel, evaluating
-from ..tokens import Tokens, pad
+from ..training.settings import OracleSettings, RunSettings
+from .nearest_adapter import nearest_adapters
+from .oracle import oracle, two_folds
+from .other_instructions import random_word_instructions, wrong_instructions
 from .predict import Answering
 
-
-def random_word_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, str]:
-    """For each task as many words as its instruction has, none of them its own, drawn by `seed` from the words of all
-    the others. A task is left out if no other has a word that is not also its own."""
-    own: dict[str, set[str]] = {}
-    lengths: dict[str, int] = {}
-    for record in records:
-        own.setdefault(record.task, set()).update(record.instruction.split())
-        lengths.setdefault(record.task, len(instruction_text(record.instruction, record.demonstrations).split()))
-    vocabulary = sorted(set().union(*own.values()))
-    drawn = {}
-    for task in sorted(own):
-        plain = {word.lower() for word in own[task]}
-        foreign = [word for word in vocabulary if word.lower() not in plain]
-        if foreign:
-            # by the task's name, so that a task has the same words whatever else is evaluated beside it
-            drawn[task] = " ".join(random.Random(derived_seed(seed, task)).choices(foreign, k=lengths[task]))
-    return drawn
+# Trained methods that tables have between the references, in this order; those that they do not name come last.
+_TRAINED = ("prompted", "input_only", "tagi")
+RENAMED = {"prompted": "start_prompted", "prompted_start": "start_prompted"}
 
 
-def nearest_adapters(
-    start: Answering,
-    bank: AdapterBank,
-    train: Sequence[Record],
-    records: Sequence[Record],
-    config: Optional[TagiConfig] = None,
-    reads: Optional[str] = None,
-) -> Answering:
-    """Answers with the stored task adapter whose instruction is nearest, by the cosine of encoded instructions.
+class LeftOut(Exception):
+    """Says why a reference cannot be made for some records; a note of the results."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Holds what references are made of.
 
     Args:
-        start: The backbone that the adapters were tuned on, and its tokens.
-        bank: The adapters, by task or by group.
-        train: The records that they were tuned on; all wordings of an instruction are compared with.
-        records: What is to be answered.
-        config: As in `adaptable`.
-        reads: `"prompt"` or `"input"`; `None` is what the adapters were tuned to read.
+        own: How the evaluated model answers; `None` if there is none.
+        start: The prompted backbone that it is compared with.
+        evaluated: The records of all splits.
+        train: The records that the bank's adapters were tuned on, and a source of wrong instructions.
+        bank: Task adapters of the start's backbone.
+        config: The rank, scale and target modules of adapters that are tuned.
+        tuning: How these are tuned.
+        seed: Of everything that is drawn.
+    """
+
+    own: Optional[Answering]
+    start: Answering
+    evaluated: Sequence[Record]
+    train: Sequence[Record] = ()
+    bank: Optional[AdapterBank] = None
+    config: Optional[TagiConfig] = None
+    tuning: OracleSettings = field(default_factory=OracleSettings)
+    seed: int = 0
+
+
+class Reference(ABC):
+    """Answers records in a way that shows what a score means.
+
+    Attributes:
+        name: What settings and `results.json` call it.
+        title: What tables and reports call it.
+        above: Whether tables have it above what was trained.
+        asks_trained: Whether the evaluated model answers, with another instruction than the record's own; otherwise
+            it is the backbone that it started from.
+        needs_bank: Whether it takes stored task adapters.
+        tunes: Whether it tunes adapters, as `evaluation.oracle` says.
+    """
+
+    name: str
+    title: str
+    above = False
+    asks_trained = False
+    needs_bank = False
+    tunes = False
+
+    def __init__(self, compared: Compared):
+        self.compared, self.seed = compared, derived_seed(compared.seed, "evaluation", self.name)
+
+    @abstractmethod
+    def answering(self, records: Sequence[Record], progress: str) -> Answering:
+        """Returns how it answers these records.
+
+        Args:
+            records: Of one split.
+            progress: Shown beside the progress bar.
+
+        Raises:
+            LeftOut: if it cannot be made for them.
+        """
+
+
+class NoInstruction(Reference):
+    """Gives the start the input alone."""
+
+    name, title, above = "no_instruction", "no instruction", True
+
+    def answering(self, records, progress):
+        start = self.compared.start
+        return Answering(start.model, start.tokens, "input", start.batch_size)
+
+
+class StartPrompted(Reference):
+    """Gives the start the instruction in its input."""
+
+    name, title, above = "start_prompted", "start prompted", True
+
+    def answering(self, records, progress):
+        return self.compared.start
+
+
+class WrongInstruction(Reference):
+    """Gives the evaluated model another task's instruction."""
+
+    name, title, asks_trained = "wrong_instruction", "wrong instruction", True
+
+    def __init__(self, compared):
+        super().__init__(compared)
+        self.instructions = self._drawn(compared)
+
+    def _drawn(self, compared: Compared) -> dict[str, str]:
+        found = wrong_instructions([*compared.evaluated, *compared.train], self.seed)
+        found.update(wrong_instructions(compared.evaluated, self.seed))  # training's only where there is no other
+        return found
+
+    def answering(self, records, progress):
+        if any(record.task not in self.instructions for record in records):
+            raise LeftOut("some task has no other task's words to take")
+        own = self.compared.own
+        return Answering(own.model, own.tokens, own.reads, own.batch_size, self.instructions)
+
+
+class RandomWords(WrongInstruction):
+    """Gives the evaluated model as many random words as the instruction has."""
+
+    name, title = "random_words", "random words"
+
+    def _drawn(self, compared):
+        return random_word_instructions([*compared.evaluated, *compared.train], self.seed)
+
+
+class NearestAdapter(Reference):
+    """Gives the start the task adapter whose instruction is nearest."""
+
+    name, title, needs_bank = "nearest_adapter", "nearest adapter", True
+
+    def answering(self, records, progress):
+        compared = self.compared
+        return nearest_adapters(compared.start, compared.bank, compared.train, records, compared.config)
+
+
+class Oracle(Reference):
+    """Gives the start a LoRA tuned on other instances of the evaluated task."""
+
+    name, title, tunes = "oracle", "oracle", True
+
+    def answering(self, records, progress):
+        try:
+            two_folds(records, self.seed)
+        except ValueError as error:
+            raise LeftOut(str(error)) from None
+        return oracle(
+            self.compared.start, records, **vars(self.compared.tuning), seed=self.seed, config=self.compared.config,
+            progress=progress,
+        )  # fmt: skip
+
+
+# in the order of tables
+REFERENCES: dict[str, type[Reference]] = {
+    reference.name: reference
+    for reference in (
+        NoInstruction,
+        StartPrompted,
+        WrongInstruction,
+        RandomWords,
+        NearestAdapter,
+        Oracle,
+    )
+}
+
+
+def in_order(methods) -> list[str]:
+    """Returns the names of methods and references as tables have them."""
+    above = [name for name, reference in REFERENCES.items() if reference.above]
+    below = [name for name, reference in REFERENCES.items() if not reference.above]
+    known = [*above, *_TRAINED, *below]
+    return [*(name for name in known if name in methods), *(name for name in methods if name not in known)]
+
+
+def title_of(name: str) -> str:
+    """Returns what tables call a method or a reference."""
+    return REFERENCES[name].title if name in REFERENCES else name.replace("_", " ")
+
+
+def require_names(names: Sequence[str], field: str = "evaluation.references"):
+    """Refuses names that are no reference's.
 
     Raises:
-        FileNotFoundError: if the bank has no adapters.
-        ValueError: if none of them is of a task or group of `train`, or they do not fit the backbone.
+        ValueError: naming the field, the first of them and those that there are.
     """
-    numbers, known = bank.numbers(), {}
-    for record in train:
-        number = numbers.get(record.task, numbers.get(record.group))
-        if number is not None:
-            known.setdefault(instruction_text(record.instruction, record.demonstrations), number)
-    adapters = bank.load()
-    if not known:
-        raise ValueError(
-            f"{bank.folder} has adapters of {', '.join(list(numbers)[:3])}, …; none is a task or group of the train "
-            "split, so no instruction is known to look them up by: give the data that they were tuned on"
-        )
-    own = list(dict.fromkeys(instruction_text(r.instruction, r.demonstrations) for r in records))
-    encoded = encode_instructions(start.model, start.tokens, [*own, *known], start.batch_size)
-    nearest = nearest_rows(encoded[: len(own)], encoded[len(own):])
-    candidates = list(known.values())
-    row = {text: candidates[place] for text, place in zip(own, nearest)}
-    return Answering(
-        adaptable(start.model, config),
-        start.tokens,
-        reads or bank.reads,
-        start.batch_size,
-        adapters=adapters,
-        row_of=lambda record: row[instruction_text(record.instruction, record.demonstrations)],
-    )
+    for name in names:
+        if isinstance(name, str) and name in REFERENCES:
+            continue
+        if isinstance(name, str) and name in RENAMED:
+            raise ValueError(f"{field} has {name!r}, which is called {RENAMED[name]!r} now: give that")
+        raise ValueError(f"{field} has {name!r}, but knows {', '.join(map(repr, REFERENCES))}")
 
 
-def nearest_rows(queries: Tensor, candidates: Tensor) -> list[int]:
-    """For each of `queries [queries, d_model]` the number of the candidate `[candidates, d_model]` with the highest
-    cosine."""
-    cosine = F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T  # [queries, candidates]
-    return cosine.argmax(-1).tolist()
+def require_references(settings: RunSettings):
+    """Refuses references that a run with these settings cannot make.
 
-
-@torch.no_grad()
-def encode_instructions(model: nn.Module, tokens: Tokens, texts: Sequence[str], batch_size: int = 64) -> Tensor:
-    """The backbone's states of each text as the hypernetwork pools them: `[texts, d_model]`, fp32, on the CPU.
-
-    Args:
-        model: A backbone, or a [`TagiModel`] whose backbone is taken.
-        tokens: How texts become tokens.
-        texts: `instruction_text`'s.
-        batch_size: Texts at once.
+    Raises:
+        ValueError: naming the field and what is missing.
     """
-    backbone = model.backbone if isinstance(model, TagiModel) else model
-    encoder = backbone.get_encoder() if tokens.is_encoder_decoder else backbone.base_model
-    pooled = []
-    with evaluating(backbone), applied(None):
-        for start in range(0, len(texts), batch_size):
-            ids, mask = pad([tokens.instruction(text) for text in texts[start: start + batch_size]], tokens.pad)
-            ids, mask = ids.to(backbone.device), mask.to(backbone.device)
-            pooled.append(masked_mean(encoder(input_ids=ids, attention_mask=mask)[0], mask).float().cpu())
-    return torch.cat(pooled)
-
-
-def adaptable(model: nn.Module, like: Optional[TagiConfig] = None, seed: int = 0) -> TagiModel:
-    """A backbone as it is, to which adapters can be given, with a start for the A of new ones.
-
-    Args:
-        model: A backbone, or a [`TagiModel`] whose backbone is taken; its weights are shared, not copied.
-        like: The rank, scale and target modules (the last if its backbone is of the same family) of new adapters.
-        seed: Of A, which is uniform as PEFT's.
-    """
-    backbone = model.backbone if isinstance(model, TagiModel) else model
-    fields = {}
-    if like is not None:
-        fields = {"r": like.r, "lora_alpha": like.lora_alpha}
-        if like.backbone_config is not None and like.backbone_config.model_type == backbone.config.model_type:
-            fields["target_modules"] = like.target_modules
-    config = TagiConfig(
-        backbone_config=backbone.config, fusion="none", **fields,
-        generator="shared", generator_hidden_size=1, generator_index_size=1,  # it is never run: as small as can be
-    )  # fmt: skip
-    for tensor in (*backbone.parameters(), *backbone.buffers()):
-        tensor._is_hf_initialized = True  # else transformers would initialise the backbone anew
-    with unchanged_randomness():
-        torch.manual_seed(seed)
-        made = TagiModel(config, backbone=backbone)
-    made.generation_config = backbone.generation_config
-    return made.to(backbone.device).eval()
+    evaluation, tuned = settings.evaluation, settings.task_adapters
+    require_names(evaluation.references)
+    for name in evaluation.references:
+        if REFERENCES[name].needs_bank and not tuned.steps and not tuned.given:
+            raise ValueError(
+                f"evaluation.references has {name!r}, but there are no task adapters: give task_adapters.steps, path "
+                "or collection"
+            )
+        if REFERENCES[name].tunes and evaluation.oracle.steps < 1:
+            raise ValueError(f"evaluation.oracle.steps is 0, but the {name} has to be tuned: give at least 1")

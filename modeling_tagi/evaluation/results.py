@@ -1,17 +1,52 @@
-"""What `results.json` holds beside scores: its version, a headline, and examples of what was answered.
+"""`results.json`: its version, how it is read, and what it holds beside scores.
 
 `results.schema.json` says what every field is.
 """
 
+import json
 from pathlib import Path
 from typing import Optional, Sequence
 
 from ..data.records import Record
 from ..instructions import instruction_text
 
-RESULTS_VERSION = 1  # rises when a field changes its meaning or goes
+RESULTS_FILE = "results.json"
+RESULTS_VERSION = 2  # rises when a field changes its meaning or goes; the schema says what each version changed
 SCHEMA = Path(__file__).with_name("results.schema.json")
 EXAMPLES = 10
+
+
+def read_results(folder: Path) -> Optional[dict]:
+    """Returns the results of a run or an evaluation, in the names of today; `None` if there are none."""
+    file = folder / RESULTS_FILE
+    if not file.is_file():
+        return None
+    results = json.loads(file.read_text())
+    if results.get("schema_version", 1) < 2:
+        old = {"prompted_start"}
+        if "baseline" in results and results.get("run", {}).get("label") != "prompted":
+            old.add("prompted")  # an evaluation, where it was not a trained method's name
+        _rename(results, {name: "start_prompted" for name in old})
+    return results
+
+
+def _rename(results: dict, names: dict[str, str]):
+    """Renames methods wherever results name them."""
+    def renamed(found: dict) -> dict:
+        return {names.get(name, name): value for name, value in found.items()}
+
+    for found in results.get("splits", {}).values():
+        found["methods"] = renamed(found["methods"])
+        if "differences" in found:
+            found["differences"] = {
+                " - ".join(names.get(name, name) for name in pair.split(" - ")): scores
+                for pair, scores in found["differences"].items()
+            }
+        for one in found.get("examples") or ():
+            one["outputs"] = renamed(one["outputs"])
+    run = results.get("run", {})
+    if run.get("label") in names:
+        run["label"] = names[run["label"]]
 
 
 def headline(results: dict, label: str) -> str:

@@ -18,6 +18,7 @@ from ..data.records import Record, Splits
 from ..data.sources import check_source, read_source
 from ..data.streams import RecordStream
 from ..evaluation.evaluate import spread
+from ..evaluation.references import require_references
 from ..tokens import Tokens
 from ..training import stages
 from ..training.backbones import backbone_config
@@ -44,6 +45,7 @@ def check_setup(settings: RunSettings, backbone: PretrainedConfig):
     Raises:
         ValueError: naming the field.
     """
+    require_references(settings)
     check_source(settings.data.source, settings.data.options, settings.data.streaming)
     for stage in stages_that_train(settings):
         _require_optimizer(stage.name, getattr(settings, stage.name))

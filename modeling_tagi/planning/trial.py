@@ -19,10 +19,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..banks.adapter_bank import AdapterBank
 from ..common.console import progress_bar
 from ..data.records import Record, Splits
-from ..evaluation.evaluate import evaluate_split, load_backbone, spread
+from ..evaluation.backbones import adaptable, load_backbone
+from ..evaluation.evaluate import spread
 from ..evaluation.oracle import tune_adapters
 from ..evaluation.predict import Answering
-from ..evaluation.references import adaptable
+from ..evaluation.references import REFERENCES
+from ..evaluation.scores import evaluate_split
 from ..pipeline import SCORED_WHILE_TRAINING, stage_names
 from ..training import stages
 from ..training.run import DONE_FILE, Run
@@ -72,9 +74,9 @@ class Trial:
             a_pass = {"own": self.own * len(records), "start": self.start * len(records)}
             seconds += a_pass["own"] * trained
             for name in evaluation.references:
-                swapped = name in ("wrong_instruction", "random_words")
-                seconds += a_pass["own"] * trained if swapped else a_pass["start"]
-                if name == "oracle":
+                asks_trained = REFERENCES[name].asks_trained
+                seconds += a_pass["own"] * trained if asks_trained else a_pass["start"]
+                if REFERENCES[name].tunes:
                     groups = math.ceil(len({record.task for record in records}) / _TUNED_AT_ONCE)
                     seconds += 2 * groups * evaluation.oracle.steps * self.oracle
         return seconds
@@ -209,7 +211,7 @@ def _answers(settings: RunSettings, model, baseline, tokens, splits: Splits) -> 
         evaluate_split({split: answering}, records, evaluation.rank_options)
         seconds.append((time.perf_counter() - began) / len(records))
     oracle = 0.0
-    if "oracle" in evaluation.references:
+    if any(REFERENCES[name].tunes for name in evaluation.references):
         by_task: dict[str, list[Record]] = {}
         for record in records:
             by_task.setdefault(record.task, []).append(record)

@@ -11,9 +11,10 @@ from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
 from ..data.readers import READERS
 from ..evaluation.report.page import Plot, Section, Table
-from ..evaluation.report.parts import duration, number, read_json
-from ..evaluation.report.run_report import columns_of
+from ..evaluation.report.parts import duration, number
 from ..evaluation.report.write import read_report
+from ..evaluation.results import read_results
+from ..evaluation.tables import columns_of
 from .cards import (
     CARD_FILE,
     CITATION,
@@ -75,7 +76,7 @@ def write_run_card(folder: Path, name: Optional[str] = None, report: Optional[tu
 def run_card(folder: Path, name: str, sections: Sequence[Section], plots: set[str]) -> str:
     """The card's text, with pictures of those `plots` that it has."""
     settings = yaml.safe_load((folder / "settings.yaml").read_text())
-    results, config = read_json(folder / "results.json"), TagiConfig.from_pretrained(folder / "model")
+    results, config = read_results(folder), TagiConfig.from_pretrained(folder / "model")
     example = results.get("example") or {"instruction": "say yes or no", "inputs": ["is it so?"]}
     by_title = {section.title: section for section in sections}
 

@@ -9,6 +9,7 @@ from typing import Any, Optional, Union
 
 from ..common.names import file_name
 from ..common.yaml_files import read_recipe, read_yaml
+from ..evaluation.references import REFERENCES, StartPrompted
 from ..training.methods import METHODS
 from ..training.run import flat
 from ..training.settings import RunSettings, build_settings
@@ -17,11 +18,11 @@ from ..training.settings import RunSettings, build_settings
 _SHARED_FIELDS = ("bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "seed", "train_tasks",
                   "data", "backbone", "text", "prompted", "task_adapters")  # fmt: skip
 _SHARED_TAGI_FIELDS = ("tagi.r", "tagi.lora_alpha", "tagi.target_modules")
-START = "prompted_start"
+START = StartPrompted.name
 # References that are scored once with the start, and those scored with TAGI's own cell.
-START_REFERENCES = ("no_instruction", "nearest_adapter", "oracle")
+START_REFERENCES = tuple(name for name, kind in REFERENCES.items() if not kind.asks_trained and name != START)
 _NOT_PUSHED = {"push_to_hub": None, "push_every": 0}  # by a study, whose runs are many
-TAGI_REFERENCES = ("wrong_instruction", "random_words")
+TAGI_REFERENCES = tuple(name for name, kind in REFERENCES.items() if kind.asks_trained)
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Cell:
 
     Args:
         name: Of its folder.
-        method, seed, train_tasks: Where it is in the grid; the start that runs share has method `prompted_start`.
+        method, seed, train_tasks: Where it is in the grid; the start that runs share has method `start_prompted`.
         settings: Of the run.
         after: Name of the cell that must be done before.
     """
@@ -223,9 +224,10 @@ def _start(base: dict, fields: dict, folder: Path, study: StudySettings, starts:
         settings = build_settings(base, {**study.overrides, **shared, "label": method})
         settings.output_dir = str(folder / "cells" / name)
         has_bank = settings.task_adapters.steps or settings.task_adapters.given
-        references = [r for r in study.references if r in START_REFERENCES and (has_bank or r != "nearest_adapter")]
+        references = [name for name in study.references
+                      if name in START_REFERENCES and (has_bank or not REFERENCES[name].needs_bank)]  # fmt: skip
         # once for each seed: with the start that is the study's, and not a method's own
-        settings.evaluation.references = ["prompted", *(references if not alike else [])]
+        settings.evaluation.references = [START, *(references if not alike else [])]
         starts[key] = Cell(name, method, seed, train_tasks, settings)
     return starts[key]
 

@@ -7,6 +7,7 @@ from typing import Optional, Sequence
 import numpy as np
 
 from ..common.writing import write_text
+from ..evaluation.results import read_results
 from ..evaluation.statistics import DIFFERENCES, SCORES, mean_interval, paired_difference
 from .settings import START, TAGI_REFERENCES, Cell, StudySettings
 
@@ -26,12 +27,12 @@ def write_lines(study: StudySettings, done: Sequence[Cell]) -> tuple[list[dict],
     folder = Path(study.output_dir)
     by_split, by_task, floors, notes = [], [], {}, {}
     for cell in done:
-        results = json.loads(results_file(folder, cell).read_text())
+        results = read_results(results_file(folder, cell).parent)
         notes.update(dict.fromkeys(results.get("notes", ())))
         for split, found in results["splits"].items():
             floors[split] = {name: found[name] for name in ("chance", "majority") if found[name] is not None}
         start = next((other for other in done if other.name == cell.after), None)
-        before = _training_seconds(json.loads(results_file(folder, start).read_text())) if start else 0.0
+        before = _training_seconds(read_results(results_file(folder, start).parent)) if start else 0.0
         for line, tasks in _lines(cell, results, before):
             by_split.append(line)
             by_task += tasks

@@ -13,7 +13,6 @@ from ..modeling_tagi import TRAINABLE
 from .trainer import KEPT
 
 MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
-REFERENCES = ("prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle")
 # Schedules by how well evaluation goes, which no stage runs: the learning rate would never change.
 _UNFED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 _NAMED_VALUES = {
@@ -65,7 +64,7 @@ def require_sensible(settings):
         raise ValueError("evaluation.splits is [], but something must be scored: name a split, or give null for all")
     if len(settings.label.splitlines()) > 1:
         raise ValueError(f"label is {settings.label!r}, but must be one line, which tables have")
-    _require_references(settings)
+    _require_modules(settings)
     _require_something_to_train(settings)
     _require_teacher(settings)
 
@@ -114,20 +113,10 @@ def _require_places(settings):
         )
 
 
-def _require_references(settings):
-    evaluation = settings.evaluation
-    for name, known in (("evaluation.references", REFERENCES), ("finetuning.freeze", MODULES)):
-        section, field = name.split(".")
-        unknown = [entry for entry in getattr(getattr(settings, section), field) if entry not in known]
-        if unknown:
-            raise ValueError(f"{name} has {unknown[0]!r}, but knows {', '.join(map(repr, known))}")
-    if "nearest_adapter" in evaluation.references and _without_adapters(settings):
-        raise ValueError(
-            "evaluation.references has 'nearest_adapter', but there are no task adapters: give "
-            "task_adapters.steps, path or collection"
-        )
-    if "oracle" in evaluation.references and evaluation.oracle.steps < 1:
-        raise ValueError("evaluation.oracle.steps is 0, but the oracle has to be tuned: give at least 1")
+def _require_modules(settings):
+    unknown = [entry for entry in settings.finetuning.freeze if entry not in MODULES]
+    if unknown:
+        raise ValueError(f"finetuning.freeze has {unknown[0]!r}, but knows {', '.join(map(repr, MODULES))}")
 
 
 def _require_something_to_train(settings):

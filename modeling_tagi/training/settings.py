@@ -232,10 +232,11 @@ class EvaluationSettings:
         batch_size: Rows at once.
         max_records: Most records of a split, spread over its tasks; `null` is all.
         rank_options: Whether records with options are scored by rank classification.
-        references: What else is scored, to tell what a number means: `prompted` (the model that TAGI starts from, with
-            the instruction in its input), `no_instruction` (the same, without), `wrong_instruction` (another task's),
-            `random_words` (as many words as the instruction has), `nearest_adapter` (the task adapter whose
-            instruction is nearest), `oracle` (a LoRA tuned on instances of the evaluated task).
+        references: What else is scored, to tell what a number means: `start_prompted` (the model that TAGI starts
+            from, with the instruction in its input), `no_instruction` (the same, without), `wrong_instruction`
+            (another task's), `random_words` (as many words as the instruction has), `nearest_adapter` (the task
+            adapter whose instruction is nearest), `oracle` (a LoRA tuned on instances of the evaluated task); see
+            evaluation/references.py.
         oracle: How the oracle's LoRA is tuned.
     """
 
@@ -244,7 +245,7 @@ class EvaluationSettings:
     batch_size: int = 64
     max_records: Optional[int] = None
     rank_options: bool = True
-    references: list = field(default_factory=lambda: ["prompted", "no_instruction", "wrong_instruction"])
+    references: list = field(default_factory=lambda: ["start_prompted", "no_instruction", "wrong_instruction"])
     oracle: OracleSettings = field(default_factory=OracleSettings)
 
 

@@ -121,7 +121,7 @@ def _asked(name: str, *more: str, expects, data: str = "<records>", make=None) -
 
 OPTIONS = [
     _asked("split unknown", "--splits", "zzz", expects=Refused(("zzz", "words"))),
-    _asked("reference unknown", "--references", "zzz", expects=Refused(("zzz", "prompted"), 2)),
+    _asked("reference unknown", "--references", "zzz", expects=Refused(("zzz", "start_prompted"), 2)),
     _asked("max_records -1", "--max_records", "-1", expects=Refused(("max_records", "'-1'"), 2)),
     _asked("source sni on file", "--source", "sni", expects=Refused((r"words\.jsonl",))),
     _asked("source p3 on empty folder", "--source", "p3", data="<here>/ef", expects=Refused(("<here>/ef",)),

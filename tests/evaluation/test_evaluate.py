@@ -9,10 +9,12 @@ from modeling_tagi import TagiModel
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.evaluation.evaluate import evaluate_model, evaluate_split, score_methods, spread, table
+from modeling_tagi.evaluation.evaluate import evaluate_model, score_methods, spread
 from modeling_tagi.evaluation.metrics import normalise_answer
 from modeling_tagi.evaluation.predict import Answering
+from modeling_tagi.evaluation.scores import evaluate_split
 from modeling_tagi.evaluation.statistics import DIFFERENCES, SCORES, mean_interval
+from modeling_tagi.evaluation.tables import table
 from modeling_tagi.tokens import Tokens
 from modeling_tagi.training.settings import EvaluationSettings, build_settings
 
@@ -116,7 +118,7 @@ def test_intervals_and_differences_are_over_the_groups_that_tasks_come_from():
 
 def test_tasks_of_one_group_alone_are_noted():
     records = [Record(task, "i", f"{task} {n}", ("y",), "one") for task in "ab" for n in range(2)]
-    settings = EvaluationSettings(references=["prompted"])
+    settings = EvaluationSettings(references=["start_prompted"])
     results = score_methods(None, Scripted(["y", "n", "y", "y"]), {"s": records}, settings, None)
     assert "s: all tasks are of the group 'one', so intervals are over its tasks" in results["notes"][0]
 
@@ -202,8 +204,8 @@ def settings_with(references, reads="adapter", steps=1, label="tagi", **evaluati
     return build_settings({"finetuning": finetuning, "evaluation": evaluation, "task_adapters": bank, "label": label})
 
 
-EVERY = ["prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle"]
-SHOWN = {*EVERY, "prompted_start", "tagi"} - {"prompted"}  # a run's prompted model is where it started from
+EVERY = ["start_prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle"]
+SHOWN = {*EVERY, "tagi"}
 
 
 def test_a_model_is_scored_beside_all_its_references(made):
@@ -226,7 +228,7 @@ def test_each_method_answers_in_its_own_way(made):
     swapped = {"second": TASKS["last"], "last": TASKS["second"]}
     ways = {
         "tagi": Answering(model, tokens, "adapter"),
-        "prompted_start": Answering(model.backbone, tokens, "prompt"),
+        "start_prompted": Answering(model.backbone, tokens, "prompt"),
         "no_instruction": Answering(model.backbone, tokens, "input"),
         "wrong_instruction": Answering(model, tokens, "adapter", 64, swapped),
     }
@@ -246,19 +248,19 @@ def test_each_method_answers_in_its_own_way(made):
 def test_a_model_is_called_by_its_label_and_its_start_by_another_name(made):
     folder, model, tokens, _ = made
     splits = {"unseen": records_of("second", "last")}
-    settings = settings_with(["prompted", "wrong_instruction"], reads="prompt", label="mine")
+    settings = settings_with(["start_prompted", "wrong_instruction"], reads="prompt", label="mine")
     results = evaluate_model(settings, model, tokens, (folder, None), splits, [])
     methods = results["splits"]["unseen"]["methods"]
-    assert list(methods) == ["prompted_start", "wrong_instruction", "mine"]
-    assert methods["mine"] == methods["prompted_start"]  # the same backbone, bare
-    assert list(results["splits"]["unseen"]["differences"]) == ["mine - prompted_start", "mine - wrong_instruction"]
+    assert list(methods) == ["start_prompted", "wrong_instruction", "mine"]
+    assert methods["mine"] == methods["start_prompted"]  # the same backbone, bare
+    assert list(results["splits"]["unseen"]["differences"]) == ["mine - start_prompted", "mine - wrong_instruction"]
 
 
 def test_without_training_there_are_references_alone(made):
     folder, model, tokens, _ = made
-    settings = settings_with(["prompted", "no_instruction", "wrong_instruction", "random_words"], steps=0)
+    settings = settings_with(["start_prompted", "no_instruction", "wrong_instruction", "random_words"], steps=0)
     results = evaluate_model(settings, model, tokens, (folder, None), {"unseen": records_of("second", "last")}, [])
-    assert list(results["splits"]["unseen"]["methods"]) == ["no_instruction", "prompted_start"]
+    assert list(results["splits"]["unseen"]["methods"]) == ["no_instruction", "start_prompted"]
 
 
 def test_what_cannot_be_made_is_left_out_with_a_note(made):

@@ -7,9 +7,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation import oracle as oracle_module
+from modeling_tagi.evaluation.backbones import adaptable
 from modeling_tagi.evaluation.oracle import oracle, tune_adapters, two_folds
 from modeling_tagi.evaluation.predict import Answering
-from modeling_tagi.evaluation.references import adaptable
 from modeling_tagi.tokens import Tokens
 
 WORDS = "red green blue one two three four apple pear plum cat dog".split()

@@ -5,7 +5,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 from modeling_tagi import TagiModel
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.evaluation.predict import Answering, wrong_instructions
+from modeling_tagi.evaluation.other_instructions import wrong_instructions
+from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.instructions import instruction_text, prompt_text
 from modeling_tagi.tokens import Tokens
 

@@ -4,14 +4,10 @@ import torch
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
+from modeling_tagi.evaluation.backbones import adaptable
+from modeling_tagi.evaluation.nearest_adapter import encode_instructions, nearest_adapters, nearest_rows
+from modeling_tagi.evaluation.other_instructions import random_word_instructions
 from modeling_tagi.evaluation.predict import Answering
-from modeling_tagi.evaluation.references import (
-    adaptable,
-    encode_instructions,
-    nearest_adapters,
-    nearest_rows,
-    random_word_instructions,
-)
 from modeling_tagi.hypernetwork import masked_mean
 from modeling_tagi.tokens import Tokens
 

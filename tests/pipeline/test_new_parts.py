@@ -1,5 +1,5 @@
-"""What is new to the package is trained, scored, shown and described as what it knows: a reader, a generator, and a
-family."""
+"""What is new to the package is trained, scored, shown and described as what it knows: a reader, a generator, a
+family and a reference."""
 
 import json
 
@@ -10,11 +10,14 @@ from toy_generator import LinearGenerator
 from modeling_tagi import TagiModel
 from modeling_tagi.common.yaml_files import read_recipe
 from modeling_tagi.data.readers import READERS, Reader
+from modeling_tagi.evaluation.predict import Answering
+from modeling_tagi.evaluation.references import REFERENCES, Reference
 from modeling_tagi.families import FAMILIES
 from modeling_tagi.hypernetwork import GENERATORS
 from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.planning.plan import plan_run
 from modeling_tagi.planning.printed import shown
+from modeling_tagi.planning.trial import Trial
 from modeling_tagi.training.settings import build_settings, load_settings
 
 OPT = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 1,
@@ -25,11 +28,23 @@ def read_toy(words: int = 4):
     return {"train": records(["first", "last", "second"], words), "unseen": records(["next"], words + 1)}
 
 
+class Shouted(Reference):
+    """Gives the evaluated model its own instruction in capitals."""
+
+    name, title, asks_trained = "shouted", "shouted at", True
+
+    def answering(self, records, progress):
+        own = self.compared.own
+        louder = {record.task: record.instruction.upper() for record in records}
+        return Answering(own.model, own.tokens, own.reads, own.batch_size, louder)
+
+
 @pytest.fixture(scope="module")
 def toy():
-    """The name of a reader that nothing but the registry knows."""
+    """The name of a reader that nothing but the registry knows; and so is a reference."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(READERS, "toy", Reader(read_toy, "toys of the test", least={"words": 3}))
+        patch.setitem(REFERENCES, Shouted.name, Shouted)
         yield "toy"
 
 
@@ -50,18 +65,36 @@ def made(config, toy, linear, tmp_path_factory):
     values["data"] = {"source": toy, "text": values["data"]["text"], "options": {"words": 5}}
     values |= {"output_dir": str(tmp_path_factory.mktemp("new") / "run")}
     values["tagi"] |= {"target_modules": ["q_proj", "v_proj"], "fusion": "none", "generator": linear}
-    settings = build_settings(values, {"evaluation.references": ["prompted"], "evaluation.every": 0})
+    settings = build_settings(values, {"evaluation.references": ["start_prompted", "shouted"], "evaluation.every": 0})
     return settings, tmp_path_factory.getbasetemp() / settings.output_dir, run_experiment(settings)
 
 
 def test_a_backbone_of_a_family_that_no_table_lists_runs_to_its_end(made):
     _, folder, results = made
-    assert set(results["splits"]["unseen"]["methods"]) == {"tagi", "prompted_start"}
+    assert set(results["splits"]["unseen"]["methods"]) == {"tagi", "start_prompted", "shouted"}
     missing = json.loads((folder / "costs.json").read_text())["missing"]
     assert "FLOPs of a backbone of type 'opt' cannot be counted" in missing
     page, card = ((folder / name).read_text() for name in ("report/index.html", "model/README.md"))
     assert "Not counted: FLOPs of a backbone of type" in page and "Not counted: FLOPs of a backbone of type" in card
     assert TagiModel.from_pretrained(folder / "model").config.backbone_config.model_type == "opt"
+
+
+def test_a_new_reference_is_scored_planned_and_shown(made, config, toy):
+    settings, folder, results = made
+    found = results["splits"]["unseen"]
+    assert list(found["methods"]) == ["start_prompted", "tagi", "shouted"] and "tagi - shouted" in found["differences"]
+    assert all("shouted" in one["outputs"] for one in found["examples"])
+    assert "| unseen | shouted at |" in (folder / "results.md").read_text()
+    for name in ("report/report.md", "model/README.md"):
+        text = (folder / name).read_text()
+        assert "| shouted at |" in text and "| unseen | TAGI − shouted at |" in text, name
+    seconds = []
+    for references in ([], ["shouted"]):
+        asked = load_settings(config, {"evaluation.references": json.dumps(references)})
+        seconds.append(Trial({}, own=2.0, start=1.0, oracle=0.0).evaluation(asked, read_toy()))
+    assert seconds[1] - seconds[0] == 6 * 2.0  # records of the split, answered by the trained model
+    with pytest.raises(ValueError, match="references has 'shouted_at', but knows .*'oracle', 'shouted'"):
+        plan_run(load_settings(config, {"evaluation.references": "[shouted_at]"}), flops_per_second=1e9)
 
 
 def test_a_new_reader_is_checked_read_planned_and_described(made, config, toy):

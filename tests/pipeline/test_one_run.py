@@ -19,7 +19,7 @@ from modeling_tagi.training.settings import RunSettings, load_settings
 def made(config, tmp_path_factory):
     """A whole run, pushed on its way and at its end: its folder, what it returned, and the Hub."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    names = ["prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle"]
+    names = ["start_prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle"]
     settings = load_settings(config, {
         "output_dir": str(folder), "evaluation.references": json.dumps(names), "push_to_hub": "user/run",
         "push_every": "2", "push_private": "true"})  # fmt: skip
@@ -45,7 +45,7 @@ def test_a_run_leaves_checkpoint_tables_and_report(made):
 def test_every_reference_is_scored(made):
     _, results, _ = made
     assert list(results["splits"]["unseen"]["methods"]) == [
-        "no_instruction", "prompted_start", "tagi", "wrong_instruction", "random_words", "nearest_adapter", "oracle"
+        "no_instruction", "start_prompted", "tagi", "wrong_instruction", "random_words", "nearest_adapter", "oracle"
     ]  # fmt: skip
     assert results["tasks"]["next"] == {"group": "next", "split": "unseen"}
     assert results["run"]["seed"] == 0 and results["run"]["train_tasks"] == 3

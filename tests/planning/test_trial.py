@@ -25,7 +25,7 @@ def test_steps_of_every_stage_are_tried_and_leave_nothing(config, tmp_path, monk
         return seen[0]
 
     monkeypatch.setattr(timing, "timed_trial", spy)
-    overrides = {"evaluation.references": "[prompted, no_instruction, oracle]",
+    overrides = {"evaluation.references": "[start_prompted, no_instruction, oracle]",
                  "finetuning.distillation_steps": "4", "finetuning.alignment_steps": "1"}  # fmt: skip
     plan = plan_run(load_settings(config, overrides), startup=2.5)
     [found] = seen
@@ -41,7 +41,7 @@ def test_a_plans_seconds_are_those_of_its_steps_and_of_what_is_done_once(config,
     times = {name: StageTime(once=10.0, step=1.0) for name in STAGES}
     monkeypatch.setattr(timing, "timed_trial", lambda *args: Trial(times, own=0.5, start=0.25, oracle=2.0))
     overrides = {"task_adapters.at_once": "2", "evaluation.every": "2",
-                 "evaluation.references": "[prompted, wrong_instruction, oracle]"}  # fmt: skip
+                 "evaluation.references": "[start_prompted, wrong_instruction, oracle]"}  # fmt: skip
     plan = plan_run(load_settings(config, overrides))
     found = seconds(plan)
     assert (found["text"], found["prompted"], found["pretraining"]) == (12, 13, 12)

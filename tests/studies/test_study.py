@@ -44,7 +44,7 @@ def done(study_file, tmp_path_factory):
 def test_a_line_for_each_method_and_reference(done):
     found = lines(done / "results.jsonl")
     assert [(x["method"], x["kind"], x["seed"], x["train_tasks"], x["split"]) for x in found] == [
-        ("no_instruction", "reference", 0, 3, "unseen"), ("prompted_start", "trained", 0, 3, "unseen"),
+        ("no_instruction", "reference", 0, 3, "unseen"), ("start_prompted", "trained", 0, 3, "unseen"),
         ("prompted", "trained", 0, 3, "unseen"), ("tagi", "trained", 0, 3, "unseen"),
         ("wrong_instruction", "reference", 0, 3, "unseen"),
     ]  # fmt: skip
@@ -67,7 +67,7 @@ def test_what_could_not_be_scored_is_told_beside_the_scores(done, study_file, tm
     shutil.copytree(done, tmp_path / "out")
     references = [*FIELDS["references"], "oracle", "nearest_adapter"]
     study = load_study(study_file, {"output_dir": str(tmp_path / "out"), "references": references})
-    file = tmp_path / "out" / "cells" / "prompted_start-seed0" / "results.json"
+    file = tmp_path / "out" / "cells" / "start_prompted-seed0" / "results.json"
     note = "unseen: no oracle, since task 'next' has 1 distinct input"
     file.write_text(json.dumps({**json.loads(file.read_text()), "notes": [note]}))
     write_tables(study, cells(study))
@@ -92,7 +92,7 @@ def test_runs_scored_in_another_way_are_scored_anew_and_not_trained_again(study_
     study = load_study(study_file, {**fields, "references": ["oracle"], "overrides": {"evaluation.max_records": 4}})
     run_study(study)
     found = lines(tmp_path / "results.jsonl")
-    assert [(x["method"], x["n"]) for x in found] == [("prompted_start", 4), ("oracle", 4), ("prompted", 4)]
+    assert [(x["method"], x["n"]) for x in found] == [("start_prompted", 4), ("oracle", 4), ("prompted", 4)]
     assert trained and all(path.read_text() == text for path, text in trained.items())
 
 
@@ -114,7 +114,7 @@ def test_runs_whose_data_have_changed_are_not_passed_over(done, study_file, conf
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     for path, text in kept.items():
         path.write_text(text)
-    assert [Path(command[-1]).parent.name for command in started] == ["prompted_start-seed0"]
+    assert [Path(command[-1]).parent.name for command in started] == ["start_prompted-seed0"]
 
 
 @pytest.mark.parametrize("left", ["stages/finetuning/done.json", "results.json"])
@@ -148,7 +148,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_finished(study_file, tmp_p
     said = "1 of 3 runs failed: blocked-seed0; see .*/log.txt, which ends with .*stages"
     with pytest.raises(ChildProcessError, match=said):
         run_study(study)
-    assert {x["method"] for x in lines(tmp_path / "results.jsonl")} == {"prompted_start", "prompted"}
+    assert {x["method"] for x in lines(tmp_path / "results.jsonl")} == {"start_prompted", "prompted"}
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_a_method_with_another_backbone_gets_a_start_of_its_own(study):
 def test_a_start_of_a_methods_own_has_a_name_of_its_own_and_no_references(study):
     found = by_name(study(methods=["tagi", {"taught_longer": {"base": "tagi", "prompted.steps": 9}}]))
     other = found[found["taught_longer-seed0"].after]
-    assert other.method == f"{START}-2" and other.settings.evaluation.references == ["prompted"]
+    assert other.method == f"{START}-2" and other.settings.evaluation.references == ["start_prompted"]
 
 
 def test_without_a_method_called_tagi_the_first_that_is_has_the_wrong_instructions(study):
@@ -95,7 +95,7 @@ def test_a_further_grid_adds_cells_and_repeats_none(study):
 def test_references_are_scored_once(study):
     found = by_name(study(methods=["hint", "tagi"]))
     assert found[f"{START}-seed0"].settings.evaluation.references == [
-        "prompted", "no_instruction", "nearest_adapter", "oracle"
+        "start_prompted", "no_instruction", "nearest_adapter", "oracle"
     ]  # fmt: skip
     assert found["tagi-seed0"].settings.evaluation.references == ["wrong_instruction", "random_words"]
     assert found["hint-seed0"].settings.evaluation.references == []
@@ -130,7 +130,7 @@ def test_a_study_that_makes_no_sense_is_refused(study, fields, message):
 @pytest.mark.parametrize("name", ["../../x", "/abs", "x" * 300, "a\0b", ".", "..", "a/b"])
 def test_no_name_of_a_method_leaves_the_studys_folder(name, tmp_path, study):
     found = cells(study(methods=[{name: {"base": "tagi"}}, "tagi"], output_dir=str(tmp_path / "out")))
-    assert [cell.method for cell in found] == ["prompted_start", name, "tagi"]
+    assert [cell.method for cell in found] == ["start_prompted", name, "tagi"]
     for cell in found:
         assert Path(os.path.normpath(cell.settings.output_dir)).parent == tmp_path / "out" / "cells"
         assert len(cell.name) < 120 and cell.name.isprintable()
@@ -140,7 +140,7 @@ def test_a_study_takes_from_its_configuration_what_it_does_not_set_itself(tmp_pa
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"base": str(QUICKSTART), "train_tasks": 50, "seed": 3}))
     found = cells(study(config=str(recipe), methods=["tagi"], also=[{"methods": ["hint"], "train_tasks": [None, 7]}]))
-    assert [cell.name for cell in found if cell.method != "prompted_start"] == [
+    assert [cell.name for cell in found if cell.method != "start_prompted"] == [
         "tagi-seed3-tasks50", "hint-seed3", "hint-seed3-tasks7"
     ]  # fmt: skip
     assert {cell.settings.train_tasks for cell in found} == {50, None, 7}

@@ -30,7 +30,7 @@ RUNS = {
     "t5": {},
     "llama": {"backbone.config": LLAMA, "finetuning.alignment": "delta", "finetuning.accumulation": 2},
     # a single task for two processes, which therefore both train on all of each batch
-    "one task": {"train_tasks": 1, "evaluation.references": ["prompted"]},
+    "one task": {"train_tasks": 1, "evaluation.references": ["start_prompted"]},
 }
 FUSED = {f"{stage}.optimizer": "adamw_torch_fused" for stage in ("prompted", "finetuning")}
 

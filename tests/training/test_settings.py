@@ -163,12 +163,11 @@ def test_a_missing_config_is_named(tmp_path):
     ("finetuning: {freeze: [hypernetwork]}\ntagi: {fusion: none}", "leaves nothing to train"),
     ("{data: {source: p3, streaming: true}, finetuning: {teacher_cache: states}}", "streaming keeps only some"),
     ("tagi: {fusion: both}", "fusion is 'both', but must be one of"),
-    ("evaluation: {references: [nearest_adapter]}", "'nearest_adapter', but there are no task adapters"),
     ("evaluation: {splits: []}", "splits is \\[\\], but something must be scored"),
     ('label: "a\\nb"', "label is 'a.*b', but must be one line"),
     ("backbone: {vocab_size: 4}", "vocab_size is 4, but must be from 8 to"),
     ("backbone: {vocab_size: 3000000000}", "vocab_size is 3000000000, but must be from 8 to"),
-    ("evaluation: {references: [orcale]}", "references has 'orcale', but knows"),
+    ("finetuning: {freeze: [fusoin]}", "freeze has 'fusoin', but knows"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused(load, text, message):
     with pytest.raises(ValueError, match=message):

@@ -8,6 +8,7 @@ from typing import Iterable, Optional, Sequence
 import yaml
 
 from ...common.writing import reading
+from .. import references
 from .page import Plot, Section, Table
 from .plots import Line, line_plot, map_plot
 
@@ -17,7 +18,7 @@ UNITS = {
     "rank_accuracy_mean": "rank accuracy, by token (%)",
 }  # fmt: skip
 STEPS = "optimizer steps"
-_NAMES = {"tagi": "TAGI", "hint": "HINT", "hypter": "Hypter", "hypertuning": "HyperTuning"}
+_SPELLED = {"tagi": "TAGI", "hint": "HINT", "hypter": "Hypter", "hypertuning": "HyperTuning"}
 _TERMS = {  # of the finetuning loss
     "loss": "all terms, weighted", "loss_prediction": "prediction", "loss_distillation": "distillation",
     "loss_alignment": "alignment",
@@ -29,8 +30,8 @@ _SIMILARITY = {
 
 
 def title_of(name: str) -> str:
-    """How a method is called."""
-    return _NAMES.get(name, name.replace("_", " "))
+    """Returns what a report calls a method or a reference."""
+    return _SPELLED.get(name) or references.title_of(name)
 
 
 def number(value: Optional[float], digits: int = 1, sign: str = "") -> str:

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Optional
 
 from ...common.names import file_name
-from ..evaluate import COLUMNS, METHODS
+from ..references import in_order
+from ..results import read_results
+from ..scores import COLUMNS
+from ..tables import columns_of
 from .page import Plot, Section, Table
 from .parts import (
     INTERVALS,
@@ -25,12 +28,12 @@ from .parts import (
 )
 from .plots import bar_plot, grouped_bar_plots, line_plot
 
-_SHOWN_BY_FAMILY = ("prompted_start", "prompted", "oracle")  # beside what the run trained
+_SHOWN_BY_FAMILY = ("start_prompted", "prompted", "oracle")  # beside what the run trained
 
 
 def run_report(folder: Path) -> tuple[str, str, list[Section]]:
     """Title, first sentence and sections for a run's folder, from what is in it."""
-    results = read_json(folder / "results.json")
+    results = read_results(folder)
     sections = [
         _scores(results),
         *_families(results),
@@ -42,16 +45,6 @@ def run_report(folder: Path) -> tuple[str, str, list[Section]]:
         _origin(folder, results),
     ]
     return f"Run {folder.resolve().name}", _lead(results), sections
-
-
-def columns_of(found: dict) -> list[str]:
-    """The scores that some method of a split has."""
-    return [c for c in COLUMNS if any(scores.get(c) is not None for scores in found["methods"].values())]
-
-
-def ordered(methods) -> list[str]:
-    """As tables have them."""
-    return [*(name for name in METHODS if name in methods), *(name for name in methods if name not in METHODS)]
 
 
 def _own(results: dict, methods) -> Optional[str]:
@@ -79,7 +72,7 @@ def _scores(results: dict) -> Section:
     section = Section("Scores", [f"Per cent, means over tasks with {INTERVALS}."])
     section.parts += [f"{note[0].upper()}{note[1:]}." for note in results.get("notes") or ()]
     for split, found in results["splits"].items():
-        columns, methods = columns_of(found), ordered(found["methods"])
+        columns, methods = columns_of(found), in_order(found["methods"])
         if not columns:
             continue
         title, own = split.replace("_", " "), _own(results, found["methods"])
@@ -158,7 +151,7 @@ def _examples(results: dict) -> list[Section]:
     examples = found.get("examples")
     if not examples:
         return []
-    methods = ordered(examples[0]["outputs"])
+    methods = in_order(examples[0]["outputs"])
     head = ["instruction", "input", "target", *map(title_of, methods)]
     rows = [
         [one["instruction"], one["input"], " or ".join(one["targets"]), *(one["outputs"][name] for name in methods)]
@@ -172,7 +165,7 @@ def _by_place(results: dict, place: str) -> list[tuple[str, dict[str, dict]]]:
     """The splits that have such scores, and which methods have which."""
     found = []
     for split, scores in results["splits"].items():
-        methods = {name: scores["methods"][name][place] for name in ordered(scores["methods"])
+        methods = {name: scores["methods"][name][place] for name in in_order(scores["methods"])
                    if scores["methods"][name].get(place)}  # fmt: skip
         found += [(split, methods)] if methods else []
     return found

@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Optional, Sequence
 
+from ..results import read_results
 from .page import Section, Table
 from .parts import (
     INTERVALS,
@@ -24,7 +25,7 @@ from .parts import (
 from .plots import Line, bar_plot, grouped_bar_plots, line_plot
 from .run_report import score_plots
 
-_SHOWN_BY_FAMILY = ("tagi", "prompted", "prompted_start", "hint", "hypertuning")  # the first three there are
+_SHOWN_BY_FAMILY = ("tagi", "prompted", "start_prompted", "hint", "hypertuning")  # the first three there are
 _ABLATIONS = "without_"
 _SIMILARITIES = ("own", "others", "ratio", "generated", "tuned")
 
@@ -36,7 +37,7 @@ def study_report(folder: Path) -> tuple[str, str, list[Section]]:
     at_most = max(row["train_tasks"] for row in summary["rows"])
     of_tagi = sorted((seed, tasks, path) for (method, seed, tasks), path in cells.items() if method == "tagi")
     of_tagi = [path for _, tasks, path in of_tagi if tasks == at_most]
-    checked = [results.get("leaks") for path in cells.values() if (results := read_json(path / "results.json"))]
+    checked = [results.get("leaks") for path in cells.values() if (results := read_results(path))]
     sections = [
         *_scores(summary, at_most),
         *_sizes(summary),
@@ -56,7 +57,7 @@ def _cells(folder: Path) -> dict[tuple[str, int, int], Path]:
              for line in read_lines(folder / "by_split.jsonl") if line["kind"] == "trained"}  # fmt: skip
     found = {}
     for path in sorted((folder / "cells").glob("*")):
-        results = read_json(path / "results.json")
+        results = read_results(path)
         if results is None:
             continue
         run, method = results["run"], path.name.rpartition("-seed")[0]
@@ -242,7 +243,7 @@ def _origin(folder: Path, summary: dict, cells: dict) -> Section:
     section = Section("How it was made", [Table((), facts, text=2, wrap=True)] if facts else [])
     rows = []
     for path in sorted((folder / "cells").glob("*")):
-        results = read_json(path / "results.json")
+        results = read_results(path)
         if results is not None:
             run, seconds = results["run"], results.get("seconds") or {}
             rows.append([path.name, run.get("command") or "–", str(run.get("seed", "–")),

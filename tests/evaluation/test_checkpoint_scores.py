@@ -6,10 +6,12 @@ import pytest
 import torch
 from transformers import T5ForConditionalGeneration
 
+from modeling_tagi.commands.scored_data import settings_of
 from modeling_tagi.common.folder_lock import alone_in
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
-from modeling_tagi.evaluation.command import evaluate_checkpoint, read_splits, settings_of
+from modeling_tagi.evaluation.checkpoint_scores import evaluate_checkpoint
+from modeling_tagi.evaluation.evaluated_data import read_splits
 from modeling_tagi.instructions import prompt_text
 from modeling_tagi.training.run import SETTINGS_FILE
 
@@ -17,7 +19,7 @@ from modeling_tagi.training.run import SETTINGS_FILE
 def options(**fields):
     defaults = {
         "path": None, "source": None, "t0_eval": None, "options": [], "splits": None, "max_records": None,
-        "batch_size": 8, "no_rank": False, "references": ["prompted"], "task_adapters": None, "oracle": [],
+        "batch_size": 8, "no_rank": False, "references": ["start_prompted"], "task_adapters": None, "oracle": [],
         "max_input_length": 64, "max_target_length": 4, "seed": 0, "output_dir": None,
     }  # fmt: skip
     return Namespace(**{**defaults, **{name: str(x) if name == "path" else x for name, x in fields.items()}})
@@ -119,7 +121,7 @@ def test_a_baseline_may_be_the_checkpoints_own_or_another(checkpoint, tokenizer,
         for name in (None, "same", "other", "model")
     }
     methods = {name: results["splits"]["mine"]["methods"] for name, results in found.items()}
-    right = {name: scores["prompted"]["rouge_l"] for name, scores in methods.items()}
+    right = {name: scores["start_prompted"]["rouge_l"] for name, scores in methods.items()}
     assert right == {None: 100, "same": 100, "other": right["other"], "model": 100} and right["other"] < 100
     assert all(scores["tagi"] == methods[None]["tagi"] for scores in methods.values())
     assert found[None]["baseline"] == "the checkpoint's own backbone"
@@ -146,7 +148,7 @@ def test_the_stock_backbone_of_a_chat_checkpoint_is_asked_in_a_chat_too(
     tokenizer.save_pretrained(tmp_path / "stock")
     formats = []
     monkeypatch.setattr(
-        "modeling_tagi.evaluation.command.score_methods",
+        "modeling_tagi.evaluation.checkpoint_scores.score_methods",
         lambda own, start, *others: formats.extend([own.tokens.input_format, start.tokens.input_format]) or {},
     )
     evaluate_checkpoint(str(tmp_path / "chat"), settings_of(options(path=folder)), str(tmp_path / "stock"))
