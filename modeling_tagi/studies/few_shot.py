@@ -2,7 +2,7 @@
 
     python -m modeling_tagi.studies.few_shot CHECKPOINT… --output FILES
 
-What it does is in few_shot_curve.py, which takes seconds to import.
+The experiment is in few_shot_curve.py, its page in few_shot_page.py; both take seconds to import.
 """
 
 import sys
@@ -32,7 +32,7 @@ def _main(arguments: list[str], announce: Callable) -> int:
     parser.add_argument("--max_target_length", type=positive, default=16)
     parser.add_argument("--output", required=True, help="files to write, without their ending: .jsonl, .md and .png")
     options = parser.parse_args(arguments)
-    from .few_shot_curve import write_curve
+    from .few_shot_page import write_curve
 
     lengths = options.max_input_length, options.max_target_length
     command = f"{NAME} CHECKPOINT… --output FILES"
