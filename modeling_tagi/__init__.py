@@ -1,17 +1,23 @@
 """TAGI: adapters for language models, generated from instructions."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from . import publishing  # noqa: F401  (gives push_to_hub its cards)
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from .adapter import TagiAdapter
+    from .configuration_tagi import TagiConfig
+    from .modeling_tagi import TagiModel
+
 _HOMES = {"TagiAdapter": ".adapter", "TagiConfig": ".configuration_tagi", "TagiModel": ".modeling_tagi"}
 
-__all__ = list(_HOMES)
+__all__ = ["TagiAdapter", "TagiConfig", "TagiModel"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Imports a name when it is first used: torch takes seconds, which `tagi --help` can do without."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -22,7 +22,8 @@ def test_a_wheel_has_every_package_and_every_recipe():
     shipped = {file for pattern in data["modeling_tagi.hub_configs"] for file in (ROOT / "hub_configs").glob(pattern)}
     assert shipped == {file for file in (ROOT / "hub_configs").rglob("*") if file.is_file()}
     beside = {file for file in (ROOT / "modeling_tagi").rglob("*") if file.is_file() and file.suffix not in
-              (".py", ".pyc", ".typed")}  # fmt: skip
+              (".py", ".pyc")}  # fmt: skip
+    assert ROOT / "modeling_tagi" / "py.typed" in beside
     found = {file for name, patterns in data.items() if name != "modeling_tagi.hub_configs" for pattern in patterns
              for file in ROOT.joinpath(*name.split(".")).glob(pattern)}  # fmt: skip
     assert beside == found
