@@ -1,34 +1,32 @@
-"""Checkpoints: where a model's weights and tokenizer come from, and where they go."""
+"""Checkpoints: where a model's weights and tokenizer come from, where they go, and what is refused of them."""
 
+import json
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
-from typing import Optional, Sequence, Union
+from pathlib import Path
+from typing import Iterator, Optional, Sequence, Union
 
+import torch
 from huggingface_hub import CommitInfo, try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .backbone_hash import backbone_hash
-from .checkpoint_checks import (
-    broken_weights_named,
-    require_dtype,
-    require_finite,
-    require_name,
-    require_no_adapter_beside,
-    require_tagi_config,
-    require_whole,
-)
-from .configuration_tagi import TagiConfig, new_model_fields
+from .configuration_tagi import TagiConfig
 from .hub import STALE, filling, is_repository, push_saved, require_folder_for, said_in_one_line
 from .instruction_index import InstructionIndex
 from .named_backbone import (
     NamedBackboneMixin,
+    at_hand,
     auto_class,
+    backbone_hash,
     is_quantized,
+    keep_weights,
     load_named_backbone,
     require_backbone_for_others,
+    weight_files,
 )
 from .text_pipeline import PIPELINES
 
@@ -39,10 +37,12 @@ _UNREAD = object()
 _PUSHING = (
     "repo_id", "private", "revision", "tag", "token", "commit_message", "commit_description", "create_pr", "tags",
 )  # fmt: skip
+_ACCESS = ("cache_dir", "local_files_only", "token")  # arguments for whatever is read of a checkpoint
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 class CheckpointMixin(NamedBackboneMixin):
-    """What a [`TagiModel`] does beyond any transformers model to be built, loaded and saved."""
+    """Builds, loads, saves and pushes a [`TagiModel`], beyond what any transformers model does."""
 
     _tokenizer = None
     _instruction_index = _UNREAD
@@ -60,7 +60,7 @@ class CheckpointMixin(NamedBackboneMixin):
         local_files_only: bool = False,
         **config_fields,
     ):
-        """A fresh generator on a pretrained backbone.
+        """Makes a fresh generator on a pretrained backbone.
 
         Args:
             name_or_folder: A repository on the Hub, or a folder.
@@ -69,51 +69,45 @@ class CheckpointMixin(NamedBackboneMixin):
             quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
                 Checkpoints then leave the backbone out.
             token, cache_dir, local_files_only: As for every transformers model.
-            config_fields: Fields of [`TagiConfig`]; see `continues_instruction` for what is chosen beside them.
+            config_fields: Fields of [`TagiConfig`].
         """
-        require_name(name_or_folder, "the backbone")
-        require_dtype(dtype)
-        name = str(name_or_folder)
-        if os.path.isdir(name):
-            name = os.path.abspath(name)
-        given = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        given = {field: value for field, value in given.items() if value}
+        _require_name(name_or_folder, "the backbone")
+        _require_dtype(dtype)
+        name = os.path.abspath(name_or_folder) if os.path.isdir(name_or_folder) else str(name_or_folder)
+        access = _given({"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only})
         with said_in_one_line(name, "load"):
-            fields, _ = PretrainedConfig.get_config_dict(name, revision=revision, **given)
+            fields, _ = PretrainedConfig.get_config_dict(name, revision=revision, **access)
         if fields.get("model_type") == cls.config_class.model_type:
             raise ValueError(
                 f"the backbone {name} is a TAGI checkpoint, which has a generator: load it with "
                 "TagiModel.from_pretrained, or save its backbone, model.backbone.save_pretrained(folder), for that"
             )
-        backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **given)
+        backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **access)
         revision = _commit(name, revision, cache_dir) or revision
-        config_fields = new_model_fields(backbone_config, config_fields)
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
-        quantization = {} if quantization_config is None else {"quantization_config": quantization_config}
-        loading = {"revision": revision, "dtype": dtype or "auto", **quantization, **given}
+        loading = {"revision": revision, "dtype": dtype or "auto", **access}
+        if quantization_config is not None:
+            loading["quantization_config"] = quantization_config
         backbone = auto_class(config).from_pretrained(name, trust_remote_code=False, **loading)
         if is_quantized(backbone):
             config.backbone_in_checkpoint = False
         config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
-        for tensor in (*backbone.parameters(), *backbone.buffers()):
-            tensor._is_hf_initialized = True
-        model = cls(config, backbone=backbone)
-        _generator_beside(model)
+        model = cls(config, backbone=keep_weights(backbone))
+        _put_generator_beside(model)
         model.generation_config = deepcopy(backbone.generation_config)
         model.config.dtype = backbone.dtype
         model._cache_dir = cache_dir
-        if given:  # read now: a token is not kept
-            model._read_beside(given)
+        model._read_beside(access)
         return model
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
     ):
-        """As every transformers model; loads the backbone from where the config says if the checkpoint lacks it, and
-        quantizes it if there is a `quantization_config`.
+        """Loads a checkpoint as every transformers model does, and the backbone from where the config says if the
+        checkpoint lacks it; with a `quantization_config` the backbone is quantized.
 
         Raises:
             OSError: if a file is missing or no safetensors, or the backbone is not where the config says.
@@ -121,46 +115,28 @@ class CheckpointMixin(NamedBackboneMixin):
                 finite, a backbone in it is to be quantized, or the one that it names is not the one that it was made
                 for; or if an adapter was named.
         """
-        require_name(pretrained_model_name_or_path, "the checkpoint")
-        require_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
-        require_no_adapter_beside(pretrained_model_name_or_path)
-        adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
-        if adapter is not None:  # AutoModel was given one, and names here the checkpoint that it is for
-            raise _no_model(adapter, f"AutoModel.from_pretrained({str(pretrained_model_name_or_path)!r})")
-        if not hasattr(config, "backbone_config"):
-            names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-            hub = {name: kwargs[name] for name in names if name in kwargs}
-            with said_in_one_line(str(pretrained_model_name_or_path), "load"):
-                # not from_pretrained, which loses the token in transformers 5.10
-                config_dict, _ = cls.config_class.get_config_dict(config or pretrained_model_name_or_path, **hub)
-                require_tagi_config(config_dict, pretrained_model_name_or_path, cls.config_class.model_type)
-                config = cls.config_class.from_dict(config_dict)
-        if config.backbone_config is None:
-            raise OSError(
-                f"{pretrained_model_name_or_path} has no config.json of a TAGI model (with a backbone_config); name a "
-                "folder or repository that save_pretrained has written, or use TagiModel.from_backbone for a new one"
-            )
+        name = pretrained_model_name_or_path
+        _require_name(name, "the checkpoint")
+        _require_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
+        _require_no_adapter(name, kwargs)
+        config = cls._config_of(name, config, kwargs)
         loader, buffers = cls, {}
         if config.backbone_in_checkpoint and kwargs.get("quantization_config") is not None:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds its backbone, which could be quantized only together with the "
-                "generator; save the model with include_backbone=False, and load that with the quantization_config"
+                f"{name} holds its backbone, which could be quantized only together with the generator; save the "
+                "model with include_backbone=False, and load that with the quantization_config"
             )
         if not config.backbone_in_checkpoint:
-            kwargs["backbone"] = load_named_backbone(pretrained_model_name_or_path, config, kwargs)
+            kwargs["backbone"] = load_named_backbone(name, config, kwargs)
             kwargs.pop("quantization_config", None)
-            buffers = {name: buffer.clone() for name, buffer in kwargs["backbone"].named_buffers()}
+            buffers = {key: buffer.clone() for key, buffer in kwargs["backbone"].named_buffers()}
             # transformers reads the source of a class's module
             loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": _generators_state_dict})
-        place = {name: kwargs[name] for name in ("revision", "cache_dir", "subfolder") if kwargs.get(name)}
         mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["use_safetensors"] = True
-        with (
-            broken_weights_named(pretrained_model_name_or_path, **place),
-            said_in_one_line(str(pretrained_model_name_or_path), "load"),
-        ):
+        with _broken_weights_named(name, kwargs), said_in_one_line(str(name), "load"):
             model, info = super(CheckpointMixin, loader).from_pretrained(
-                pretrained_model_name_or_path,
+                name,
                 *model_args,
                 config=config,
                 output_loading_info=True,
@@ -169,17 +145,32 @@ class CheckpointMixin(NamedBackboneMixin):
             )
         model.__class__ = cls
         if is_quantized(model.backbone):
-            _generator_beside(model)
+            _put_generator_beside(model)
         model._cache_dir = kwargs.get("cache_dir")
-        model._revision = _commit(pretrained_model_name_or_path, kwargs.get("revision"), kwargs.get("cache_dir"))
-        for name, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
-            model.backbone.get_buffer(name).copy_(buffer)
-        require_whole(pretrained_model_name_or_path, {**info, **({"mismatched_keys": ()} if mismatched else {})})
-        require_finite(pretrained_model_name_or_path, model)
-        given = {name: kwargs[name] for name in ("cache_dir", "local_files_only", "token") if kwargs.get(name)}
-        if given:  # what else is there is read now: a token is not kept
-            model._read_beside(given)
+        model._revision = _commit(name, kwargs.get("revision"), kwargs.get("cache_dir"))
+        for key, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
+            model.backbone.get_buffer(key).copy_(buffer)
+        _require_whole(name, {**info, **({"mismatched_keys": ()} if mismatched else {})})
+        _require_finite(name, model)
+        model._read_beside(_given(kwargs))
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _config_of(cls, name, config, kwargs: dict) -> TagiConfig:
+        if not hasattr(config, "backbone_config"):
+            names = (*_ACCESS, "force_download", "revision", "subfolder")
+            hub = {key: kwargs[key] for key in names if key in kwargs}
+            with said_in_one_line(str(name), "load"):
+                # not from_pretrained, which loses the token in transformers 5.10
+                fields, _ = cls.config_class.get_config_dict(config or name, **hub)
+                _require_tagi_config(fields, name, cls.config_class.model_type)
+                config = cls.config_class.from_dict(fields)
+        if config.backbone_config is None:
+            raise OSError(
+                f"{name} has no config.json of a TAGI model (with a backbone_config); name a folder or repository "
+                "that save_pretrained has written, or use TagiModel.from_backbone for a new one"
+            )
+        return config
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
         """Refuses what transformers would do, which is to build an adapter into the model: a [`TagiAdapter`] goes
@@ -209,8 +200,27 @@ class CheckpointMixin(NamedBackboneMixin):
         folder = require_folder_for("checkpoint", save_directory)
         push = kwargs.pop("push_to_hub", False)
         pushing = {name: kwargs.pop(name) for name in _PUSHING if name in kwargs}
-        config, tokenizer, index = self.config, self._find_tokenizer(), self.instruction_index
+        tokenizer, index = self._find_tokenizer(), self.instruction_index
         include = self._includes_backbone(include_backbone, kwargs.get("state_dict"))
+        self._require_place_of_backbone(include)
+        # weights of a variant, such as fp16, lie beside the others
+        stale = STALE["checkpoint"] if kwargs.get("variant") is None else ()
+        in_place = kwargs.get("distributed_checkpoint", False)  # every process writes a part of it
+        place = nullcontext(folder) if in_place else filling(folder, last="config.json", stale=stale)
+        with self._config_as_saved(include), place as beside:
+            super().save_pretrained(beside, *args, **kwargs)
+            if kwargs.get("is_main_process", True):
+                if index is not None:
+                    index.save(beside)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(beside)
+        if push and kwargs.get("is_main_process", True):
+            name = pushing.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
+            shards = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
+            self.push_to_hub(name, include_backbone=include, **shards, **pushing)
+
+    def _require_place_of_backbone(self, include: bool):
+        config = self.config
         if include and is_quantized(self.backbone):
             raise ValueError(
                 "the backbone is quantized, and its weights cannot go into the checkpoint; use include_backbone=False"
@@ -218,6 +228,11 @@ class CheckpointMixin(NamedBackboneMixin):
         if not include and (config.backbone_trained or not config.backbone_name_or_path):
             why = "training has changed it" if config.backbone_trained else "no backbone_name_or_path says where it is"
             raise ValueError(f"the backbone cannot be left out of the checkpoint: {why}; use include_backbone=True")
+
+    @contextmanager
+    def _config_as_saved(self, include: bool) -> Iterator[None]:
+        """Has the model's config say inside the block what a checkpoint's is to say."""
+        config = self.config
         kept = config.backbone_in_checkpoint, self._keys_to_ignore_on_save
         source = config.backbone_name_or_path, config.backbone_revision
         if include and not is_repository(source[0]):  # a folder of someone's disk, which nobody needs any more
@@ -227,31 +242,16 @@ class CheckpointMixin(NamedBackboneMixin):
         if not include:
             left_out = {key for key in self.state_dict() if key.startswith("backbone.")}
             self._keys_to_ignore_on_save = left_out | set(kept[1] or ())
-        auto_classes = ("AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM",)
-        config.auto_map = {
-            **(getattr(config, "auto_map", None) or {}), **{name: "modeling_tagi.TagiModel" for name in auto_classes}
-        }  # fmt: skip
+        auto = "AutoModelForSeq2SeqLM" if config.is_encoder_decoder else "AutoModelForCausalLM"
+        config.auto_map = {**(getattr(config, "auto_map", None) or {}), auto: "modeling_tagi.TagiModel"}
         config.custom_pipelines = deepcopy(PIPELINES)  # `pipeline` writes into it
-        # weights of a variant, such as fp16, lie beside the others
-        stale = STALE["checkpoint"] if kwargs.get("variant") is None else ()
-        in_place = kwargs.get("distributed_checkpoint", False)  # every process writes a part of it
         try:
-            with nullcontext(folder) if in_place else filling(folder, last="config.json", stale=stale) as place:
-                super().save_pretrained(place, *args, **kwargs)
-                if kwargs.get("is_main_process", True):
-                    if index is not None:
-                        index.save(place)
-                    if tokenizer is not None:
-                        tokenizer.save_pretrained(place)
+            yield
         finally:
             config.backbone_in_checkpoint, self._keys_to_ignore_on_save = kept
             config.backbone_name_or_path, config.backbone_revision = source
             if quantization is not None:
                 config.backbone_config.quantization_config = quantization
-        if push and kwargs.get("is_main_process", True):
-            name = pushing.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
-            shards = {"max_shard_size": kwargs["max_shard_size"]} if "max_shard_size" in kwargs else {}
-            self.push_to_hub(name, include_backbone=include, **shards, **pushing)
 
     def push_to_hub(
         self,
@@ -268,8 +268,9 @@ class CheckpointMixin(NamedBackboneMixin):
         tags: Optional[Sequence[str]] = None,
         include_backbone: Optional[bool] = None,
     ) -> CommitInfo:
-        """As every transformers model's, in one commit with the tokenizer and a card. What was there before stays as
-        it was if the push fails; a card that a person has edited stays in any case.
+        """Pushes the checkpoint as every transformers model does, in one commit with the tokenizer. What was there
+        before stays as it was if the push fails. With the package installed it gets a card; one that a person has
+        edited stays.
 
         Args:
             repo_id: Is made if there is none.
@@ -294,14 +295,16 @@ class CheckpointMixin(NamedBackboneMixin):
             commit_description=commit_description, create_pr=create_pr,
         )  # fmt: skip
 
-    # What finetuning has seen
+    # What lies beside the weights
 
-    def _read_beside(self, given: dict):
-        """Reads the index and the tokenizer with the caller's token, cache or wish to stay offline."""
+    def _read_beside(self, access: dict):
+        """Reads the index and the tokenizer now if the caller gave a token, which is not kept, or other `access`."""
+        if not access:
+            return
         if self.name_or_path:
-            self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision, **given)
+            self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision, **access)
         try:
-            self._find_tokenizer(**given)
+            self._find_tokenizer(**access)
         except ValueError:  # cannot be read: said when it is asked for, since token ids do without
             pass
 
@@ -310,16 +313,13 @@ class CheckpointMixin(NamedBackboneMixin):
         """Instructions of finetuning, against which new ones are held; `None` if the checkpoint has none. It is of the
         weights as they were then: set it to `None`, or to a new one, after further training."""
         if self._instruction_index is _UNREAD:
-            self._instruction_index = None
-            if self.name_or_path:
-                self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision)
+            found = InstructionIndex.find(self.name_or_path, self._revision) if self.name_or_path else None
+            self._instruction_index = found
         return self._instruction_index
 
     @instruction_index.setter
     def instruction_index(self, index: Optional[InstructionIndex]):
         self._instruction_index = index
-
-    # The tokenizer
 
     @property
     def tokenizer(self):
@@ -340,27 +340,94 @@ class CheckpointMixin(NamedBackboneMixin):
     def tokenizer(self, tokenizer):
         self._tokenizer = tokenizer
 
-    def _find_tokenizer(self, **given):
-        if self._tokenizer is not None:
-            return self._tokenizer
-        places = [
-            (self.name_or_path, self._revision),
-            (self.config.backbone_name_or_path, self.config.backbone_revision),
-        ]
-        for name, revision in places:
-            if not name or not _has_tokenizer(name, revision, **given):
+    def _find_tokenizer(self, **access):
+        config = self.config
+        places = (self.name_or_path, self._revision), (config.backbone_name_or_path, config.backbone_revision)
+        for name, revision in places if self._tokenizer is None else ():
+            if not name or not _has_tokenizer(name, revision, **access):
                 continue
             try:
                 # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
                 self._tokenizer = AutoTokenizer.from_pretrained(
-                    name, revision=revision, config=self.config.backbone_config, trust_remote_code=False, **given
+                    name, revision=revision, config=config.backbone_config, trust_remote_code=False, **access
                 )
             except Exception as error:
                 raise ValueError(
                     f"the tokenizer at {name!r} cannot be read ({error}); mend its files, or set model.tokenizer"
                 ) from error
-            return self._tokenizer
+            break
+        return self._tokenizer
+
+
+def _given(kwargs: dict) -> dict:
+    return {name: kwargs[name] for name in _ACCESS if kwargs.get(name)}
+
+
+def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:
+    """Returns the commit that a repository was just loaded from; `None` for a folder."""
+    if name is None or os.path.isdir(name):
         return None
+    found = try_to_load_from_cache(str(name), "config.json", cache_dir=cache_dir, revision=revision)
+    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
+
+
+def _has_tokenizer(name: str, revision: Optional[str], **access) -> bool:
+    quiet = ("missing_entries", "connection_errors", "gated_repo")
+    options = {"revision": revision, **access, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
+    try:
+        return any(cached_file(name, file, **options) is not None for file in _TOKENIZER_FILES)
+    except OSError:  # no such repository
+        return False
+
+
+def _generators_state_dict(model, *args, **kwargs) -> dict:
+    """Returns what a checkpoint without a backbone holds. transformers makes room for what it finds missing, which
+    quantized weights have none for."""
+    states = PreTrainedModel.state_dict(model, *args, **kwargs)
+    return {key: value for key, value in states.items() if not key.startswith("backbone.")}
+
+
+def _put_generator_beside(model):
+    """Puts the generator on the device of its backbone, in the type that this computes in."""
+    for part in (model.hypernetwork, model.fusion):
+        part.to(device=model.backbone.device, dtype=model.backbone.dtype)
+
+
+# What is refused
+
+
+def _require_name(name, what: str):
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip() or "\0" in str(name):
+        raise ValueError(f"{what} is named {name!r}, but must be named as a folder or a repository (user/name)")
+
+
+def _require_dtype(dtype):
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in (*_DTYPES, "auto"):
+        raise ValueError(f"dtype is {name}, but a model computes in one of {', '.join(_DTYPES)}; or give 'auto'")
+
+
+def _require_tagi_config(fields: dict, name, model_type: str):
+    found = fields.get("model_type")
+    if found not in (None, model_type):
+        raise ValueError(
+            f"{name} is no TAGI checkpoint but a model of type {found!r}; make a new generator on it with "
+            f"TagiModel.from_backbone({str(name)!r}), or name a checkpoint that a TagiModel's save_pretrained has "
+            "written"
+        )
+
+
+def _require_no_adapter(name, kwargs: dict):
+    """Refuses a folder that an adapter was written into, or that is an adapter's: transformers would build it in."""
+    adapter = "adapter_config.json"
+    if (Path(name) / adapter).is_file() and (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter's {adapter} beside the checkpoint's files; move the adapter's files into a "
+            "folder of their own"
+        )
+    named = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
+    if named is not None:  # AutoModel was given one, and names here the checkpoint that it is for
+        raise _no_model(named, f"AutoModel.from_pretrained({str(name)!r})")
 
 
 def _no_model(adapter, model: str) -> ValueError:
@@ -370,31 +437,81 @@ def _no_model(adapter, model: str) -> ValueError:
     )
 
 
-def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:
-    """The commit that a repository was just loaded from; `None` for a folder."""
-    if name is None or os.path.isdir(name):
-        return None
-    found = try_to_load_from_cache(str(name), "config.json", cache_dir=cache_dir, revision=revision)
-    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
+@contextmanager
+def _broken_weights_named(name, kwargs: dict) -> Iterator[None]:
+    """Names the file if reading a checkpoint's weights inside the block fails.
 
-
-def _has_tokenizer(name: str, revision: Optional[str], **given) -> bool:
-    quiet = ("missing_entries", "connection_errors", "gated_repo")
-    options = {"revision": revision, **given, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
+    Raises:
+        ValueError: if a file is broken.
+        OSError: if there are none in safetensors.
+    """
+    options = {option: kwargs[option] for option in ("revision", "cache_dir", "subfolder") if kwargs.get(option)}
     try:
-        return any(cached_file(name, file, **options) is not None for file in _TOKENIZER_FILES)
-    except OSError:  # no such repository
-        return False
+        yield
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{_broken_file(name, options) or name} is broken ({error}); save the checkpoint again with "
+            "save_pretrained, or download it again"
+        ) from error
+    except OSError as error:
+        pickle, weights = "pytorch_model.bin", "model.safetensors"
+        if at_hand(name, pickle, **options) is None or at_hand(name, weights, **options) is not None:
+            raise
+        raise OSError(
+            f"{name} holds its weights as {pickle}, a pickle, which can run code when it is read and is refused; get "
+            f"the checkpoint with {weights}, as save_pretrained writes it"
+        ) from error
 
 
-def _generators_state_dict(model, *args, **kwargs) -> dict:
-    """What a checkpoint without a backbone holds. transformers makes room for what it finds missing, which quantized
-    weights have none for."""
-    states = PreTrainedModel.state_dict(model, *args, **kwargs)
-    return {key: value for key, value in states.items() if not key.startswith("backbone.")}
+def _broken_file(name, options: dict) -> Optional[str]:
+    try:
+        files = weight_files(name, **options) or []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return at_hand(name, "model.safetensors.index.json", **options)
+    for file in files:
+        try:
+            safe_open(os.path.realpath(file), framework="pt").__exit__(None, None, None)
+        except SafetensorError:
+            return file
+    return None
 
 
-def _generator_beside(model):
-    """The generator on the device of its backbone, in the type that this computes in."""
-    for part in (model.hypernetwork, model.fusion):
-        part.to(device=model.backbone.device, dtype=model.backbone.dtype)
+def _require_whole(name, info: dict):
+    """Refuses a checkpoint that lacks tensors of the model, or has them in other shapes, by transformers' `info`."""
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(
+            f"{name} lacks {len(missing)} of the model's tensors: {_some(missing)}; save the whole model with "
+            "save_pretrained, or take the config that its weights were saved with"
+        )
+    if info["mismatched_keys"]:
+        shapes = [f"{key} ({_times(stored)}, the config says {_times(here)})"
+                  for key, stored, here in sorted(info["mismatched_keys"])]  # fmt: skip
+        raise ValueError(
+            f"{name} holds {len(shapes)} tensors of other shapes than its config.json says: {_some(shapes)}; take the "
+            "config that its weights were saved with, or save the model again with save_pretrained"
+        )
+
+
+def _require_finite(name, model: PreTrainedModel):
+    broken = []
+    for key, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.device.type == "meta" or parameter.element_size() < 2:
+            continue
+        # the sum is finite if all are, unless it overflows; it takes no memory
+        if not parameter.detach().sum(dtype=torch.float32).isfinite() and not parameter.isfinite().all():
+            broken.append(key)
+    if broken:
+        raise ValueError(
+            f"{name} holds {len(broken)} tensors with numbers that are not finite: {_some(broken)}; the file is "
+            "damaged, or training had diverged when it was written: take an earlier checkpoint"
+            + (" (or another dtype: float16 has no numbers above 65504)" if model.dtype == torch.float16 else "")
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _times(shape) -> str:
+    return " × ".join(map(str, shape)) or "a number"

@@ -1,13 +1,17 @@
 """The backbone that a generator names: loading it where a checkpoint leaves it out, and telling whether it changed."""
 
+import hashlib
+import json
 import os
 from typing import Optional, Union
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
-from .backbone_hash import backbone_hash, differs_from_stored
 from .configuration_tagi import TagiConfig
 from .hub import is_repository
 
@@ -15,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 
 class NamedBackboneMixin:
-    """What a [`TagiModel`] knows of where its backbone's weights came from."""
+    """Knows where the backbone's weights of a [`TagiModel`] came from, and whether it still has them."""
 
     _revision: Optional[str] = None  # the commit that the model was loaded from
     _cache_dir: Union[str, os.PathLike, None] = None  # where it was loaded from, if not from the usual cache
@@ -38,23 +42,23 @@ class NamedBackboneMixin:
         """
         config = self.config
         in_checkpoint = bool(self.name_or_path) and config.backbone_in_checkpoint
+        name, revision = config.backbone_name_or_path, config.backbone_revision
         if in_checkpoint:
-            place, prefix = (self.name_or_path, self._revision, self._cache_dir), "backbone."
-        else:
-            place, prefix = (config.backbone_name_or_path, config.backbone_revision, self._cache_dir), ""
-        known = self._backbone_is_only_here or is_quantized(self.backbone) or not place[0]
+            name, revision = self.name_or_path, self._revision
+        known = self._backbone_is_only_here or is_quantized(self.backbone) or not name
         if known or (config.backbone_trained and not (in_checkpoint and self._backbone_may_differ)):
             return
         if always or self._backbone_may_differ:
             states = state_dict or self.state_dict()
             states = {key[len("backbone."):]: x for key, x in states.items() if key.startswith("backbone.")}
-            differs = differs_from_stored(states, *place, prefix, self.backbone.base_model_prefix)
+            prefix, base = "backbone." if in_checkpoint else "", self.backbone.base_model_prefix
+            differs = differs_from_stored(states, name, revision, self._cache_dir, prefix, base)
             self._backbone_is_only_here = self._backbone_may_differ if differs is None else differs
             self._backbone_may_differ = False
             config.backbone_trained = config.backbone_trained or self._backbone_is_only_here
 
     def _includes_backbone(self, wanted: Optional[bool], state_dict: Optional[dict] = None) -> bool:
-        """Whether a checkpoint that is written now holds the backbone."""
+        """Tells whether a checkpoint that is written now holds the backbone."""
         self.note_training_of_backbone(state_dict, always=True)
         if wanted is not None:
             return wanted
@@ -68,31 +72,36 @@ class NamedBackboneMixin:
 
 
 def load_named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrainedModel:
-    """The backbone that a checkpoint leaves out, from where its config says."""
+    """Loads the backbone that a checkpoint leaves out, from where its config says."""
     shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation", "quantization_config")
     loading = {name: kwargs[name] for name in shared if name in kwargs}
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
     loading["trust_remote_code"] = False  # nobody has allowed the backbone's
     loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
-    source = config.backbone_name_or_path
+    source, revision = config.backbone_name_or_path, config.backbone_revision
     try:
-        backbone = auto_class(config).from_pretrained(source, revision=config.backbone_revision, **loading)
+        backbone = auto_class(config).from_pretrained(source, revision=revision, **loading)
     except (OSError, ValueError) as error:
         raise OSError(
             f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
-            f"{config.backbone_revision or 'main'}) and could not be loaded from there: {error}"
+            f"{revision or 'main'}) and could not be loaded from there: {error}"
         ) from error
     wanted = config.backbone_sha256
-    found = backbone_hash(source, config.backbone_revision, kwargs.get("cache_dir")) if wanted else None
+    found = backbone_hash(source, revision, kwargs.get("cache_dir")) if wanted else None
     if found is not None and found != wanted:
         raise ValueError(
             f"{checkpoint} was made for a backbone whose weights have the SHA-256 {wanted}; those at {source!r} "
-            f"(revision {config.backbone_revision or 'main'}) have {found}, so they are another model's, or were "
-            "changed since: name the right one as backbone_name_or_path and backbone_revision in the checkpoint's "
-            "config.json, or set its backbone_sha256 to null to take this one all the same"
+            f"(revision {revision or 'main'}) have {found}, so they are another model's, or were changed since: name "
+            "the right one as backbone_name_or_path and backbone_revision in the checkpoint's config.json, or set its "
+            "backbone_sha256 to null to take this one all the same"
         )
+    return keep_weights(backbone)
+
+
+def keep_weights(backbone: PreTrainedModel) -> PreTrainedModel:
+    """Returns the backbone, marked so that transformers does not initialise it anew inside another model."""
     for tensor in (*backbone.parameters(), *backbone.buffers()):
-        tensor._is_hf_initialized = True  # else transformers would initialise what the checkpoint does not hold
+        tensor._is_hf_initialized = True
     return backbone
 
 
@@ -112,3 +121,119 @@ def is_quantized(backbone: PreTrainedModel) -> bool:
 
 def auto_class(config: TagiConfig):
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+# The stored weights
+
+
+def at_hand(name, file: str, **options) -> Optional[str]:
+    """Returns the path of a file of a folder, or of a repository that was loaded before; nothing is downloaded."""
+    try:
+        return cached_file(str(name), file, local_files_only=True, **options)
+    except OSError:
+        return None
+
+
+def weight_files(name, **options) -> Optional[list[str]]:
+    """Returns the paths of a model's files of weights; `None` if they are no safetensors, or not at hand.
+
+    Args:
+        name: A folder or a repository.
+        options: `revision`, `cache_dir` and `subfolder` that it is loaded with.
+    """
+    files = [at_hand(name, "model.safetensors", **options)]
+    if files == [None] and (index := at_hand(name, "model.safetensors.index.json", **options)) is not None:
+        with open(index) as file:
+            shards = sorted(set(json.load(file)["weight_map"].values()))
+        files = [at_hand(name, shard, **options) for shard in shards]
+    return None if None in files else files
+
+
+def backbone_hash(name: str, revision: Optional[str] = None, cache_dir: Optional[str] = None) -> Optional[str]:
+    """Returns the SHA-256 over the name, type and shape of all tensors, vectors whole, three rows of each matrix.
+
+    It is of the files, not of the loaded model: the same in whatever precision or on whatever device it is loaded,
+    quantized or not, and however the files are cut into shards. Three rows (first, middle, last), since reading all
+    weights would take as long as loading them (T5-base: 0.04 s instead), and training that reaches a matrix changes
+    each of its rows; a change of single rows alone, such as one word's embedding, can go unnoticed.
+
+    Returns:
+        `None` where the weights are no safetensors that are at hand.
+    """
+    files = weight_files(name, revision=revision, cache_dir=cache_dir)
+    if files is None:
+        return None
+    rows: dict[str, bytes] = {}
+    for path in files:
+        with safe_open(os.path.realpath(path), framework="pt") as file:
+            rows.update((key, _some_of(file, key)) for key in file.keys())
+    return hashlib.sha256(b"".join(rows[key] for key in sorted(rows))).hexdigest()
+
+
+def _some_of(file, key: str) -> bytes:
+    stored = file.get_slice(key)
+    shape = stored.get_shape()
+    if len(shape) < 2:
+        parts = [file.get_tensor(key)]
+    else:
+        inner = (slice(0, 1),) * (len(shape) - 2)
+        places = sorted({0, shape[0] // 2, max(0, shape[0] - 1)})
+        parts = [stored[(slice(place, place + 1), *inner)] for place in places]
+    rows = (part.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() for part in parts)
+    return f"{key} {stored.get_dtype()} {shape}\n".encode() + b"".join(rows)
+
+
+def differs_from_stored(
+    states: dict[str, Tensor],
+    name: str,
+    revision: Optional[str] = None,
+    cache_dir: Optional[str] = None,
+    prefix: str = "",
+    base: str = "",
+) -> Optional[bool]:
+    """Tells whether a model's weights are others than those of the files that it was loaded from, number by number.
+
+    Weights that were only cast (to another precision, or there and back) do not differ. The first tensor that does
+    ends the reading, and one tensor is read at a time.
+
+    Args:
+        states: The model's state dict.
+        prefix: What the files' keys have before those of `states`; other keys are passed over.
+        base: The model's `base_model_prefix`, which files may have or lack.
+
+    Returns:
+        `None` where it cannot be told: the files are no safetensors that are at hand or name other tensors, or the
+        weights are quantized, sharded or offloaded.
+    """
+    files = weight_files(name, revision=revision, cache_dir=cache_dir)
+    if files is None or not states or any(_is_elsewhere(tensor) for tensor in states.values()):
+        return None
+    compared: dict[tuple, list[Tensor]] = {}
+    left = dict(states)
+    for path in files:
+        with safe_open(os.path.realpath(path), framework="pt") as file:
+            for key in (key for key in file.keys() if key.startswith(prefix)):
+                own = key[len(prefix):]
+                own = next((n for n in (own, f"{base}.{own}", own.removeprefix(f"{base}.")) if n in left), None)
+                if own is None:
+                    continue
+                tensor = left.pop(own)
+                if not _alike(tensor, file.get_tensor(key)):
+                    return True
+                compared.setdefault(tuple(tensor.shape), []).append(tensor)
+    # tied weights are stored once
+    tied = all(any(torch.equal(x, y) for y in compared.get(tuple(x.shape), ())) for x in left.values())
+    return False if tied else None
+
+
+def _is_elsewhere(tensor: Tensor) -> bool:
+    # an empty one is ZeRO-3's, whose shards no state dict has
+    return tensor.device.type == "meta" or is_traceable_wrapper_subclass(tensor) or not tensor.numel()
+
+
+def _alike(tensor: Tensor, stored: Tensor) -> bool:
+    if tensor.shape != stored.shape:
+        return False
+    stored = stored.to(tensor.device)
+    through = (stored.dtype, torch.bfloat16, torch.float16) if stored.is_floating_point() else (stored.dtype,)
+    return any(torch.equal(stored.to(dtype).to(tensor.dtype), tensor) for dtype in through)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_tagi.backbone_hash import backbone_hash, differs_from_stored
+from modeling_tagi.named_backbone import backbone_hash, differs_from_stored
 
 
 @pytest.fixture
