@@ -13,7 +13,6 @@ from .common.processes import from_main, is_main, processes, say
 from .common.writing import replacing, write_text
 from .configuration_tagi import new_model_fields
 from .costs.inference import costs_if_known, lengths_of
-from .data.collate import Tokens
 from .data.records import Record
 from .data.sources import check_places, read_source
 from .data.streams import number_of
@@ -30,11 +29,13 @@ from .planning.checks import check_run, check_setup, evaluated_splits
 from .publishing.cards import CARD_FILE, is_edited
 from .publishing.pushing import push_at_the_end, push_on_the_way, repository_of
 from .publishing.run_card import example_of, write_run_card
-from .training import stages
 from .training.backbones import backbone_config
 from .training.known_instructions import index_instructions
 from .training.run import Run
+from .training.run_state import RunState
 from .training.settings import RunSettings
+from .training.stages import run_stages, wanted_stages
+from .training.tokenizer import read_tokenizer
 
 SCORED_WHILE_TRAINING = 400  # records of the first split
 
@@ -84,20 +85,17 @@ def _train_and_score(settings: RunSettings, command: str) -> dict:
         f"{', '.join(evaluated)}")  # fmt: skip
 
     # model and training
-    tokenizer = stages.read_tokenizer(settings, train, text)
+    tokenizer = read_tokenizer(settings, train, text)
     check_run(settings, tokenizer, splits, text)
-    run = Run(settings, stage_names(settings), train, text)
-    backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
-    start = stages.start_model(run, backbone, revision)
-    tokens = stages.read_tokens(run, tokenizer, start.config)
-    bank = stages.tuned_adapters(run, start, tokens, train)
-    model = stages.pretrained_model(run, start, tokens, text)
-    made_here = backbone != settings.backbone.name
-    pushes = None
+    run = Run(settings, [*wanted_stages(settings), "evaluation"], train, text)
+    state = RunState(run, tokenizer, train, text)
+    if settings.evaluation.every:
+        state.scores = partial(_scores, state, evaluated)
     if repo_id is not None and settings.push_every:
-        save = partial(_save_on_the_way, settings, tokens, made_here)
-        pushes = push_on_the_way(repo_id, run.folder, settings, save)
-    model = stages.finetuned_model(run, model, tokens, train, bank, _scores(settings, tokens, evaluated), pushes)
+        state.push = push_on_the_way(repo_id, run.folder, settings, partial(_save_on_the_way, state))
+    run_stages(state)
+    model, tokens, bank = state.model, state.tokens, state.bank
+    made_here = state.backbone != settings.backbone.name
 
     # save
     _name_backbone(model.config, settings, made_here)
@@ -115,7 +113,7 @@ def _train_and_score(settings: RunSettings, command: str) -> dict:
     # evaluation
     stage = run.stage("evaluation")
     stage.start(anew=True)
-    results = evaluate_model(settings, model, tokens, (backbone, revision), evaluated, train, bank)
+    results = evaluate_model(settings, model, tokens, (state.backbone, state.revision), evaluated, train, bank)
     if is_main() and settings.finetuning.reads == "adapter" and settings.finetuning.steps:
         shown = {"train": train, **evaluated}
         write_text(run.folder / "adapters.json", json.dumps(adapter_map(model, tokens, shown, bank)) + "\n")
@@ -151,19 +149,6 @@ def _train_and_score(settings: RunSettings, command: str) -> dict:
     return results
 
 
-def stage_names(settings: RunSettings) -> list[str]:
-    """The stages that a run with these settings has, in order."""
-    wanted = {
-        "text": settings.text.steps,
-        "prompted": settings.prompted.steps or settings.backbone.name is None,
-        "task_adapters": settings.task_adapters.steps and not settings.task_adapters.given,
-        "pretraining": settings.pretraining.steps,
-        "finetuning": settings.finetuning.steps,
-        "evaluation": True,
-    }
-    return [name for name, on in wanted.items() if on]
-
-
 def _name_backbone(config, settings: RunSettings, made_here: bool):
     """Says in the config whose the backbone is, as the checkpoint is published."""
     finetuned = settings.finetuning.steps and settings.finetuning.train != "generator"
@@ -172,26 +157,20 @@ def _name_backbone(config, settings: RunSettings, made_here: bool):
         config.backbone_name_or_path = config.backbone_revision = config.backbone_sha256 = None
 
 
-def _save_on_the_way(settings: RunSettings, tokens: Tokens, made_here: bool, model: TagiModel, folder: Path):
+def _save_on_the_way(state: RunState, model: TagiModel, folder: Path):
     """Writes a checkpoint as it is published; training goes on with the model as it was."""
-    model.tokenizer, kept = tokens.tokenizer, dict(vars(model.config))
-    _name_backbone(model.config, settings, made_here)
+    model.tokenizer, kept = state.tokenizer, dict(vars(model.config))
+    _name_backbone(model.config, state.settings, state.backbone != state.settings.backbone.name)
     try:
         model.save_pretrained(folder)
     finally:
         vars(model.config).update(kept)
 
 
-def _scores(settings: RunSettings, tokens, evaluated: dict[str, list[Record]]):
-    """What is scored while training: some records of the first split, answered freely."""
-    if not settings.evaluation.every:
-        return None
+def _scores(state: RunState, evaluated: dict[str, list[Record]], model: TagiModel) -> dict:
+    """Scores the model while it is trained: on some records of the first split, answered freely."""
     split, records = next(iter(evaluated.items()))
-    records = spread(records, SCORED_WHILE_TRAINING)
-
-    def scores(model: TagiModel) -> dict:
-        answers = Answering(model, tokens, settings.finetuning.reads, settings.evaluation.batch_size).generate(records)
-        found = score(answers, records)
-        return {"split": split, **{name: round(found[name], 2) for name in ("exact_match", "rouge_l")}}
-
-    return scores
+    records, settings = spread(records, SCORED_WHILE_TRAINING), state.settings
+    answering = Answering(model, state.tokens, settings.finetuning.reads, settings.evaluation.batch_size)
+    found = score(answering.generate(records), records)
+    return {"split": split, **{name: round(found[name], 2) for name in ("exact_match", "rouge_l")}}

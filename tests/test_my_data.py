@@ -61,7 +61,7 @@ def test_the_recipe_has_three_fields_to_fill_and_asks_for_nothing_of_the_built_i
     recipe = yaml.safe_load((FOLDER / "my-data.yaml").read_text())
     assert recipe["backbone"].keys() == {"name"} and recipe["data"] == {"source": "tables", "path": "my-data"}
     assert recipe["output_dir"] == "outputs/my-data" and recipe["pretraining"]["steps"] == 0
-    assert not {"text", "prompted", "train_tasks"} & recipe.keys() and "splits" not in recipe["evaluation"]
+    assert not {"text", "instruction_tuning", "train_tasks"} & recipe.keys() and "splits" not in recipe["evaluation"]
 
 
 def test_data_that_are_not_there_are_told_of_before_the_language_model_is_looked_for(tmp_path, monkeypatch, capsys):

@@ -31,7 +31,7 @@ NAMED = {
     "t5-xxl-sni-def-2pos", "t5-base-p3", "t5-large-p3", "t5-xl-p3", "t0-3b-p3", "qwen3-0.6b-sni-def",
     "llama-3.2-1b-sni-def", "gemma-2-2b-sni-def", "mistral-7b-sni-def",
 }  # fmt: skip
-STAGES = ("text", "prompted", "task_adapters", "pretraining", "finetuning")
+STAGES = ("text", "instruction_tuning", "task_adapters", "pretraining", "finetuning")
 TINY = {
     "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "hidden_size": 16,
     "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import tiny_settings, write_tiny_data
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["text", "prompted", "task_adapters", "pretraining", "finetuning", "evaluation"]
+STAGES = ["text", "instruction_tuning", "task_adapters", "pretraining", "finetuning", "evaluation"]
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +163,10 @@ def test_other_settings_for_the_same_folder_are_refused(config, finished):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["prompted", "finetuning"])
+@pytest.mark.parametrize("stage", ["instruction_tuning", "finetuning"])
 def test_a_killed_run_ends_as_if_it_had_not_been(config, stage):
-    longer = [x for name in ("prompted", "finetuning") for x in (f"--{name}.steps", 60, f"--{name}.save_every", 7)]
+    stages = ("instruction_tuning", "finetuning")
+    longer = [x for name in stages for x in (f"--{name}.steps", 60, f"--{name}.save_every", 7)]
     whole, cut = config.parent / f"whole-{stage}", config.parent / f"cut-{stage}"
     assert end(start(config, "--output_dir", whole, *longer))[0] == 0
     process = start(config, "--output_dir", cut, *longer)

@@ -38,6 +38,7 @@ def tiny_settings(folder, **stage):
             "model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
             "dropout_rate": 0.2}},
         "tagi": {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4},
-        "text": {"steps": 2, **text}, "prompted": {"steps": 3, **tiny}, "task_adapters": {"steps": 2, **stage},
-        "pretraining": {"steps": 2, **text}, "finetuning": {"steps": 4, "train": "all", **tiny},
+        "text": {"steps": 2, **text}, "instruction_tuning": {"steps": 3, **tiny},
+        "task_adapters": {"steps": 2, **stage}, "pretraining": {"steps": 2, **text},
+        "finetuning": {"steps": 4, "train": "all", **tiny},
     }  # fmt: skip

@@ -172,7 +172,7 @@ class AdapterBank:
             if name is None:
                 raise ValueError(
                     f"{where} is for the backbone {theirs!r} as it is, but this run makes or teaches its own; name "
-                    "that backbone, and set text.steps and prompted.steps to 0"
+                    "that backbone, and set text.steps and instruction_tuning.steps to 0"
                 )
             if not _same_backbone(theirs, name):
                 raise ValueError(

@@ -20,8 +20,8 @@ from ..data.streams import RecordStream
 from ..evaluation.evaluate import spread
 from ..evaluation.references import require_references
 from ..tokens import Tokens
-from ..training import stages
 from ..training.backbones import backbone_config
+from ..training.model_checks import check_model
 from ..training.settings import RunSettings
 from ..training.sharding.sharded import in_shares
 from ..training.stage_costs import RunCosts
@@ -143,7 +143,7 @@ def check_run(settings: RunSettings, tokenizer, splits: Splits, text: Sequence[s
             f"the tokenizer has {len(tokenizer)} tokens, but the backbone's vocab_size is "
             f"{backbone.get_text_config().vocab_size}; leave it out of backbone.config, or give at least that"
         )
-    stages.check_model(settings, tokenizer, splits, text)
+    check_model(settings, tokenizer, splits, text)
     if here:
         config = TagiConfig(backbone, **settings.tagi)
         tokens = Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length)

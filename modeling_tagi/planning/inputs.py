@@ -18,9 +18,9 @@ from ..data.sources import read_source
 from ..evaluation.evaluate import spread
 from ..instructions import instruction_text
 from ..tokens import Tokens
-from ..training import stages
 from ..training.backbones import backbone_config, made_config, require_place
 from ..training.settings import RunSettings
+from ..training.tokenizer import read_tokenizer
 
 _LOOKED_AT = 2000  # records, and passages of text, whose lengths are taken
 
@@ -72,7 +72,7 @@ def read_inputs(settings: RunSettings, with_data: bool, notes: list[str]) -> Inp
 def _tokenizer(settings: RunSettings, splits: Splits, text: Sequence[str], notes: list[str]):
     backbone = settings.backbone
     if backbone.name is None:
-        return stages.read_tokenizer(settings, splits["train"], text)
+        return read_tokenizer(settings, splits["train"], text)
     try:
         return AutoTokenizer.from_pretrained(
             backbone.name, revision=backbone.revision, local_files_only="model_type" in backbone.config,

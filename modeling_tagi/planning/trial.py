@@ -25,11 +25,12 @@ from ..evaluation.oracle import tune_adapters
 from ..evaluation.predict import Answering
 from ..evaluation.references import REFERENCES
 from ..evaluation.scores import evaluate_split
-from ..pipeline import SCORED_WHILE_TRAINING, stage_names
-from ..training import stages
+from ..pipeline import SCORED_WHILE_TRAINING
 from ..training.run import DONE_FILE, Run
+from ..training.run_state import RunState
 from ..training.settings import RunSettings
 from ..training.stage_plans import stages_that_train
+from ..training.stages import STAGES, wanted_stages
 from .checks import evaluated_splits
 
 STEPS = 6  # of each stage; the first also loads what is needed, and is not counted
@@ -101,30 +102,26 @@ def timed_trial(settings: RunSettings, splits: Splits, text: Sequence[str], toke
             answers, and is stopped there.
     """
     said = sys.stderr
-    names = [name for name in stage_names(settings) if name != "evaluation"]
+    names = wanted_stages(settings)
     with tempfile.TemporaryDirectory(prefix="tagi-plan-") as folder, _quiet(), _steps() as stamps:
         trial = _short(settings, folder, longest_target)
         train = splits["train"]
         with progress_bar(total=len(names) + 1, desc="plan: trying this machine", file=said) as bar:
-            run = Run(trial, stage_names(trial))
-            backbone, revision = stages.taught_backbone(run, tokenizer, train, text)
-            start = stages.start_model(run, backbone, revision)
-            tokens = stages.read_tokens(run, tokenizer, start.config)
-            bar.update(sum(name in ("text", "prompted") for name in names))
-            bank = stages.tuned_adapters(run, start, tokens, _of_some(train, trial))
-            if bank is not None:
-                own = list(dict.fromkeys(getattr(record, trial.task_adapters.by) for record in train))
-                bank = _ReadBank(bank, bank.names if trial.task_adapters.given else own)
-            bar.update("task_adapters" in names)
-            model = stages.pretrained_model(run, start, tokens, text)
-            bar.update("pretraining" in names)
-            model = stages.finetuned_model(run, model, tokens, train, bank)
-            bar.update("finetuning" in names)
-            times = _stage_times(settings, trial, stamps)
+            state = RunState(Run(trial, wanted_stages(trial)), tokenizer, train, text)
+            for name, stage in STAGES.items():
+                state.train = _of_some(train, trial) if name == "task_adapters" else train
+                stage.run(state)
+                if name == "task_adapters" and state.bank is not None:
+                    own = list(dict.fromkeys(getattr(record, trial.task_adapters.by) for record in train))
+                    state.bank = _ReadBank(state.bank, state.bank.names if trial.task_adapters.given else own)
+                bar.update(name in names)
+            times, bank = _stage_times(settings, trial, stamps), state.bank
             if bank is not None and settings.finetuning.objective().needs_teacher and "finetuning" in times:
                 found = times["finetuning"]
                 times["finetuning"] = StageTime(found.once + bank.seconds, found.step)
-            own, first, oracle = _answers(trial, model, load_backbone(backbone, revision), tokens, splits)
+            own, first, oracle = _answers(
+                trial, state.model, load_backbone(state.backbone, state.revision), state.tokens, splits
+            )
             bar.update()
     return Trial(times, own, first, oracle)
 

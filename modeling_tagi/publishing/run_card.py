@@ -40,7 +40,7 @@ _METRICS = {
 }
 _STAGES = {
     "text": "language modelling on text",
-    "prompted": "instructions in the input",
+    "instruction_tuning": "instructions in the input",
     "task_adapters": "a LoRA for each task or group of tasks",
     "pretraining": "hypernetwork on text (eq. 3)",
     "finetuning": "hypernetwork on tasks (eqs 4-6)",

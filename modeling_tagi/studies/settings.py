@@ -16,7 +16,7 @@ from ..training.settings import RunSettings, build_settings
 
 # Fields of a run that what comes before the hypernetwork depends on: tokenizer, taught backbone, task adapters.
 _SHARED_FIELDS = ("bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "seed", "train_tasks",
-                  "data", "backbone", "text", "prompted", "task_adapters")  # fmt: skip
+                  "data", "backbone", "text", "instruction_tuning", "task_adapters")  # fmt: skip
 _SHARED_TAGI_FIELDS = ("tagi.r", "tagi.lora_alpha", "tagi.target_modules")
 START = StartPrompted.name
 # References that are scored once with the start, and those scored with TAGI's own cell.
@@ -239,13 +239,13 @@ def _is_shared(name: str) -> bool:
 def _begin_at(settings: RunSettings, start: RunSettings):
     """Points a run at the start's backbone and task adapters instead of making its own."""
     folder = Path(start.output_dir)
-    taught = [name for name in ("text", "prompted") if getattr(start, name).steps]
+    taught = [name for name in ("text", "instruction_tuning") if getattr(start, name).steps]
     scratch = start.backbone.name is None
     if taught or scratch:
-        last = "prompted" if scratch or "prompted" in taught else "text"
+        last = "instruction_tuning" if scratch or "instruction_tuning" in taught else "text"
         settings.backbone = copy.deepcopy(settings.backbone)
         settings.backbone.name, settings.backbone.revision = str(folder / "stages" / last / "backbone"), None
-        settings.text.steps = settings.prompted.steps = 0
+        settings.text.steps = settings.instruction_tuning.steps = 0
     if settings.finetuning.objective().needs_teacher and not settings.task_adapters.given:
         settings.task_adapters.path = str(folder / "task_adapters")
     settings.task_adapters.steps = 0

@@ -3,10 +3,20 @@
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+import torch
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    set_seed,
+)
 
+from ..common.randomness import derived_seed
 from .settings import RunSettings
 
 # Known to every config, or to those written by earlier versions, beside the fields of its class.
@@ -32,6 +42,20 @@ def backbone_config(settings: RunSettings, vocab_size: int) -> PretrainedConfig:
             "backbone has neither a name nor a config with a model_type; name a pretrained one, or say what to make"
         )
     return made_config({"vocab_size": vocab_size, **backbone.config})
+
+
+def load_backbone_to_train(settings: RunSettings, source: str, revision: Optional[str], vocab_size: int) -> nn.Module:
+    """Returns the backbone at `source` in fp32; one from scratch, of which there is a vocabulary alone, is made."""
+    set_seed(derived_seed(settings.seed, "backbone", "weights"))
+    if settings.backbone.name is not None or (Path(source) / "config.json").is_file():
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return auto.from_pretrained(source, revision=revision, dtype=torch.float32)
+    config = backbone_config(settings, vocab_size)
+    model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
+    if settings.backbone.embedding_std is not None:
+        nn.init.normal_(model.get_input_embeddings().weight, std=settings.backbone.embedding_std)
+    return model
 
 
 def made_config(fields: dict) -> PretrainedConfig:

@@ -15,7 +15,7 @@ from ..common.yaml_files import flat
 from ..data.records import Record
 from ..hub import require_folder_for
 from . import stage_keys as keys
-from .settings import RunSettings
+from .settings import RENAMED, RunSettings
 
 SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"
@@ -110,6 +110,12 @@ class Run:
         return " and ".join(self._folders(other) for other in later if other == name or self.has_begun(other))
 
     def _require_as_begun(self):
+        for old, new in RENAMED.items():
+            if (self.folder / "stages" / old).is_dir():
+                raise ValueError(
+                    f"{self.folder} holds a run of an earlier version, whose stage {old} is called {new} now; choose "
+                    "another --output_dir, or train with that version"
+                )
         before = None
         for name in keys.STAGES:
             if not self.has_begun(name):

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .trainer import Objective
 
 
+# Names of before, by dotted name, and what to write instead.
+RENAMED = {"prompted": "instruction_tuning"}
+
+
 @dataclass
 class DataSettings:
     """
@@ -270,7 +274,7 @@ class RunSettings:
             are nearest to one that is far from all; if not, it holds means over groups of them.
         tagi: Fields of `TagiConfig`.
         text: From-scratch backbones: language modelling on text.
-        prompted: Training with the instruction in the input: the baseline, and what TAGI starts from.
+        instruction_tuning: Training with the instruction in the input: the baseline, and what TAGI starts from.
         task_adapters: Training with instances (section 3.2.2).
         pretraining: The hypernetwork on text (eq. 3).
         finetuning: The hypernetwork on tasks (eqs 4-6).
@@ -292,7 +296,7 @@ class RunSettings:
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     tagi: dict = field(default_factory=dict)
     text: TextSettings = field(default_factory=TextSettings)
-    prompted: TaskSettings = field(default_factory=TaskSettings)
+    instruction_tuning: TaskSettings = field(default_factory=TaskSettings)
     task_adapters: AdapterSettings = field(default_factory=AdapterSettings)
     pretraining: TextSettings = field(default_factory=TextSettings)
     finetuning: FinetuningSettings = field(default_factory=FinetuningSettings)
@@ -367,6 +371,8 @@ def _build(cls, values: dict, prefix: str):
         raise ValueError(f"{prefix.rstrip('.')} is {values!r}, but must hold fields: {', '.join(fields)}")
     built = {}
     for name, value in values.items():
+        if prefix + str(name) in RENAMED:
+            raise ValueError(f"{prefix}{name} is called {RENAMED[prefix + name]} now; rename it")
         if name not in fields:
             close = difflib.get_close_matches(str(name), fields, n=1)
             inside = [f"{section}.{name}" for section, kind in hints.items()

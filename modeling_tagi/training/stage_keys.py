@@ -15,19 +15,19 @@ _TASKS = ("data.streaming", "data.buffer")
 # By stage: the fields (or sections) that its result depends on, whether there are stages before it among them.
 _FIELDS = {
     "text": (*_ALL, "text"),
-    "prompted": (*_ALL, *_TASKS, "prompted", "text.steps", "tagi.input_format"),
-    "task_adapters": (*_ALL, *_TASKS, "task_adapters", "tagi", "text.steps", "prompted.steps"),
-    "pretraining": (*_ALL, "pretraining", "tagi", "text.steps", "prompted.steps", "finetuning.train",
+    "instruction_tuning": (*_ALL, *_TASKS, "instruction_tuning", "text.steps", "tagi.input_format"),
+    "task_adapters": (*_ALL, *_TASKS, "task_adapters", "tagi", "text.steps", "instruction_tuning.steps"),
+    "pretraining": (*_ALL, "pretraining", "tagi", "text.steps", "instruction_tuning.steps", "finetuning.train",
                     "finetuning.freeze"),
-    "finetuning": (*_ALL, *_TASKS, "finetuning", "tagi", "text.steps", "prompted.steps", "task_adapters.steps",
-                   "pretraining.steps"),
+    "finetuning": (*_ALL, *_TASKS, "finetuning", "tagi", "text.steps", "instruction_tuning.steps",
+                   "task_adapters.steps", "pretraining.steps"),
 }  # fmt: skip
 STAGES = tuple(_FIELDS)
 # How stages were made that were begun before there was the field, and so do not name it.
 _AS_BEFORE = (("tagi.continues_instruction", False),)
 # What of the data a stage reads; a vocabulary that the run makes is made of both.
 _READS = {
-    "text": ("text",), "prompted": ("records",), "task_adapters": ("records",), "pretraining": ("text",),
+    "text": ("text",), "instruction_tuning": ("records",), "task_adapters": ("records",), "pretraining": ("text",),
     "finetuning": ("records",),
 }  # fmt: skip
 _DATA_FIELDS = ("data", "train_tasks")  # where the data come from; what they hold is what counts

@@ -76,8 +76,8 @@ class Text(_Backbone):
         return costs.plain(own.batch_size, cut.instruction + cut.input, cut.target)
 
 
-class Prompted(_Backbone):
-    name = "prompted"
+class InstructionTuning(_Backbone):
+    name = "instruction_tuning"
 
     def batch(self, costs, lengths):
         own = self.own(costs)
@@ -186,7 +186,7 @@ class Finetuning(StagePlan):
         return records * lengths.target * a_token
 
 
-STAGES = (Text(), Prompted(), TaskAdapters(), Pretraining(), Finetuning())
+STAGES = (Text(), InstructionTuning(), TaskAdapters(), Pretraining(), Finetuning())
 
 
 def stages_that_train(settings: RunSettings) -> list[StagePlan]:

@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..common.console import progress_bar
 from ..common.names import file_name
 from ..common.processes import from_main, is_main, wait
-from ..common.randomness import derived_seed, unchanged_randomness
+from ..common.randomness import unchanged_randomness
 from ..common.writing import write_text
 from ..modeling_tagi import TagiModel, evaluating
 from .run import Run, Stage
@@ -33,6 +33,7 @@ def train_stage(
     collator,
     sampler,
     dataset,
+    seed: int,
     part: str = "",
     callbacks: Sequence[TrainerCallback] = (),
     **trainer_options,
@@ -40,14 +41,13 @@ def train_stage(
     """Trains `model` in place with the HF Trainer, from the last checkpoint if there is one.
 
     With weights in shares a copy is trained, which the main process's `model` is then given the weights of: what is
-    saved, and what a teacher shares with it, is whole.
+    saved, and what a teacher shares with it, is whole. `seed` draws its dropout.
 
     Returns:
         `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.
     """
     place = file_name(part) if part else ""  # the name of a task, which data may have from anywhere
     checkpoints = stage.folder / "checkpoints" / (place or "all")
-    seed = derived_seed(run.settings.seed, stage.name, "training", part)
     trainer = TagiTrainer(
         model=shared_copy(model, run.settings.bf16) if in_shares() else model,
         args=training_arguments(run, settings, model, checkpoints, seed),

@@ -220,7 +220,7 @@ TRAIN = [
     train_case("train: leak (test instance in train)", OWN, Refused(("unseen|test", "share|leak")),
                own_data(LEAKED, rows_of("first"))),
     train_case("train: one task, one record",
-               [*OWN, "--finetuning.tasks_per_batch", "1", "--prompted.tasks_per_batch", "1"],
+               [*OWN, "--finetuning.tasks_per_batch", "1", "--instruction_tuning.tasks_per_batch", "1"],
                Either(Refused(("task",))), own_data(rows_of("first", count=1))),
     train_case("train: data_path is broken jsonl late in file", OWN, Refused((r"train\.jsonl, line 13", "JSON")),
                own_data(LATE_BREAK)),

@@ -19,7 +19,7 @@ def _tasks(name: str, *tasks: str, make=None) -> Case:
         if make:
             make(place)
 
-    few = ["--finetuning.tasks_per_batch", "1", "--prompted.tasks_per_batch", "1"] if len(tasks) == 1 else []
+    few = ["--finetuning.tasks_per_batch", "1", "--instruction_tuning.tasks_per_batch", "1"] if len(tasks) == 1 else []
     expects = Either(Refused(("name of|[Tt]ask.* name",)), Fine(finished))
     return train_case(name, [*OWN, *few], expects, made)
 
@@ -71,7 +71,7 @@ CUT_OFF = [
     *(_cut_off(f"restart after SIGKILL in {stage}", signal.SIGKILL, stage)
       for stage in ("data", "text", "task_adapters", "finetuning", "evaluation")),
     _cut_off("restart after SIGINT in finetuning", signal.SIGINT, "finetuning"),
-    _cut_off("restart after SIGTERM in prompted", signal.SIGTERM, "prompted"),
+    _cut_off("restart after SIGTERM in instruction_tuning", signal.SIGTERM, "instruction_tuning"),
 ]  # fmt: skip
 
 
@@ -110,11 +110,12 @@ def _without_adapter(folder):
 RUN_FOLDERS = [
     _damaged("settings.yaml broken", _written("settings.yaml", "a: [1"), r"settings\.yaml"),
     _damaged("settings.yaml deleted", lambda folder: (folder / "settings.yaml").unlink(), r"settings\.yaml"),
-    _damaged("done.json empty", _written("stages/prompted/done.json", ""), r"done\.json"),
+    _damaged("done.json empty", _written("stages/instruction_tuning/done.json", ""), r"done\.json"),
     _damaged("finetuned weights truncated", _shortened("stages/finetuning/model/model.safetensors"),
              r"finetuning/model", "safetensors"),
     _damaged("taught backbone's weights deleted",
-             lambda folder: (folder / "stages/prompted/backbone/model.safetensors").unlink(), "prompted/backbone"),
+             lambda folder: (folder / "stages/instruction_tuning/backbone/model.safetensors").unlink(),
+             "instruction_tuning/backbone"),
     _damaged("task_adapters/index.json broken", _written("task_adapters/index.json", "{"), r"index\.json"),
     _damaged("one task adapter truncated", _shortened("task_adapters/*/adapter_model.safetensors"),
              r"adapter_model\.safetensors"),

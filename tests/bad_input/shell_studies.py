@@ -193,7 +193,7 @@ def _refused_only(case_act):
 def _every_moment(place: Place) -> Outcome:
     """One run that is cut off again and again, at every stage."""
     for number, stage in (
-        (signal.SIGKILL, "text"), (signal.SIGTERM, "prompted"), (signal.SIGINT, "task_adapters"),
+        (signal.SIGKILL, "text"), (signal.SIGTERM, "instruction_tuning"), (signal.SIGINT, "task_adapters"),
         (signal.SIGKILL, "pretraining"), (signal.SIGTERM, "finetuning"), (signal.SIGKILL, "evaluation"),
     ):  # fmt: skip
         child = place.start(train, "<config>", "--output_dir", "<out>")

@@ -27,7 +27,7 @@ class World:
     def __init__(self, folder: Path):
         self.folder = folder
         self.config, self.run = folder / "tiny.yaml", folder / "run"
-        self.model, self.backbone = self.run / "model", self.run / "stages" / "prompted" / "backbone"
+        self.model, self.backbone = self.run / "model", self.run / "stages" / "instruction_tuning" / "backbone"
         self.adapter, self.records = folder / "adapter", folder / "words.jsonl"
         self.logs = folder / "logs"
 

@@ -16,12 +16,14 @@ from modeling_tagi.banks import adapter_bank
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.banks.stored import StoredAdapters
 from modeling_tagi.fit import fingerprint
-from modeling_tagi.training import stages
+from modeling_tagi.training.model_checks import check_model
 from modeling_tagi.training.run import Run
+from modeling_tagi.training.run_state import RunState
 from modeling_tagi.training.settings import build_settings
+from modeling_tagi.training.stages import STAGES, run_stages
+from modeling_tagi.training.tokenizer import read_tokenizer
 
 TASKS = ("first", "last", "both", "swap")
-STAGES = ["task_adapters", "finetuning"]
 
 
 def make_lora(backbone, folder, seed=0, **fields):
@@ -58,24 +60,22 @@ def run_of(backbones, tmp_path):
         }  # fmt: skip
         for section, fields in sections.items():
             values[section] = {**values.get(section, {}), **fields}
-        return Run(build_settings(values), STAGES)
+        return Run(build_settings(values), ["task_adapters", "finetuning"])
 
     return make
 
 
 def check(run, records):
-    tokenizer = stages.read_tokenizer(run.settings, records, [])
-    stages.check_model(run.settings, tokenizer, {"train": records})
+    tokenizer = read_tokenizer(run.settings, records, [])
+    check_model(run.settings, tokenizer, {"train": records})
     return tokenizer
 
 
 def go(run, records):
     tokenizer = check(run, records)
-    model = stages.start_model(run, run.settings.backbone.name, None)
-    tokens = stages.read_tokens(run, tokenizer, model.config)
-    bank = stages.tuned_adapters(run, model, tokens, records)
-    stages.finetuned_model(run, model, tokens, records, bank)
-    return json.loads((run.folder / "stages" / "finetuning" / "log.jsonl").read_text().splitlines()[-1]), bank
+    state = RunState(run, tokenizer, records, [])
+    run_stages(state)
+    return json.loads((run.folder / "stages" / "finetuning" / "log.jsonl").read_text().splitlines()[-1]), state.bank
 
 
 @pytest.mark.parametrize("alignment", ["factors", "delta"])
@@ -166,8 +166,8 @@ def test_backbones_are_compared_by_name(theirs, ours, fits, tmp_path):
 
 
 def test_a_run_that_teaches_its_backbone_has_no_use_for_others_adapters(run_of, loras, records):
-    with pytest.raises(ValueError, match="as it is, but this run makes or teaches its own; .* prompted.steps to 0"):
-        check(run_of(loras, prompted={"steps": 1}), records)
+    with pytest.raises(ValueError, match="as it is, but this run makes or teaches its own; .*_tuning.steps to 0"):
+        check(run_of(loras, instruction_tuning={"steps": 1}), records)
 
 
 def test_weights_tell_a_backbone_where_adapters_know_them(run_of, make_model, make_bank, backbones, records, tmp_path):
@@ -180,7 +180,7 @@ def test_weights_tell_a_backbone_where_adapters_know_them(run_of, make_model, ma
     run = run_of(None, task_adapters={"path": str(tmp_path / "bank")})
     check(run, records)  # its name says nothing, and there are no weights yet
     with pytest.raises(ValueError, match="the task adapter of 'one' .*elsewhere, whose weights are not this model's"):
-        stages.tuned_adapters(run, stages.start_model(run, backbones(), None), None, records)
+        STAGES["task_adapters"].run(RunState(run, None, records, []))
 
 
 def test_a_generated_adapter_with_its_instruction_is_no_teacher(run_of, make_model, loras, records, tmp_path):

@@ -26,7 +26,7 @@ from modeling_tagi.data.sampling import TaskBatchSampler, fewer_tasks
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.lora import remove_hooks
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.stages import made_config
+from modeling_tagi.training.backbones import made_config
 from modeling_tagi.training.task_adapters import AdapterTuner
 
 QUICKSTART = Path(__file__).parents[2] / "hub_configs" / "quickstart.yaml"

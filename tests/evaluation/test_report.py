@@ -55,7 +55,7 @@ def write_run(folder, methods=("tagi", "prompted", "wrong_instruction", "no_inst
     results = {
         "splits": splits, "tasks": {task: {"group": group, "split": "unseen"} for task, group in TASKS.items()},
         "notes": ["dev: one task alone, so intervals over tasks have no width"],
-        "seconds": {"prompted": 90.5, "task_adapters": 40.0, "finetuning": 190.0, "evaluation": 12.0},
+        "seconds": {"instruction_tuning": 90.5, "task_adapters": 40.0, "finetuning": 190.0, "evaluation": 12.0},
         "run": {"command": f"train.py a.yaml --seed {seed}", "seed": seed, "train_tasks": train_tasks,
                 "torch": "9.8.7", "transformers": "6.5.4", "peft": "0.3.2", "python": "3.99.1", "threads": 3,
                 "seconds_of_this_call": 341.0, "losses": {"finetuning": 0.4567}},
@@ -69,7 +69,7 @@ def write_run(folder, methods=("tagi", "prompted", "wrong_instruction", "no_inst
     log = [{"step": s, "loss": 1.3 * x, "loss_prediction": x, "loss_distillation": x / 3, "loss_alignment": 2 * x}
            for s, x in loss.items()]  # fmt: skip
     lines_of(folder / "stages" / "finetuning" / "log.jsonl", log)
-    lines_of(folder / "stages" / "prompted" / "log.jsonl", [{"step": s, "loss": x} for s, x in loss.items()])
+    lines_of(folder / "stages" / "instruction_tuning" / "log.jsonl", [{"step": s, "loss": x} for s, x in loss.items()])
     for part in ("add", "nth"):
         lines_of(folder / "stages" / "task_adapters" / f"log-{part}.jsonl",
                  [{"step": s, "loss": 9 * x} for s, x in loss.items()])  # fmt: skip
@@ -219,7 +219,7 @@ def names_of_plots(folder):
 def test_a_runs_plots(run):
     folder, _, path = run
     assert names_of_plots(folder) == {
-        "scores-unseen", "scores-dev", "families", "score-over-steps", "loss-prompted", "loss-task-adapters",
+        "scores-unseen", "scores-dev", "families", "score-over-steps", "loss-instruction-tuning", "loss-task-adapters",
         "loss-finetuning", "loss-finetuning-alignment", "adapters", "cost-by-instruction-length", "cost-by-inputs",
     }  # fmt: skip
     page = Page(path.read_text())

@@ -10,8 +10,8 @@ from tiny import records, tiny_settings, write_tiny_data
 
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.pipeline import run_experiment
-from modeling_tagi.training import stages
 from modeling_tagi.training.settings import build_settings
+from modeling_tagi.training.stages import base
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_a_run_whose_data_have_changed_is_not_passed_over(done):
         run_experiment(settings())
     said = str(refused.value)
     assert "its stage text was begun with other records than the data hold now (the files have changed since)" in said
-    assert "delete run/stages/text and run/stages/prompted and" in said
+    assert "delete run/stages/text and run/stages/instruction_tuning and" in said
     assert untouched(done) == before
 
 
@@ -73,14 +73,14 @@ def test_what_is_evaluated_and_where_data_lie_may_change(done, capsys):
 
 def test_a_stage_that_failed_may_be_given_other_settings(done, monkeypatch, capsys):
     shutil.rmtree(done / "run" / "stages" / "finetuning")
-    train = stages.train_stage
+    train = base.train_stage
 
     def fail(run, stage, settings, *args, **kwargs):
         if settings.learning_rate == 2.0:
             raise ValueError("no rate for this")
         return train(run, stage, settings, *args, **kwargs)
 
-    monkeypatch.setattr(stages, "train_stage", fail)
+    monkeypatch.setattr(base, "train_stage", fail)
     with pytest.raises(ValueError, match="no rate for this"):
         run_experiment(settings(**{"finetuning.learning_rate": 2.0}))
     capsys.readouterr()
@@ -98,10 +98,11 @@ def adapter_of(folder):
 
 # What is damaged, how, the file that is named, and what is to be deleted.
 DAMAGE = {
-    "facts": (lambda run: run / "stages/prompted/done.json", lambda file: file.write_text(""), "stages/prompted"),
+    "facts": (lambda run: run / "stages/instruction_tuning/done.json", lambda file: file.write_text(""),
+              "stages/instruction_tuning"),
     "weights": (lambda run: run / "stages/finetuning/model/model.safetensors", cut, "stages/finetuning"),
-    "backbone": (lambda run: run / "stages/prompted/backbone/model.safetensors", lambda file: file.unlink(),
-                 "stages/prompted"),
+    "backbone": (lambda run: run / "stages/instruction_tuning/backbone/model.safetensors", lambda file: file.unlink(),
+                 "stages/instruction_tuning"),
     "text": (lambda run: run / "stages/text/backbone/model.safetensors", cut, "stages/text"),
     "adapter": (adapter_of, cut, "task_adapters"),
     "missing adapter": (adapter_of, lambda file: file.unlink(), "task_adapters"),
@@ -126,12 +127,12 @@ def test_what_is_damaged_is_named_with_its_mend(done, name):
 def test_who_mends_what_is_damaged_has_the_same_run_again(done):
     scores = json.loads((done / "run" / "results.json").read_text())["splits"]
     DAMAGE["backbone"][0](done / "run").unlink()
-    for folder in ("stages/prompted", "stages/task_adapters", "task_adapters", "tokenizer"):
+    for folder in ("stages/instruction_tuning", "stages/task_adapters", "task_adapters", "tokenizer"):
         shutil.rmtree(done / "run" / folder)
     assert run_experiment(settings())["splits"] == scores
 
 
-@pytest.mark.parametrize("stage, place", [("pretraining", "model"), ("prompted", "backbone")])
+@pytest.mark.parametrize("stage, place", [("pretraining", "model"), ("instruction_tuning", "backbone")])
 def test_weights_that_are_not_finite_are_not_gone_on_from(done, stage, place):
     file = Path("run") / "stages" / stage / place / "model.safetensors"
     weights = load_file(file)

@@ -16,11 +16,11 @@ from modeling_tagi.planning.plan import plan_run
 from modeling_tagi.planning.shapes import flops_of
 from modeling_tagi.studies.settings import load_study
 from modeling_tagi.studies.study import run_study
-from modeling_tagi.training import stages
 from modeling_tagi.training.backbones import backbone_config, made_config
 from modeling_tagi.training.settings import load_settings
 from modeling_tagi.training.stage_costs import RunCosts
 from modeling_tagi.training.stage_plans import stages_that_train
+from modeling_tagi.training.stages import base
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def refused(config, tmp_path, monkeypatch):
     def no_training(*args, **kwargs):
         raise AssertionError("a stage was begun")
 
-    monkeypatch.setattr(stages, "train_stage", no_training)
+    monkeypatch.setattr(base, "train_stage", no_training)
     monkeypatch.setattr("modeling_tagi.studies.study._run_cells", no_training)
 
     def refused(message, kind=ValueError, **fields):
@@ -137,7 +137,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):
 
 def test_small_tasks_may_repeat_their_records(config):
     few = [Record("one", "do it", f"x {n}", ("y",)) for n in range(3)]
-    settings = load_settings(config, {"finetuning.tasks_per_batch": "1", "prompted.tasks_per_batch": "1"})
+    settings = load_settings(config, {"finetuning.tasks_per_batch": "1", "instruction_tuning.tasks_per_batch": "1"})
     assert settings.task_adapters.examples_per_task == 8
     checks.check_data(settings, {"train": few, "unseen": few}, ["text"])
 

@@ -8,7 +8,7 @@ from modeling_tagi.planning.printed import shown
 from modeling_tagi.planning.trial import StageTime, Trial
 from modeling_tagi.training.settings import load_settings
 
-STAGES = ("text", "prompted", "task_adapters", "pretraining", "finetuning")
+STAGES = ("text", "instruction_tuning", "task_adapters", "pretraining", "finetuning")
 
 
 def seconds(plan):
@@ -44,7 +44,7 @@ def test_a_plans_seconds_are_those_of_its_steps_and_of_what_is_done_once(config,
                  "evaluation.references": "[start_prompted, wrong_instruction, oracle]"}  # fmt: skip
     plan = plan_run(load_settings(config, overrides))
     found = seconds(plan)
-    assert (found["text"], found["prompted"], found["pretraining"]) == (12, 13, 12)
+    assert (found["text"], found["instruction_tuning"], found["pretraining"]) == (12, 13, 12)
     # three adapters, two and then one at once: 3 steps each, of which the second group's are half as long
     assert found["task_adapters"] == 2 * 10 + 6 * 3 / 4
     assert found["finetuning"] == 10 + 6 + 3 * 12 * 0.5  # 12 records are scored after steps 2, 4 and 6
@@ -63,7 +63,7 @@ def test_finetuning_is_tried_with_and_without_what_its_teacher_does(config):
 
 
 def test_the_seconds_of_phases_count_by_their_lengths(config, tmp_path):
-    none = {f"{name}.steps": "0" for name in ("text", "prompted", "task_adapters", "pretraining")}
+    none = {f"{name}.steps": "0" for name in ("text", "instruction_tuning", "task_adapters", "pretraining")}
     settings = load_settings(config, {**none, "task_adapters.path": "bank", "finetuning.distillation_steps": "4",
                                       "finetuning.alignment_steps": "1"})  # fmt: skip
     short = trial._short(settings, str(tmp_path), 5)

@@ -37,7 +37,8 @@ def test_examples_and_scored_records_are_apart_and_grow(monkeypatch):
 def test_the_curve_is_written_as_lines_table_and_plot(tmp_path, monkeypatch):
     write_tiny_data(tmp_path, unseen=["next", "third"])
     settings = build_settings({
-        **tiny_settings(tmp_path), "output_dir": str(tmp_path / "run"), "prompted": {"steps": 1, "tasks_per_batch": 2},
+        **tiny_settings(tmp_path), "output_dir": str(tmp_path / "run"),
+        "instruction_tuning": {"steps": 1, "tasks_per_batch": 2},
         "text": {"steps": 0}, "pretraining": {"steps": 0}, "task_adapters": {"steps": 0},
         "finetuning": {"steps": 1, "train": "all", "distillation_weight": 0.0, "alignment": "none",
                        "tasks_per_batch": 2, "examples_per_task": 2},

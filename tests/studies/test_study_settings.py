@@ -56,22 +56,23 @@ def test_methods_share_the_start_of_their_seed(study):
     assert {cell.after for cell in found.values() if cell.after} == {f"{START}-seed0", f"{START}-seed1"}
     start, tagi, hint = (found[name] for name in (f"{START}-seed1", "tagi-seed1", "hint-seed1"))
     folder = Path(start.settings.output_dir)
-    assert not start.settings.finetuning.steps and start.settings.prompted.steps and start.settings.task_adapters.steps
+    assert not start.settings.finetuning.steps and start.settings.instruction_tuning.steps
+    assert start.settings.task_adapters.steps
     for cell in (tagi, hint):
-        assert cell.settings.backbone.name == str(folder / "stages" / "prompted" / "backbone")
-        assert not cell.settings.text.steps and not cell.settings.prompted.steps
+        assert cell.settings.backbone.name == str(folder / "stages" / "instruction_tuning" / "backbone")
+        assert not cell.settings.text.steps and not cell.settings.instruction_tuning.steps
     assert tagi.settings.task_adapters.path == str(folder / "task_adapters")
     assert hint.settings.task_adapters.path is None
 
 
 def test_a_method_with_another_backbone_gets_a_start_of_its_own(study):
-    found = by_name(study(methods=["tagi", {"taught_longer": {"base": "tagi", "prompted.steps": 9}}]))
+    found = by_name(study(methods=["tagi", {"taught_longer": {"base": "tagi", "instruction_tuning.steps": 9}}]))
     assert found["tagi-seed0"].after != found["taught_longer-seed0"].after
-    assert found[found["taught_longer-seed0"].after].settings.prompted.steps == 9
+    assert found[found["taught_longer-seed0"].after].settings.instruction_tuning.steps == 9
 
 
 def test_a_start_of_a_methods_own_has_a_name_of_its_own_and_no_references(study):
-    found = by_name(study(methods=["tagi", {"taught_longer": {"base": "tagi", "prompted.steps": 9}}]))
+    found = by_name(study(methods=["tagi", {"taught_longer": {"base": "tagi", "instruction_tuning.steps": 9}}]))
     other = found[found["taught_longer-seed0"].after]
     assert other.method == f"{START}-2" and other.settings.evaluation.references == ["start_prompted"]
 

@@ -32,7 +32,7 @@ RUNS = {
     # a single task for two processes, which therefore both train on all of each batch
     "one task": {"train_tasks": 1, "evaluation.references": ["start_prompted"]},
 }
-FUSED = {f"{stage}.optimizer": "adamw_torch_fused" for stage in ("prompted", "finetuning")}
+FUSED = {f"{stage}.optimizer": "adamw_torch_fused" for stage in ("instruction_tuning", "finetuning")}
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def end(process):
 
 def require_equal(one, two):
     logs = sorted(one.glob("stages/*/log*.jsonl"))
-    assert [log.parent.name for log in logs] == ["finetuning", "pretraining", "prompted", "task_adapters", "text"]
+    names = ["finetuning", "instruction_tuning", "pretraining", "task_adapters", "text"]
+    assert [log.parent.name for log in logs] == names
     for log in logs:
         ours, theirs = ([json.loads(line) for line in (run / log.relative_to(one)).read_text().splitlines()]
                         for run in (one, two))  # fmt: skip

@@ -77,7 +77,7 @@ def test_a_run_of_before_stages_said_what_they_were_made_of_is_held_to_its_setti
 
 
 def test_a_stage_done_with_something_else_than_is_there_now_is_refused(tmp_path):
-    before = tmp_path / "run" / "stages" / "prompted" / "backbone"
+    before = tmp_path / "run" / "stages" / "instruction_tuning" / "backbone"
     run = Run(make(tmp_path), ["pretraining", "finetuning"])
     before.mkdir(parents=True)
     (before / "config.json").write_text("1")
@@ -92,15 +92,17 @@ def test_a_stage_done_with_something_else_than_is_there_now_is_refused(tmp_path)
 
 
 def test_a_stage_says_where_it_stands(tmp_path, capsys):
-    run = Run(make(tmp_path), ["text", "prompted", "evaluation"])
-    stage = run.stage("prompted")
+    run = Run(make(tmp_path), ["text", "instruction_tuning", "evaluation"])
+    stage = run.stage("instruction_tuning")
     assert stage.facts is None
     stage.start()
     stage.finish(loss=1.5)
-    assert capsys.readouterr().out.splitlines() == ["[2/3] prompted: starts", "[2/3] prompted: done in 0 s, loss 1.50"]
-    assert run.stage("prompted").facts["loss"] == 1.5 and run.stage("text").facts is None
-    run.stage("prompted").skip()
-    assert capsys.readouterr().out == "[2/3] prompted: was done before\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "[2/3] instruction_tuning: starts", "[2/3] instruction_tuning: done in 0 s, loss 1.50"
+    ]  # fmt: skip
+    assert run.stage("instruction_tuning").facts["loss"] == 1.5 and run.stage("text").facts is None
+    run.stage("instruction_tuning").skip()
+    assert capsys.readouterr().out == "[2/3] instruction_tuning: was done before\n"
 
 
 def test_the_clock_goes_on_in_the_next_attempt(tmp_path, capsys):
@@ -159,3 +161,11 @@ def test_libraries_can_be_made_quiet():
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def test_a_run_folder_of_before_a_stage_was_renamed_is_refused_with_its_new_name(tmp_path):
+    settings = make(tmp_path)
+    (tmp_path / "run" / "stages" / "prompted").mkdir(parents=True)
+    (tmp_path / "run" / "settings.yaml").write_text("prompted.steps: 3\n")
+    with pytest.raises(ValueError, match="an earlier version, whose stage prompted is called instruction_tuning now"):
+        Run(settings, ["text"])

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from modeling_tagi.studies.settings import cells, load_study
-from modeling_tagi.training.settings import RunSettings, load_settings
+from modeling_tagi.training.settings import RENAMED, RunSettings, load_settings
 from modeling_tagi.training.trainer import Objective
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
@@ -181,3 +181,19 @@ def test_pushing_needs_a_place_and_is_left_out_of_studies(load, tmp_path):
     (tmp_path / "study.yaml").write_text("{config: mine.yaml, methods: [tagi], seeds: [0]}")
     made = cells(load_study(tmp_path / "study.yaml"))
     assert made and all(cell.settings.push_to_hub is None for cell in made)
+
+
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_a_name_of_before_is_refused_with_what_it_is_called_now(load, old, new):
+    *sections, last = old.split(".")
+    text = "".join(f"{'  ' * depth}{name}:\n" for depth, name in enumerate(sections))
+    in_a_file = f"{text}{'  ' * len(sections)}{last}: null\n"
+    for text, overrides in ((in_a_file, {}), ("", {old.replace(".", "__"): "1"})):
+        with pytest.raises(ValueError) as error:
+            load(text, **overrides)
+        assert str(error.value).startswith(f"{old} is called {new} now")
+
+
+def test_fields_of_a_section_of_before_are_refused_too(load):
+    with pytest.raises(ValueError, match="prompted is called instruction_tuning now; rename it"):
+        load("", prompted__steps="3")

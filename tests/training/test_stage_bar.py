@@ -26,9 +26,9 @@ def test_a_training_that_breaks_off_leaves_no_bar(monkeypatch, tmp_path):
 
     monkeypatch.setattr(stage_training, "TagiTrainer", Broken)
     monkeypatch.setattr(stage_training, "training_arguments", lambda *args: None)
-    stage = SimpleNamespace(folder=tmp_path, label="[2/6] prompted", name="prompted")
+    stage = SimpleNamespace(folder=tmp_path, label="[2/6] instruction_tuning", name="instruction_tuning")
     run = SimpleNamespace(settings=SimpleNamespace(bf16=False, seed=0))
     with pytest.raises(OSError, match="the disk is full"):
-        stage_training.train_stage(run, stage, None, None, None, None, None)
+        stage_training.train_stage(run, stage, None, None, None, None, None, seed=0)
     [(callback, bar)] = bars
     assert callback.training_bar is None and bar.disable  # tqdm's word for a bar that is closed

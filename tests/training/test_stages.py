@@ -15,15 +15,19 @@ from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
 from modeling_tagi.fit import require_fit
-from modeling_tagi.training import stage_training, stages
+from modeling_tagi.training import stage_training
+from modeling_tagi.training.model_checks import check_model
 from modeling_tagi.training.run import Run
+from modeling_tagi.training.run_state import RunState, start_model
 from modeling_tagi.training.settings import load_settings
 from modeling_tagi.training.sharding.fsdp import cut
 from modeling_tagi.training.sharding.sharded import require_possible_shares
+from modeling_tagi.training.stages import base, run_stages
+from modeling_tagi.training.tokenizer import read_tokenizer
 from modeling_tagi.training.trainer import NotFinite, Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
-STAGES = ["prompted", "task_adapters", "pretraining", "finetuning"]
+STAGES = ["instruction_tuning", "task_adapters", "pretraining", "finetuning"]
 STEPS = 7
 
 
@@ -43,7 +47,7 @@ def make_run(backbones, tmp_path_factory):
             "output_dir": str(folder / name), "max_input_length": 48, "max_target_length": 8,
             "backbone": {"name": backbones("t5", 0.2)},
             "tagi": {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4},
-            "prompted": {**each, **batch},
+            "instruction_tuning": {**each, **batch},
             "task_adapters": {**each, "at_once": 1, "examples_per_task": 2},
             "pretraining": {**each, "batch_size": 2, "max_length": 16},
             "finetuning": {**each, **batch, "train": "all", "alignment": "delta", "accumulation": 2},
@@ -58,13 +62,9 @@ def make_run(backbones, tmp_path_factory):
 
 def go(run, records, text=TEXT):
     """The stages as train.py calls them."""
-    tokenizer = stages.read_tokenizer(run.settings, records, text)
-    backbone, revision = stages.taught_backbone(run, tokenizer, records, text)
-    model = stages.start_model(run, backbone, revision)
-    tokens = stages.read_tokens(run, tokenizer, model.config)
-    bank = stages.tuned_adapters(run, model, tokens, records)
-    model = stages.pretrained_model(run, model, tokens, text)
-    return stages.finetuned_model(run, model, tokens, records, bank), bank
+    state = RunState(run, read_tokenizer(run.settings, records, text), records, text)
+    run_stages(state)
+    return state.model, state.bank
 
 
 def moved(run, before):
@@ -122,7 +122,7 @@ def uninterrupted(make_run, records):
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, kill, monkeypatch, uninterrupted):
     whole, expected = uninterrupted
     run = make_run("cut")
-    for stage, step in (("prompted", 5), ("task_adapters", 3), ("pretraining", 4), ("finetuning", 5)):
+    for stage, step in (("instruction_tuning", 5), ("task_adapters", 3), ("pretraining", 4), ("finetuning", 5)):
         kill(stage, step)
         with pytest.raises(Killed):
             go(run, records)
@@ -140,7 +140,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, ki
 
 def test_a_run_with_a_teacher_cache_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, kill, monkeypatch):
     sections = {
-        "prompted": {"steps": 0}, "pretraining": {"steps": 0}, "task_adapters": {"steps": 2},
+        "instruction_tuning": {"steps": 0}, "pretraining": {"steps": 0}, "task_adapters": {"steps": 2},
         "finetuning": {"teacher_cache": "top_k", "teacher_top_k": 4},
     }  # fmt: skip
     expected = go(make_run("whole cached", **sections), records)[0].state_dict()
@@ -166,21 +166,21 @@ def test_every_stage_draws_its_own_batches_cuts_and_dropout(make_run, records, m
     run.stages = ["text", *STAGES]
     drawn, seeds = {}, {}
 
-    def watched(run, stage, settings, model, collator, sampler, dataset, part="", **options):
+    def watched(run, stage, settings, model, collator, sampler, dataset, seed, part="", **options):
         drawn[stage.name, part] = [list(batch) for batch in sampler]
-        return train_stage(run, stage, settings, model, collator, sampler, dataset, part, **options)
+        return train_stage(run, stage, settings, model, collator, sampler, dataset, seed, part, **options)
 
     def arguments(run, settings, model, folder, seed):
         seeds[folder.parent.parent.name, folder.name] = seed
         return training_arguments(run, settings, model, folder, seed)
 
-    train_stage, training_arguments = stages.train_stage, stage_training.training_arguments
-    monkeypatch.setattr(stages, "train_stage", watched)
+    train_stage, training_arguments = base.train_stage, stage_training.training_arguments
+    monkeypatch.setattr(base, "train_stage", watched)
     monkeypatch.setattr(stage_training, "training_arguments", arguments)
     go(run, records)
-    assert len(drawn) == len(seeds) == 6  # text, prompted, task adapters in two parts, pretraining, finetuning
+    assert len(drawn) == len(seeds) == 6  # of five stages, the task adapters in two parts
     assert len(set(seeds.values())) == len(seeds) and run.settings.seed not in seeds.values()
-    for one, other in (("text", "pretraining"), ("prompted", "finetuning")):
+    for one, other in (("text", "pretraining"), ("instruction_tuning", "finetuning")):
         a, b = drawn[one, ""], drawn[other, ""]
         assert sum(x == y for x, y in zip(a, b)) < len(a) / 2
     cuts = [{draw for batch in drawn[name, ""] for _, draw in batch} for name in ("text", "pretraining")]
@@ -191,11 +191,11 @@ def test_every_stage_draws_its_own_batches_cuts_and_dropout(make_run, records, m
 
 def test_a_half_written_checkpoint_is_passed_over(make_run, records, kill, monkeypatch, uninterrupted):
     run = make_run("half")
-    kill("prompted", 5)
+    kill("instruction_tuning", 5)
     with pytest.raises(Killed):
         go(run, records)
     monkeypatch.undo()
-    checkpoints = run.folder / "stages" / "prompted" / "checkpoints" / "all"
+    checkpoints = run.folder / "stages" / "instruction_tuning" / "checkpoints" / "all"
     assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     (checkpoints / "checkpoint-4" / "complete").unlink()
     (checkpoints / "checkpoint-4" / "model.safetensors").write_bytes(b"half a f")
@@ -205,7 +205,7 @@ def test_a_half_written_checkpoint_is_passed_over(make_run, records, kill, monke
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(make_run, records, kill, monkeypatch, uninterrupted):
     run = make_run("early")
-    kill("prompted", 1)
+    kill("instruction_tuning", 1)
     with pytest.raises(Killed):
         go(run, records)
     monkeypatch.undo()
@@ -218,7 +218,7 @@ def test_a_run_killed_between_training_and_saving_trains_no_further(make_run, re
     def die(*args):
         raise Killed
 
-    monkeypatch.setattr(stages, "_save_trained", die)
+    monkeypatch.setattr(base.GeneratorStage, "save_model", die)
     with pytest.raises(Killed):
         go(run, records)
     monkeypatch.undo()
@@ -229,29 +229,29 @@ def test_a_run_killed_between_training_and_saving_trains_no_further(make_run, re
 
 
 def count_trained(monkeypatch):
-    trained, original = [], stages.train_stage
+    trained, original = [], base.train_stage
 
     def train_stage(run, stage, *args, part="", **kwargs):
         trained.append((stage.name, part))
         return original(run, stage, *args, part=part, **kwargs)
 
-    monkeypatch.setattr(stages, "train_stage", train_stage)
+    monkeypatch.setattr(base, "train_stage", train_stage)
     return trained
 
 
 def test_a_stage_whose_numbers_run_away_is_named_with_its_last_good_checkpoint(make_run, records):
-    run = make_run("runaway", prompted={"save_every": 1})
-    run.settings.prompted.learning_rate = 1e30  # which a configuration may not have
-    where = str(run.folder / "stages" / "prompted")
+    run = make_run("runaway", instruction_tuning={"save_every": 1})
+    run.settings.instruction_tuning.learning_rate = 1e30  # which a configuration may not have
+    where = str(run.folder / "stages" / "instruction_tuning")
     with pytest.raises(NotFinite) as stopped:
         go(run, records)
     said = str(stopped.value)
     # a rate that is still 0 in step 1, and finite weights that are too large in step 2
-    assert re.match(r"\[1/4\] prompted stopped at step 3: the weight [a-z_.]+ is no longer finite; ", said)
+    assert re.match(r"\[1/4\] instruction_tuning stopped at step 3: the weight [a-z_.]+ is no longer finite; ", said)
     assert f"{where}/checkpoints/all/checkpoint-2 is from before it" in said
-    assert said.endswith(f"delete {where} and lower --prompted.learning_rate (it is 1e+30)")
+    assert said.endswith(f"delete {where} and lower --instruction_tuning.learning_rate (it is 1e+30)")
     kept = sorted(path.name for path in Path(where).rglob("checkpoint-*"))
-    assert kept == ["checkpoint-1", "checkpoint-2"] and run.stage("prompted").facts is None
+    assert kept == ["checkpoint-1", "checkpoint-2"] and run.stage("instruction_tuning").facts is None
 
 
 # What must not choose a path: names from data, whoever has made them.
@@ -262,7 +262,7 @@ HOSTILE = ["../../../../outside", "/tmp/tagi-outside", "x" * 300, "a\0b", ".", "
 def test_no_name_of_a_task_or_group_leaves_the_runs_folder(make_run, records, by, tmp_path):
     places = [{"task": name} if by == "task" else {"group": name} for name in HOSTILE]
     hostile = [dataclasses.replace(records[n], **place) for n, place in enumerate(places)]
-    run = make_run(f"hostile-{by}", output_dir=str(tmp_path / "a" / "b" / "run"), prompted={"steps": 0},
+    run = make_run(f"hostile-{by}", output_dir=str(tmp_path / "a" / "b" / "run"), instruction_tuning={"steps": 0},
                    task_adapters={"steps": 1, "save_every": 1, "by": by}, pretraining={"steps": 0},
                    finetuning={"steps": 1})  # fmt: skip
     _, bank = go(run, hostile)
@@ -271,7 +271,7 @@ def test_no_name_of_a_task_or_group_leaves_the_runs_folder(make_run, records, by
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["run"]
     logs = list((run.folder / "stages" / "task_adapters").glob("log-*.jsonl"))
     assert len(logs) == len(HOSTILE) and len(list(run.folder.rglob("adapter_model.safetensors"))) == len(HOSTILE)
-    go(make_run(f"hostile-{by}", output_dir=str(run.folder), prompted={"steps": 0}, pretraining={"steps": 0},
+    go(make_run(f"hostile-{by}", output_dir=str(run.folder), instruction_tuning={"steps": 0}, pretraining={"steps": 0},
                 task_adapters={"steps": 1, "save_every": 1, "by": by}, finetuning={"steps": 1}), hostile)
 
 
@@ -311,17 +311,18 @@ def test_each_stage_logs_what_it_minimises(make_run, uninterrupted):
 def test_the_log_between_two_checkpoints_survives_a_kill(make_run, records, kill, monkeypatch):
     sections = {name: {"steps": 0} for name in ("pretraining", "finetuning")}
     sections["task_adapters"] = {"steps": 0}
-    sections["prompted"] = {"steps": 104, "save_every": 5}  # logs at every second step, and with every checkpoint
+    # logs at every second step, and with every checkpoint
+    sections["instruction_tuning"] = {"steps": 104, "save_every": 5}
     whole = make_run("whole", **sections)
     go(whole, records)
-    kill("prompted", 58)
+    kill("instruction_tuning", 58)
     with pytest.raises(Killed):
         go(make_run("cut between", **sections), records)
     monkeypatch.undo()
     run = make_run("cut between", **sections)
     go(run, records)
-    assert logs(run) == logs(whole) and len(logs(whole)["stages/prompted/log.jsonl"]) == 52 + 10
-    assert run.stage("prompted").facts["loss"] == whole.stage("prompted").facts["loss"]
+    assert logs(run) == logs(whole) and len(logs(whole)["stages/instruction_tuning/log.jsonl"]) == 52 + 10
+    assert run.stage("instruction_tuning").facts["loss"] == whole.stage("instruction_tuning").facts["loss"]
 
 
 def test_the_checkpoint_says_whether_its_backbone_was_trained(make_run, records, uninterrupted):
@@ -330,11 +331,11 @@ def test_the_checkpoint_says_whether_its_backbone_was_trained(make_run, records,
         config = json.loads((run.folder / "stages" / stage / "model" / "config.json").read_text())
         assert config["backbone_trained"] is True
     frozen = make_run(
-        "frozen", finetuning={"train": "generator", "steps": 2}, pretraining={"steps": 2}, prompted={"steps": 0},
-        task_adapters={"steps": 1},
+        "frozen", finetuning={"train": "generator", "steps": 2}, pretraining={"steps": 2},
+        instruction_tuning={"steps": 0}, task_adapters={"steps": 1},
     )  # fmt: skip
     model, _ = go(frozen, records)
-    start = stages.start_model(frozen, frozen.settings.backbone.name, None)
+    start = start_model(frozen, frozen.settings.backbone.name, None)
     assert model.config.backbone_trained is False
     assert same(model.backbone.state_dict(), start.backbone.state_dict())
     assert not same(model.hypernetwork.state_dict(), start.hypernetwork.state_dict())
@@ -345,44 +346,44 @@ def test_a_bank_of_an_earlier_run_can_be_used(make_run, records, uninterrupted, 
     source = str(uninterrupted[0].folder / "task_adapters")
     run = make_run("second", task_adapters={"path": source}, pretraining={"steps": 0}, finetuning={"steps": 1})
     _, bank = go(run, records)
-    assert str(bank.folder) == source and [name for name, _ in trained] == ["prompted", "finetuning"]
+    assert str(bank.folder) == source and [name for name, _ in trained] == ["instruction_tuning", "finetuning"]
 
 
 def test_a_bank_for_other_tasks_is_refused(make_run, records, uninterrupted):
     source = str(uninterrupted[0].folder / "task_adapters")
-    taught = {"name": str(uninterrupted[0].folder / "stages" / "prompted" / "backbone")}
+    taught = {"name": str(uninterrupted[0].folder / "stages" / "instruction_tuning" / "backbone")}
     run = make_run("other", backbone=taught, task_adapters={"path": source}, pretraining={"steps": 0},
-                   prompted={"steps": 0})  # fmt: skip
+                   instruction_tuning={"steps": 0})  # fmt: skip
     others = [Record(r.task + "2", r.instruction, r.input, r.targets, r.group + "2") for r in records]
     with pytest.raises(ValueError, match="the bank's adapters are for one, two, …; none of them is a task or group"):
         go(run, others)
 
 
 def test_a_missing_bank_is_refused_before_any_training_of_the_generator(make_run, records, tmp_path):
-    run = make_run("none", task_adapters={"path": str(tmp_path / "nowhere")}, prompted={"steps": 0})
+    run = make_run("none", task_adapters={"path": str(tmp_path / "nowhere")}, instruction_tuning={"steps": 0})
     with pytest.raises(FileNotFoundError, match="nowhere has no index.json"):
         go(run, records)
 
 
 def test_instructions_that_cannot_be_read_whole_are_refused(make_run, records):
     run = make_run("short", tagi={"max_instruction_length": 8})
-    tokenizer = stages.read_tokenizer(run.settings, records, [])
+    tokenizer = read_tokenizer(run.settings, records, [])
     with pytest.raises(ValueError, match="of task 'both' has .* tokens, but tagi.max_instruction_length is 8; rai"):
-        stages.check_model(run.settings, tokenizer, {"train": records}, TEXT)
+        check_model(run.settings, tokenizer, {"train": records}, TEXT)
 
 
 def test_a_stage_of_text_without_text_is_refused_early(make_run, records):
     settings = make_run("silent").settings
     with pytest.raises(ValueError, match="pretraining.steps is above 0, but there is no text; give --data.text"):
-        stages.check_model(settings, stages.read_tokenizer(settings, records, []), {"train": records})
+        check_model(settings, read_tokenizer(settings, records, []), {"train": records})
 
 
 def test_a_bank_of_another_rank_is_refused_where_factors_are_compared(make_run, records):
     run = make_run("bank")
     go(run, records)
-    bank = stages.AdapterBank(run.folder / "task_adapters")
-    taught = str(run.folder / "stages" / "prompted" / "backbone")
-    other = stages.start_model(make_run("ranks", tagi={"r": 3}), taught, None)
+    bank = AdapterBank(run.folder / "task_adapters")
+    taught = str(run.folder / "stages" / "instruction_tuning" / "backbone")
+    other = start_model(make_run("ranks", tagi={"r": 3}), taught, None)
     with pytest.raises(ValueError, match="its A of .*set tagi.r and tagi.target_modules .*alignment to delta"):
         bank.require_like(other, ranks=True)
     bank.require_like(other, ranks=False)
@@ -398,7 +399,7 @@ def test_a_backbone_from_scratch_learns_text_and_prompts(make_run, records, fami
     backbone = {"name": None, "vocab_size": 60, "config": config, "embedding_std": 0.1}
     run = make_run(
         f"scratch {family}", backbone=backbone, text={"steps": 2, "batch_size": 2, "max_length": 16},
-        prompted={"steps": 2}, task_adapters={"steps": 1}, pretraining={"steps": 1}, finetuning={"steps": 1},
+        instruction_tuning={"steps": 2}, task_adapters={"steps": 1}, pretraining={"steps": 1}, finetuning={"steps": 1},
     )  # fmt: skip
     run.stages = ["text", *STAGES]
     model, _ = go(run, records)
@@ -420,19 +421,19 @@ def test_progress_is_a_bar_and_nothing_else(make_run, records, kill, monkeypatch
 
     monkeypatch.setattr(modeling_tagi.common.console, "tqdm", Bar)
     run = make_run("bar", task_adapters={"steps": 1}, pretraining={"steps": 0}, finetuning={"steps": 1})
-    kill("prompted", 5)
+    kill("instruction_tuning", 5)
     with pytest.raises(Killed):
         go(run, records)
     kill("nothing", 0)
     go(run, records)
-    (cut, whole), last = bars[:2], run.stage("prompted").facts["loss"]
-    assert (cut.desc, cut.initial, cut.n, cut.total) == ("[1/4] prompted", 0, 4, STEPS)
-    assert (whole.desc, whole.initial, whole.n, whole.total) == ("[1/4] prompted", 4, STEPS, STEPS)
+    (cut, whole), last = bars[:2], run.stage("instruction_tuning").facts["loss"]
+    assert (cut.desc, cut.initial, cut.n, cut.total) == ("[1/4] instruction_tuning", 0, 4, STEPS)
+    assert (whole.desc, whole.initial, whole.n, whole.total) == ("[1/4] instruction_tuning", 4, STEPS, STEPS)
     assert whole.postfix == f"loss={last:.3f}"
     shown = capsys.readouterr()
-    assert "{'" not in shown.out + shown.err and "[1/4] prompted:" in shown.err
-    lines = [line for line in shown.out.splitlines() if "prompted" in line]
-    assert lines[:2] == ["[1/4] prompted: starts", "[1/4] prompted: goes on"] and len(lines) == 3
+    assert "{'" not in shown.out + shown.err and "[1/4] instruction_tuning:" in shown.err
+    lines = [line for line in shown.out.splitlines() if "instruction_tuning" in line]
+    assert lines[:2] == ["[1/4] instruction_tuning: starts", "[1/4] instruction_tuning: goes on"] and len(lines) == 3
 
 
 def test_a_frozen_hypernetwork_leaves_the_fusion_alone_to_learn(make_run, records):
@@ -440,7 +441,7 @@ def test_a_frozen_hypernetwork_leaves_the_fusion_alone_to_learn(make_run, record
         "freeze": ["hypernetwork"], "alignment": "none", "distillation_weight": 0.0, "train": "all"})  # fmt: skip
     model, _ = go(run, records)
     assert all(not b.any() for b in model.generate_adapter("say the first word").lora_b.values())
-    names = moved(run, stages.start_model(run, str(run.folder / "stages" / "prompted" / "backbone"), None))
+    names = moved(run, start_model(run, str(run.folder / "stages" / "instruction_tuning" / "backbone"), None))
     assert names and not any(name.startswith("hypernetwork") for name in names)
     assert any(name.startswith("fusion") for name in names) and any(name.startswith("backbone") for name in names)
 
@@ -450,7 +451,7 @@ def test_a_baseline_trained_on_as_long_has_no_generator(make_run, records, reads
     run = make_run(f"reads-{reads}", pretraining={"steps": 0}, task_adapters={"steps": 0}, finetuning={
         "reads": reads, "alignment": "none", "distillation_weight": 0.0, "train": "all"})  # fmt: skip
     go(run, records)
-    names = moved(run, stages.start_model(run, str(run.folder / "stages" / "prompted" / "backbone"), None))
+    names = moved(run, start_model(run, str(run.folder / "stages" / "instruction_tuning" / "backbone"), None))
     assert names and all(name.startswith("backbone") for name in names)
 
 
@@ -474,12 +475,10 @@ def test_scores_are_taken_while_training_and_change_nothing(make_run, records, k
         return {"exact_match": 1.0, "training": model.training}
 
     def whole():
-        tokenizer = stages.read_tokenizer(run.settings, records, TEXT)
-        model = stages.start_model(run, *stages.taught_backbone(run, tokenizer, records, TEXT))
-        tokens = stages.read_tokens(run, tokenizer, model.config)
-        bank = stages.tuned_adapters(run, model, tokens, records)
-        model = stages.pretrained_model(run, model, tokens, TEXT)
-        return stages.finetuned_model(run, model, tokens, records, bank, scores)
+        state = RunState(run, read_tokenizer(run.settings, records, TEXT), records, TEXT)
+        state.scores = scores
+        run_stages(state)
+        return state.model
 
     steps = run.settings.finetuning.steps
     kill("finetuning", steps - 1)
@@ -495,7 +494,7 @@ def test_scores_are_taken_while_training_and_change_nothing(make_run, records, k
 def test_task_adapters_are_refused_by_another_backbone_than_they_were_tuned_on(make_run, records):
     run = make_run("fingerprints")
     model, bank = go(run, records)
-    require_fit(bank.load(), stages.start_model(run, str(run.folder / "stages" / "prompted" / "backbone"), None))
+    require_fit(bank.load(), start_model(run, str(run.folder / "stages" / "instruction_tuning" / "backbone"), None))
     with pytest.raises(ValueError, match="whose weights are not this model's"):
         require_fit(bank.load(), model)
 
@@ -525,13 +524,13 @@ def test_shares_that_cannot_be_trained_in_are_refused_before_any_work(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = make_run("shares").settings
-    for stage in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
+    for stage in ("text", "instruction_tuning", "task_adapters", "pretraining", "finetuning"):
         getattr(settings, stage).optimizer = "adamw_torch"
     for name, value in overrides.items():
         part, field = name.split(".")
         setattr(getattr(settings, part), field, value)
     with pytest.raises(ValueError, match=wrong):
-        stages.check_model(settings, tokenizer, {"train": records}, TEXT)
+        check_model(settings, tokenizer, {"train": records}, TEXT)
 
 
 def test_deepspeed_that_is_not_there_is_asked_for(make_run, monkeypatch):

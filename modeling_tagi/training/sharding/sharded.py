@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.processes import processes
+from ..settings import StageSettings
 from ..task_adapters import AdapterTuner
 from . import fsdp, zero
 
@@ -28,9 +29,8 @@ def require_possible_shares(settings):
     if not in_shares():
         return
     _way().require_possible()
-    for name in ("text", "prompted", "task_adapters", "pretraining", "finetuning"):
-        stage = getattr(settings, name)
-        if stage.steps and stage.optimizer == "adafactor":
+    for name, stage in vars(settings).items():
+        if isinstance(stage, StageSettings) and stage.steps and stage.optimizer == "adafactor":
             raise ValueError(
                 f"{name}.optimizer is 'adafactor', which cannot work on weights in shares: set it to "
                 "'adamw_torch_fused', or use hub_configs/accelerate/ddp.yaml"

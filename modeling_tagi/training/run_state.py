@@ -1,0 +1,82 @@
+"""What the stages of a run hand on to each other."""
+
+from pathlib import Path
+from typing import Callable, Optional, Sequence
+
+import torch
+from transformers import PretrainedConfig, set_seed
+
+from ..banks.adapter_bank import AdapterBank
+from ..common.randomness import derived_seed
+from ..common.writing import reading
+from ..data.records import Record
+from ..modeling_tagi import TagiModel
+from ..tokens import Tokens
+from .run import Run
+from .saved_models import require_finite
+from .tokenizer import keep_tokenizer
+
+
+class RunState:
+    """Holds what a run has so far: each stage reads it, and leaves there what it has made.
+
+    Args:
+        run: The run's folder and settings.
+        tokenizer: Of the run's models.
+        train, text: What it trains on.
+
+    Attributes:
+        backbone, revision: The backbone as taught so far, as a name or folder and a revision; from scratch, the folder
+            of the vocabulary before there is a model.
+        bank: The task adapters; `None` before they are tuned, or where there are none.
+        scores: Scores of the model, taken every `evaluation.every` steps of finetuning; `None` takes none.
+        push: Called with the model and the step every `push_every` steps of finetuning; `None` pushes nothing.
+    """
+
+    def __init__(self, run: Run, tokenizer, train: Sequence[Record], text: Sequence[str]):
+        self.run, self.settings, self.tokenizer, self.train, self.text = run, run.settings, tokenizer, train, text
+        self.backbone, self.revision = run.settings.backbone.name, run.settings.backbone.revision
+        if self.backbone is None:
+            self.backbone, self.revision = str(keep_tokenizer(run, tokenizer)), None
+        self.bank: Optional[AdapterBank] = None
+        self.scores: Optional[Callable[[TagiModel], dict]] = None
+        self.push: Optional[Callable[[TagiModel, int], None]] = None
+        self._model: Optional[TagiModel] = None
+
+    @property
+    def model(self) -> TagiModel:
+        """The model as trained so far; who asks first gets a fresh generator on the taught backbone."""
+        if self._model is None:
+            self._model = start_model(self.run, self.backbone, self.revision)
+        return self._model
+
+    @model.setter
+    def model(self, model: TagiModel):
+        self._model = model
+
+    @property
+    def tokens(self) -> Tokens:
+        """How the model reads the run's texts."""
+        return read_tokens(self.run, self.tokenizer, self.model.config)
+
+
+def start_model(run: Run, backbone: str, revision: Optional[str]) -> TagiModel:
+    """Returns a fresh generator on the taught backbone."""
+    set_seed(derived_seed(run.settings.seed, "generator", "weights"))
+
+    def made() -> TagiModel:
+        return TagiModel.from_backbone(backbone, revision=revision, dtype=torch.float32, **run.settings.tagi)
+
+    folder = Path(backbone)
+    if folder.parent.parent != run.folder / "stages":
+        return made()
+    with reading(folder, run.again(folder.parent.name)):  # of the run's own
+        return require_finite(made())
+
+
+def read_tokens(run: Run, tokenizer, config: PretrainedConfig) -> Tokens:
+    """Returns how the run's models, whose config (or whose backbone's) is `config`, read its texts."""
+    settings = run.settings
+    return Tokens.of(
+        tokenizer, config, settings.max_input_length, settings.max_target_length, settings.tagi.get("input_format")
+    )

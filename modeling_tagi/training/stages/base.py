@@ -1,0 +1,181 @@
+"""What every stage of a run declares: its name, whether a run has it, what it refuses early, and how it runs."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Optional, Sequence, Union
+
+import torch
+
+from ...common.processes import is_main
+from ...common.randomness import derived_seed
+from ...common.writing import replacing
+from ...configuration_tagi import TagiConfig
+from ...data.collate import TextCollator
+from ...data.records import Record
+from ...data.sampling import StreamBatchSampler, TaskBatchSampler, TextBatchSampler
+from ...data.streams import RecordStream
+from ..run import Stage
+from ..run_state import RunState
+from ..saved_models import read_model, require_whole, save_model
+from ..settings import RunSettings, StageSettings
+from ..stage_training import train_stage
+from ..trainer import Drawn
+
+
+class TrainingStage(ABC):
+    """Declares one stage of a run.
+
+    Attributes:
+        name: Of its section in the settings, of its folder, and in messages.
+        description: What it does, in a few words.
+        stream: Names its random numbers, which are derived from it.
+    """
+
+    name: str
+    description: str
+
+    @property
+    def stream(self) -> str:
+        return self.name
+
+    def section(self, settings: RunSettings) -> StageSettings:
+        """Returns the stage's own settings."""
+        return getattr(settings, self.name)
+
+    def trains(self, settings: RunSettings) -> bool:
+        """Returns whether a run with these settings takes steps in this stage."""
+        return self.section(settings).steps > 0
+
+    def wanted(self, settings: RunSettings) -> bool:
+        """Returns whether a run with these settings has this stage."""
+        return self.trains(settings)
+
+    def require(self, settings: RunSettings, config: TagiConfig, train: Sequence[Record], text: Sequence[str]):
+        """Refuses, before any long work, what the stage would refuse late.
+
+        Args:
+            settings: Of the run.
+            config: Of its model.
+            train, text: What it trains on.
+
+        Raises:
+            ValueError: naming the field.
+            FileNotFoundError: for something named that is not there.
+        """
+
+    def run(self, state: RunState):
+        """Does the stage if the run has it and it is not done, and hands on what it made."""
+        if not self.wanted(state.settings):
+            return
+        folder = state.run.stage(self.name, **self.before(state))
+        self.check_folder(state, folder)
+        if folder.facts is not None:
+            folder.skip()
+        else:
+            model = self.model(state)
+            folder.start()
+            folder.finish(**self.made(state, folder, model))
+        self.hand_on(state, folder)
+
+    @abstractmethod
+    def before(self, state: RunState) -> dict[str, Union[str, Path, dict]]:
+        """Returns what the stage reads of what was there before it, by what that is."""
+
+    def model(self, state: RunState):
+        """Returns what the stage trains, where that is there before it starts."""
+        return state.model
+
+    @abstractmethod
+    def made(self, state: RunState, folder: Stage, model) -> dict:
+        """Trains, saves the result in the stage's folder, and returns facts about it, such as its `loss`."""
+
+    def check_folder(self, state: RunState, folder: Stage):
+        """Refuses what an earlier attempt at the stage left, if it is damaged."""
+
+    @abstractmethod
+    def hand_on(self, state: RunState, folder: Stage):
+        """Leaves the stage's result in `state`."""
+
+    def seed(self, settings: RunSettings, purpose: str, part: str = "") -> int:
+        """Returns the seed of the stage's random numbers for a purpose: its batches, or its training."""
+        return derived_seed(settings.seed, self.stream, purpose, part)
+
+    def trained(self, state: RunState, folder: Stage, model, collator, sampler, dataset, part="", **options) -> dict:
+        """Trains `model` in place; see `train_stage`."""
+        seed = self.seed(state.settings, "training", part)
+        section = self.section(state.settings)
+        return train_stage(state.run, folder, section, model, collator, sampler, dataset, seed, part=part, **options)
+
+    def text_sampler(self, settings: RunSettings, collator: TextCollator) -> TextBatchSampler:
+        """Returns the draws of every batch of passages."""
+        section = self.section(settings)
+        steps = section.steps * section.accumulation
+        return TextBatchSampler(len(collator.passages), section.batch_size, steps, self.seed(settings, "batches"))
+
+    def task_sampler(self, settings: RunSettings, train: Sequence[Record]) -> TaskBatchSampler:
+        """Returns the draws of every batch of tasks."""
+        section = self.section(settings)
+        steps, seed = section.steps * section.accumulation, self.seed(settings, "batches")
+        wordings = getattr(section, "wordings_per_task", 1)
+        kind = StreamBatchSampler if isinstance(train, RecordStream) else TaskBatchSampler
+        return kind(train, section.tasks_per_batch, section.examples_per_task, steps, seed, wordings=wordings)
+
+
+class BackboneStage(TrainingStage):
+    """Declares a stage that teaches the backbone itself, before there is a generator."""
+
+    def before(self, state: RunState) -> dict[str, Union[str, Path, dict]]:
+        return {"backbone": state.backbone}
+
+    def model(self, state: RunState):
+        return None  # made when the stage has started: it is part of its work
+
+    def check_folder(self, state: RunState, folder: Stage):
+        if folder.facts is not None:
+            require_whole(folder.folder / "backbone", state.run.again(self.name))
+
+    def save_backbone(self, state: RunState, folder: Stage, model):
+        """Writes the taught backbone with its tokenizer."""
+        if is_main():
+            with replacing(folder.folder / "backbone") as beside:
+                model.save_pretrained(beside)
+                state.tokenizer.save_pretrained(beside)
+
+    def hand_on(self, state: RunState, folder: Stage):
+        state.backbone, state.revision = str(folder.folder / "backbone"), None
+
+
+class GeneratorStage(TrainingStage):
+    """Declares a stage that trains the generator, and what `finetuning.train` names beside it."""
+
+    def before(self, state: RunState) -> dict[str, Union[str, Path, dict]]:
+        return {"backbone": state.model.config.backbone_name_or_path}
+
+    def set_trainable(self, state: RunState, model):
+        """Lets the model's parameters change, or stay, as the settings say."""
+        model.set_trainable(state.settings.finetuning.train)
+        for name in state.settings.finetuning.freeze:
+            getattr(model, name).requires_grad_(False)
+
+    def save_model(self, state: RunState, folder: Stage, model):
+        """Writes the trained model."""
+        save_model(model, folder.folder / "model", state.settings.finetuning.train != "generator")
+
+    def hand_on(self, state: RunState, folder: Stage):
+        state.model = read_model(folder.folder / "model", state.run.again(self.name), state.model.config)
+
+
+def drawn_from(train: Sequence[Record]) -> Drawn:
+    """Returns what a task sampler's draws are taken from: a stream's draws are the records themselves."""
+    return Drawn() if isinstance(train, RecordStream) else Drawn(train)
+
+
+def device() -> torch.device:
+    """Returns where the run computes."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_text(name: str, section: Optional[StageSettings], text: Sequence[str]):
+    """Refuses a stage that reads text where there is none."""
+    if section.steps and not text:
+        raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")

@@ -1,0 +1,111 @@
+"""Finetuning of the hypernetwork on tasks (eqs 4-6)."""
+
+import shutil
+from typing import Optional
+
+from transformers import TrainerCallback
+
+from ...banks.adapter_bank import AdapterBank
+from ...banks.stored import StoredAdapters
+from ...common.processes import is_main
+from ...data.collate import RecordCollator
+from ...data.sampling import TaskBatchSampler
+from ...modeling_tagi import TagiModel
+from ..run import Stage
+from ..run_state import RunState, start_model
+from ..sharding.sharded import in_shares
+from ..stage_training import Pushes, Scores
+from ..teacher_cache import Kept, TeacherCache
+from ..trainer import Teacher, frozen_copy
+from .base import GeneratorStage, device, drawn_from
+from .task_adapters import kind_of
+
+TEACHER_FOLDER = "teacher"
+
+
+class Finetuning(GeneratorStage):
+    """Trains the hypernetwork on tasks, with the task adapters as a teacher where the objective needs one."""
+
+    name = "finetuning"
+    description = "hypernetwork on tasks (eqs 4-6)"
+
+    def before(self, state: RunState):
+        found = super().before(state)
+        if state.settings.pretraining.steps:
+            found["pretrained model"] = state.run.folder / "stages" / "pretraining" / "model"
+        if self._bank(state) is not None:
+            given = state.settings.task_adapters
+            sources = given.sources() if given.collection is not None else {}
+            found["bank of task adapters"] = sources or state.bank.folder
+        return found
+
+    def _bank(self, state: RunState) -> Optional[AdapterBank]:
+        """Returns the teacher's task adapters; `None` where no teacher is needed."""
+        return state.bank if self.section(state.settings).objective().needs_teacher else None
+
+    def made(self, state: RunState, folder: Stage, model: TagiModel) -> dict:
+        section, bank = self.section(state.settings), self._bank(state)
+        teacher = _teacher(state, model, bank) if bank is not None else None
+        numbers, by = (bank.numbers(), kind_of(bank.numbers(), state.train)) if bank is not None else (None, "group")
+        self.set_trainable(state, model)
+        reads = bank.reads if bank is not None else "prompt"
+        collator = RecordCollator(state.tokens, section.reads, numbers, by, reads)
+        sampler = self.task_sampler(state.settings, state.train)
+        if section.teacher_cache is not None and section.distillation_weight:
+            self._answer_ahead(state, folder, teacher, collator, sampler)
+        facts = self.trained(
+            state,
+            folder,
+            model,
+            collator,
+            sampler,
+            drawn_from(state.train),
+            objective=section.objective(),
+            teacher=teacher,
+            callbacks=self._callbacks(state, folder),
+            instruction_dropout=section.instruction_dropout,
+        )
+        self.save_model(state, folder, model)
+        return facts
+
+    def _answer_ahead(
+        self, state: RunState, folder: Stage, teacher: Teacher, collator: RecordCollator, sampler: TaskBatchSampler
+    ):
+        """Lets the teacher answer every record that will be drawn, and the collator take its answers from disk."""
+        section = self.section(state.settings)
+        drawn = sorted({index for batch in sampler for index in batch})
+        collator.answers = TeacherCache.filled(
+            folder.folder / TEACHER_FOLDER,
+            teacher,
+            collator,
+            [state.train[index] for index in drawn],
+            Kept(section.teacher_cache, section.teacher_top_k, section.temperature),
+            batch_size=section.tasks_per_batch * section.examples_per_task,
+            label=f"{folder.label}: the teacher reads",
+        )
+        teacher.backbone = None  # but for its head, which `states` need, a copy can go
+
+    def _callbacks(self, state: RunState, folder: Stage) -> list[TrainerCallback]:
+        settings, found = state.settings, []
+        if state.scores is not None:
+            found.append(Scores(folder, settings.evaluation.every, state.scores))
+        if state.push is not None:
+            found.append(Pushes(settings.push_every, state.push))
+        return found
+
+    def hand_on(self, state: RunState, folder: Stage):
+        if is_main():
+            shutil.rmtree(folder.folder / TEACHER_FOLDER, ignore_errors=True)
+            (folder.folder / f"{TEACHER_FOLDER}.lock").unlink(missing_ok=True)
+        super().hand_on(state, folder)
+
+
+def _teacher(state: RunState, model: TagiModel, bank: AdapterBank) -> Teacher:
+    """Returns the backbone as it was before the hypernetwork was trained, with `bank`; the model's own if frozen."""
+    settings, start = state.settings.finetuning, model
+    if state.settings.pretraining.steps and settings.train != "generator":
+        start = start_model(state.run, model.config.backbone_name_or_path, model.config.backbone_revision)
+    bank.require_like(start, ranks=settings.alignment == "factors")
+    apart = settings.train != "generator" or in_shares()
+    backbone = frozen_copy(start.backbone) if apart else start.backbone
+    return Teacher(backbone.to(device()), StoredAdapters(bank, device()), state.settings.bf16)

@@ -1,0 +1,25 @@
+"""Pretraining of the hypernetwork on text (eq. 3)."""
+
+from ...data.collate import TextCollator
+from ..run import Stage
+from ..run_state import RunState
+from ..trainer import Drawn
+from .base import GeneratorStage, require_text
+
+
+class Pretraining(GeneratorStage):
+    """Trains the hypernetwork on passages cut into a, b and c: it reads a, the backbone reads b and predicts c."""
+
+    name = "pretraining"
+    description = "hypernetwork on text (eq. 3)"
+
+    def require(self, settings, config, train, text):
+        require_text(self.name, self.section(settings), text)
+
+    def made(self, state: RunState, folder: Stage, model) -> dict:
+        settings = state.settings
+        self.set_trainable(state, model)
+        collator = TextCollator(state.tokens, state.text, settings.pretraining.max_length, to_hypernetwork=True)
+        facts = self.trained(state, folder, model, collator, self.text_sampler(settings, collator), Drawn())
+        self.save_model(state, folder, model)
+        return facts

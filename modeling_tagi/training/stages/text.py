@@ -1,0 +1,27 @@
+"""Language modelling on text: what a backbone from scratch learns first."""
+
+from ...data.collate import TextCollator
+from ..backbones import load_backbone_to_train
+from ..run import Stage
+from ..run_state import RunState, read_tokens
+from ..trainer import Drawn
+from .base import BackboneStage, require_text
+
+
+class Text(BackboneStage):
+    """Trains the backbone to continue passages of text."""
+
+    name = "text"
+    description = "language modelling on text"
+
+    def require(self, settings, config, train, text):
+        require_text(self.name, self.section(settings), text)
+
+    def made(self, state: RunState, folder: Stage, model=None) -> dict:
+        settings = state.settings
+        model = load_backbone_to_train(settings, state.backbone, state.revision, len(state.tokenizer))
+        tokens = read_tokens(state.run, state.tokenizer, model.config)
+        collator = TextCollator(tokens, state.text, settings.text.max_length, to_hypernetwork=False)
+        facts = self.trained(state, folder, model, collator, self.text_sampler(settings, collator), Drawn())
+        self.save_backbone(state, folder, model)
+        return facts
