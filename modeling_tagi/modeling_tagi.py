@@ -28,7 +28,18 @@ from .adapter_tuning import fresh_adapter
 from .checkpoints import CheckpointMixin
 from .configuration_tagi import TagiConfig
 from .families import window_of
-from .fit import fingerprint, require_fit, require_one_rotation, require_positions, require_rows
+from .fit import (
+    checked_index,
+    fingerprint,
+    input_list,
+    instruction_list,
+    require_fit,
+    require_known_ids,
+    require_one_rotation,
+    require_positions,
+    require_room,
+    require_rows,
+)
 from .fusion import (
     InstructionCrossAttention,
     concat_memory,
@@ -39,10 +50,7 @@ from .fusion import (
     without_start,
 )
 from .hypernetwork import GENERATORS, masked_mean
-from .input_checks import checked_index, input_list, instruction_list, require_known_ids, require_room
-from .instruction_cache import InstructionCache
 from .instruction_index import mean_embeddings
-from .instructions import instruction_text
 from .lora import (
     Application,
     applied,
@@ -60,7 +68,7 @@ from .lora import (
 )
 from .modes import evaluating, keeping_caches
 from .named_backbone import auto_class, is_quantized
-from .tokens import Tokens, alike_in_length, generation_tensors, pad
+from .tokens import Tokens, alike_in_length, generation_tensors, instruction_text, pad
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
 
@@ -169,7 +177,6 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if window_of(self.backbone.config) is not None:
             pre_hook_once(self.backbone.base_model, arguments_pre_hook)
         self._cache_name = cache_name(self.backbone)
-        self.instruction_cache = InstructionCache()
         self.post_init()
         # the backbone's own, by regular expressions, so that T5's "wo" is not found in "hypernetwork" as well
         for kept in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
@@ -246,6 +253,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     ) -> TagiAdapter:
         """Reads instructions once and writes an adapter for each.
 
+        The model keeps nothing of it: hold on to the adapter, in memory or with `save_pretrained`, to use it again.
+
         Args:
             instruction: A text, a list of texts, or token ids (`[seq]`, `[tasks, seq]` or a list of lists). A tensor's
                 padding, on the right, is left out.
@@ -268,17 +277,10 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 length = len(tokens)
                 raise ValueError(f"instruction {number} has {length} tokens, but 1 to {limit} can be read; {mend}")
         require_known_ids(ids, getattr(self.get_input_embeddings(), "num_embeddings", None))
-        keys = [tuple(tokens) for tokens in ids]
-        names = {key: text if text is not None else f"of tokens {key}" for key, text in zip(keys, texts)}
-
-        def compute(new: list[tuple[int, ...]]) -> TagiAdapter:
-            adapter = self.adapter_from_rows(new)
-            if self.instruction_index is not None:
-                vectors = mean_embeddings(self.get_input_embeddings(), new)
-                self.instruction_index.warn_of_far(vectors, [names[key] for key in new])
-            return adapter
-
-        adapter = self.instruction_cache.adapters(self, keys, compute)
+        adapter = self.adapter_from_rows(ids)
+        if self.instruction_index is not None:
+            names = [text if text is not None else f"of tokens {tuple(row)}" for text, row in zip(texts, ids)]
+            self.instruction_index.warn_of_far(mean_embeddings(self.get_input_embeddings(), ids), names)
         self.note_training_of_backbone()
         source = {
             "generator": self.name_or_path or None,

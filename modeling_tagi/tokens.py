@@ -1,15 +1,19 @@
 """Texts to the tokens that a model reads and writes: one way, in training and in use."""
 
 from array import array
-from collections import defaultdict
 from functools import lru_cache
 from typing import Optional, Sequence, Union
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .families import family_of
-from .instructions import OUTPUT_HEAD, prompt_head
+from .fit import require_unicode
+
+# What a causal model reads between an input and its output. Begins and ends with a line's end, where any tokenizer
+# starts afresh, so that the parts can be tokenized apart.
+OUTPUT_HEAD = "\n\nOutput:\n"
 
 _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times over
 # Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).
@@ -17,9 +21,40 @@ _TEMPLATE = {"date_string": "26 Jul 2024", "enable_thinking": False}
 _REPLY = "reply"
 _HUGE = 2**20  # characters; a tokenizer takes a hundred bytes and more for each
 _UNSETTLED = 64  # tokens at the end of a piece of text that what follows could change
-_PASS = 64  # tokens that take a CPU as long as reading T5-base's encoder once
-_LAUNCHES = 4096  # tokens that a GPU reads while a pass is launched: an estimate, not measured
+# Tokens that take as long as a further pass does: on a CPU to read T5-base's encoder once, on a GPU to launch it.
+_PASS = {"cpu": 64, "gpu": 4096}
 _AT_ONCE = 2**15  # tokens of a pass, padding counted: more need memory, and gain nothing
+
+
+def instruction_text(instruction: str, demonstrations: Optional[Sequence[tuple[str, str]]] = None) -> str:
+    """Returns what the hypernetwork reads: the instruction, followed by its worked examples.
+
+    Raises:
+        ValueError: if the instruction is empty or a demonstration is no (input, output) pair.
+    """
+    if isinstance(demonstrations, str):
+        raise ValueError(f"the demonstrations are {demonstrations!r}, but must be a list of pairs (input, output)")
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise ValueError(f"the instruction is {instruction!r}, but must be a text that is not empty")
+    require_unicode(instruction, "the instruction")
+    parts = [instruction.strip()]
+    for number, pair in enumerate(demonstrations or (), start=1):
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise ValueError(f"demonstration {number} is {pair!r}, but must be a pair (input, output) of texts")
+        require_unicode("".join(pair), f"demonstration {number}")
+        parts.append(f"Example {number}: Input: {pair[0]} Output: {pair[1]}")
+    return "\n\n".join(parts)
+
+
+def prompt_head(text: str) -> str:
+    """Returns what stands before the input in a prompt; `text` is `instruction_text`'s. It ends with a line's end,
+    where any tokenizer starts afresh, so that head and input can be tokenized apart."""
+    return f"{text}\n\nInput:\n"
+
+
+def prompt_text(instruction: str, input: str, demonstrations: Optional[Sequence[tuple[str, str]]] = None) -> str:
+    """Returns what a prompted model reads: instruction, demonstrations and input in one text."""
+    return f"{prompt_head(instruction_text(instruction, demonstrations))}{input}"
 
 
 class Tokens:
@@ -68,14 +103,9 @@ class Tokens:
 
     @classmethod
     def of(
-        cls,
-        tokenizer,
-        config,
-        max_input_length: Optional[int] = None,
-        max_target_length: Optional[int] = None,
-        input_format: Optional[str] = None,
+        cls, tokenizer, config, max_input_length=None, max_target_length=None, input_format: Optional[str] = None
     ) -> "Tokens":
-        """As the model of `config` reads and writes: a [`TagiConfig`], or a backbone's config.
+        """Returns the `Tokens` that the model of `config` reads and writes: a [`TagiConfig`], or a backbone's config.
 
         `input_format`: `None` takes the config's, `"plain"` where it has none.
 
@@ -103,20 +133,20 @@ class Tokens:
         return tokens
 
     def plain(self, text: str) -> list[int]:
-        """The text's tokens, without special ones."""
+        """Returns the text's tokens, without special ones."""
         return self._known(text, False).tolist()
 
     def instruction(self, text: str) -> list[int]:
-        """As the hypernetwork reads it: with the tokenizer's special tokens, never cut, never in a template.
+        """Returns an instruction's tokens as the hypernetwork reads them: never cut, never in a template.
 
-        Where inputs continue it, it is what a prompt has before the input.
+        Where inputs continue the instruction, these are what a prompt has before the input.
         """
         if not self.continued:
             return self._known(text, True).tolist()
         return self._instruction_start + self.plain(text if self.input_format == "chat" else prompt_head(text))
 
     def input(self, text: str) -> list[int]:
-        """An input as the model reads it, up to where its output begins."""
+        """Returns an input's tokens as the model reads them, up to where its output begins."""
         if self.input_format == "chat":
             return self._turn(self._cut(text))
         ids = self.start + self._beginning(text)
@@ -125,18 +155,19 @@ class Tokens:
         return ids[: self.max_input_length] + self.plain(OUTPUT_HEAD)
 
     def prompt(self, instruction: str, input: str) -> list[int]:
-        """The whole instruction (`instruction_text`'s) before an input that is cut as it is without one."""
+        """Returns a prompt's tokens: the whole instruction (`instruction_text`'s), then the input, cut as it is
+        without one."""
         if self.input_format == "chat":
             return self._turn(prompt_head(instruction) + self._cut(input))
         return self.start + self.plain(prompt_head(instruction)) + self.input(input)[len(self.start):]
 
     def target(self, text: str) -> list[int]:
+        """Returns a target's tokens, the end of sequence (in a chat, of the turn) among them."""
         return self._ended(self._target_start + self.plain(text), self.max_target_length, self._target_end)
 
     def ends(self, known: Union[int, Sequence[int], None]) -> list[int]:
-        """The tokens that end an output: `known`, a generation config's, and what ends the model's turn in a chat.
-
-        Training ends targets with the latter, which a backbone's generation config need not name.
+        """Returns the tokens that end an output: `known`, a generation config's, and in a chat what ends the model's
+        turn, which training ends targets with and a backbone's generation config need not name.
         """
         known = [known] if isinstance(known, int) else list(known or ())
         return list(dict.fromkeys([*known, *self._target_end]))
@@ -154,21 +185,21 @@ class Tokens:
         return self.plain(text)
 
     def _cut(self, text: str) -> str:
-        """An input as a text, since templates take no tokens."""
+        """Returns the text of the tokens that an input keeps, since templates take no tokens."""
         ids = self._beginning(text)
         if self.max_input_length is None or len(ids) <= self.max_input_length:
             return text
         return self.tokenizer.decode(ids[: self.max_input_length], clean_up_tokenization_spaces=False)
 
     def _turn(self, content: str) -> list[int]:
-        """The user's turn, and the beginning of the model's. The template itself has the special tokens."""
+        """Returns the user's turn, and the beginning of the model's. The template itself has the special tokens."""
         messages = [{"role": "user", "content": content}]
         return self.plain(
             self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **_TEMPLATE)
         )
 
     def _turn_end(self) -> list[int]:
-        """The token that ends the model's turn; in many templates not the tokenizer's end of sequence."""
+        """Returns the token that ends the model's turn; in many templates not the tokenizer's end of sequence."""
         if getattr(self.tokenizer, "chat_template", None) is None:
             raise ValueError(
                 "input_format is 'chat', but this tokenizer has no chat template; use 'plain', or set "
@@ -191,46 +222,31 @@ def _start_of(tokenizer) -> list[int]:
 
 
 def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tensor, Tensor]:
-    """`[rows, longest]` token ids and mask."""
-    length = max(map(len, rows))
-    fill = [[value] * (length - len(row)) for row in rows]
-    gaps = [[0] * (length - len(row)) for row in rows]
-    ones = [[1] * len(row) for row in rows]
-    ids = [f + r if left else r + f for r, f in zip(rows, fill)]
-    mask = [g + o if left else o + g for g, o in zip(gaps, ones)]
-    return torch.tensor(ids), torch.tensor(mask)
+    """Returns token ids and their mask, both `[rows, longest]`."""
+    tensors, side = [torch.tensor(row, dtype=torch.long) for row in rows], "left" if left else "right"
+    mask = pad_sequence([torch.ones_like(x) for x in tensors], True, 0, side)
+    return pad_sequence(tensors, True, value, side), mask
 
 
 def alike_in_length(lengths: Sequence[int], at_most: Optional[int] = None, on_cpu: bool = True) -> list[list[int]]:
-    """Numbers of rows that are best padded and read together, the shortest first; in their order if all are one group.
+    """Returns numbers of rows that are best padded and read together, the shortest first; in their order inside a
+    group of at most `at_most` rows.
 
-    Padding costs as much as tokens do, and a further group a pass over the weights: of all ways to cut the rows by
-    length this is the cheapest. Then a group that is more than a pass should be, or than `at_most` rows, is cut.
+    A group ends where the next longer row would add more padding to it than a further pass costs.
     """
-    price = _PASS if on_cpu else _LAUNCHES
-    rows = defaultdict(list)
-    for number, length in enumerate(lengths):
-        rows[length].append(number)
-    distinct = sorted(rows)
-    cheapest = [(0, 0)]  # cost of the shortest rows, and the place in `distinct` where their last group starts
-    for end, longest in enumerate(distinct, start=1):
-        costs, number = [], 0
-        for start in reversed(range(end)):
-            number += len(rows[distinct[start]])
-            costs.append((cheapest[start][0] + number * longest + price, start))
-        cheapest.append(min(costs))
-    groups, end = [], len(distinct)
-    while end:
-        start = cheapest[end][1]
-        group = sorted(number for length in distinct[start:end] for number in rows[length])
-        size = min(max(1, _AT_ONCE // distinct[end - 1]), at_most or len(group))
-        groups[:0] = [group[first: first + size] for first in range(0, len(group), size)]
-        end = start
-    return groups
+    groups, price = [], _PASS["cpu" if on_cpu else "gpu"]
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        length, group = lengths[number], groups[-1] if groups else []
+        longer = length - lengths[group[-1]] if group else 0
+        full = len(group) == at_most or (len(group) + 1) * length > _AT_ONCE
+        if not group or full or len(group) * longer > price:
+            groups.append([])
+        groups[-1].append(number)
+    return [sorted(group) for group in groups]
 
 
 def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Sequence[list[int]]) -> dict[str, Tensor]:
-    """`input_ids`, `attention_mask` and `labels` for a forward pass.
+    """Returns `input_ids`, `attention_mask` and `labels` for a forward pass.
 
     Encoder-decoder: `[batch, seq]` and labels `[batch, target_len]`. Causal: input and target in one sequence, labels
     `[batch, seq]` with -100 on the input.
@@ -245,6 +261,6 @@ def training_tensors(tokens: Tokens, inputs: Sequence[list[int]], targets: Seque
 
 
 def generation_tensors(tokens: Tokens, inputs: Sequence[list[int]]) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` for `generate`; a causal model's are padded on the left."""
+    """Returns `input_ids` and `attention_mask` for `generate`; a causal model's are padded on the left."""
     input_ids, mask = pad(inputs, tokens.pad, left=not tokens.is_encoder_decoder)
     return {"input_ids": input_ids, "attention_mask": mask}

@@ -62,7 +62,6 @@ def test_a_model_warns_of_a_far_instruction_and_of_no_near_one(indexed, warnings
         indexed.generate_adapter("zyxw")
     [message] = warnings()
     assert "'zyxw' is far" in message and "'aaab'" in message
-    indexed.instruction_cache.clear()
     indexed.generate_adapter("zyxw")
     assert len(warnings()) == 1
     indexed.instruction_index = None

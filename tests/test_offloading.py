@@ -28,7 +28,6 @@ def test_a_model_on_several_devices_is_refused(make_model, random_ids):
     model, ids = make_model("t5"), random_ids(2, 5, 3)
     adapter = model.generate_adapter([5, 6])
     model.hf_device_map = {"backbone.encoder": 0, "backbone.decoder": 1, "hypernetwork": 0, "fusion": 0}
-    model.instruction_cache.clear()
     for call in (lambda: model.generate_adapter([7]), lambda: model.generate(ids, adapter=adapter)):
         with pytest.raises(ValueError, match=r"lies on devices 0, 1, .*one device; load it with device_map=\{'': 0\}"):
             call()

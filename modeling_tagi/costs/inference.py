@@ -21,9 +21,8 @@ from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..data.sni import read_sni
 from ..data.tokenizer import train_tokenizer
-from ..instructions import instruction_text
 from ..publishing.cards import is_repository
-from ..tokens import Tokens
+from ..tokens import Tokens, instruction_text
 from .flops import PARTS, Lengths, TaskFlops
 
 # Each method's fusion; `None`: the backbone, prompted. Hypter and HyperTuning differ in training alone.

@@ -6,8 +6,7 @@ from typing import Callable, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ..instructions import instruction_text
-from ..tokens import Tokens, pad, training_tensors
+from ..tokens import Tokens, instruction_text, pad, training_tensors
 from .records import Record
 from .text import cut_passage
 

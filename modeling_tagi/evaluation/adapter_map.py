@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from ..adapter import TagiAdapter
 from ..banks.adapter_bank import AdapterBank
 from ..data.records import Record
-from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel, evaluating
-from ..tokens import Tokens, pad
+from ..tokens import Tokens, instruction_text, pad
 
 _SKETCH = 64  # sides of the sketch of a module's ΔW
 _AT_ONCE = 32  # instructions

@@ -15,9 +15,8 @@ from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record, Splits
 from ..hub import require_folder_for, said_in_one_line
-from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
-from ..tokens import Tokens
+from ..tokens import Tokens, instruction_text
 from ..training.settings import RunSettings
 from .backbones import load_backbone
 from .evaluate import score_methods, spread

@@ -10,10 +10,9 @@ from ..banks.adapter_bank import AdapterBank
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..hypernetwork import masked_mean
-from ..instructions import instruction_text
 from ..lora import applied
 from ..modeling_tagi import TagiModel, evaluating
-from ..tokens import Tokens, pad
+from ..tokens import Tokens, instruction_text, pad
 from .backbones import adaptable
 from .predict import Answering
 

@@ -6,7 +6,7 @@ from typing import Sequence
 
 from ..common.randomness import derived_seed
 from ..data.records import Record
-from ..instructions import instruction_text
+from ..tokens import instruction_text
 
 
 def wrong_instructions(records: Sequence[Record], seed: int = 0) -> dict[str, str]:

@@ -10,9 +10,8 @@ from ..common.console import progress_bar
 from ..common.processes import gathered, own_share
 from ..data.collate import READS
 from ..data.records import Record
-from ..instructions import instruction_text
 from ..modeling_tagi import evaluating
-from ..tokens import Tokens, generation_tensors, training_tensors
+from ..tokens import Tokens, generation_tensors, instruction_text, training_tensors
 from .ranking import option_log_likelihood
 
 

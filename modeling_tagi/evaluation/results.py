@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from ..data.records import Record
-from ..instructions import instruction_text
+from ..tokens import instruction_text
 
 RESULTS_FILE = "results.json"
 RESULTS_VERSION = 2  # rises when a field changes its meaning or goes; the schema says what each version changed

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE
 from ..hub import is_repository
-from ..instructions import OUTPUT_HEAD
+from ..tokens import OUTPUT_HEAD
 
 CARD_FILE = "README.md"
 TAGS = ["tagi", "hypernetwork", "lora"]

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from ..data.records import Record
 from ..instruction_index import InstructionIndex, mean_embeddings
-from ..instructions import instruction_text
 from ..modeling_tagi import TagiModel
-from ..tokens import Tokens
+from ..tokens import Tokens, instruction_text
 
 TASK_QUANTILE, GROUP_QUANTILE = 0.99, 0.75
 FEWEST = 5  # instructions behind a vector where none is to be published

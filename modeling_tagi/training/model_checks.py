@@ -7,8 +7,7 @@ import torch
 
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
-from ..instructions import instruction_text
-from ..tokens import Tokens
+from ..tokens import Tokens, instruction_text
 from .backbones import backbone_config
 from .settings import RunSettings
 from .sharding.sharded import require_possible_shares

@@ -6,8 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from modeling_tagi.data.collate import RecordCollator, TextCollator
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.instructions import OUTPUT_HEAD, prompt_text
-from modeling_tagi.tokens import Tokens, generation_tensors, pad
+from modeling_tagi.tokens import OUTPUT_HEAD, Tokens, generation_tensors, pad, prompt_text
 
 WORDS = "add double first swap the words of example input output : 1 2 one two three four five six x y z".split()
 EOS = 1

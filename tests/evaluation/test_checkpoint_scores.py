@@ -12,7 +12,7 @@ from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.checkpoint_scores import evaluate_checkpoint
 from modeling_tagi.evaluation.evaluated_data import read_splits
-from modeling_tagi.instructions import prompt_text
+from modeling_tagi.tokens import prompt_text
 from modeling_tagi.training.run import SETTINGS_FILE
 
 

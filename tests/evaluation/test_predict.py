@@ -7,8 +7,7 @@ from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.other_instructions import wrong_instructions
 from modeling_tagi.evaluation.predict import Answering
-from modeling_tagi.instructions import instruction_text, prompt_text
-from modeling_tagi.tokens import Tokens
+from modeling_tagi.tokens import Tokens, instruction_text, prompt_text
 
 WORDS = "red green blue one two three four apple pear plum cat dog".split()
 FAMILIES = ("t5", "llama")
