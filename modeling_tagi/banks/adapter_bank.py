@@ -1,4 +1,4 @@
-"""A bank of task adapters: folders of our own with an index, or any PEFT LoRAs from folders and the Hub by name."""
+"""Banks of task adapters: folders with an index, or a collection of any PEFT LoRAs from folders and the Hub."""
 
 import os
 import re
@@ -19,7 +19,7 @@ from .index import ADDED_FILE, INDEX_FILE, BankIndex
 
 
 class AdapterBank:
-    """Task adapters by name: a PEFT folder each, and an index file.
+    """Reads and writes task adapters by name: a PEFT folder each, and an index file.
 
     Args:
         folder: Where they are, or are to be.
@@ -35,7 +35,7 @@ class AdapterBank:
 
     @classmethod
     def open(cls, name: Union[str, os.PathLike]) -> "AdapterBank":
-        """A bank that is there: a folder, or a repository on the Hub, `user/name` or `user/name@revision`.
+        """Opens an existing bank: a folder, or a repository on the Hub, `user/name` or `user/name@revision`.
 
         Raises:
             FileNotFoundError: if it is not.
@@ -59,7 +59,7 @@ class AdapterBank:
 
     @classmethod
     def of(cls, sources: Mapping[str, str], reads: str = "prompt") -> "AdapterBank":
-        """A bank of adapters that others have made; nothing is read yet.
+        """Returns a bank of adapters that others have made; nothing is read yet.
 
         Args:
             sources: Task (or group) -> a PEFT LoRA folder, or a repository `user/name` or `user/name@revision`.
@@ -87,11 +87,11 @@ class AdapterBank:
         return kinds.pop() if kinds else "prompt"
 
     def folders(self) -> list[Path]:
-        """Folders of the adapters that are the bank's own, in order."""
+        """Returns the folders of the adapters that are the bank's own, in order."""
         return [self.folder / entry["folder"] for entry in self._index.values() if "folder" in entry]
 
     def numbers(self) -> dict[str, int]:
-        """Position of each name in `load()`, and in a [`StoredAdapters`]."""
+        """Returns the position of each name in `load()`, and in a [`StoredAdapters`]."""
         return {name: number for number, name in enumerate(self._index)}
 
     def add(self, names: Sequence[str], adapters: TagiAdapter, details: Optional[Sequence[dict]] = None):
@@ -105,7 +105,7 @@ class AdapterBank:
         self._index.add(entries)
 
     def load(self, names: Optional[Sequence[str]] = None) -> TagiAdapter:
-        """Some of them, or all, as one; those of lower rank filled up with zeros.
+        """Reads some of them, or all, as one adapter; those of lower rank are filled up with zeros.
 
         Raises:
             FileNotFoundError: if there is none, or an adapter is missing.
@@ -118,14 +118,14 @@ class AdapterBank:
         return joined([self.read(name) for name in (self.names if names is None else names)])
 
     def one_by_one(self, check_finite: bool = True) -> Iterator[tuple[str, TagiAdapter]]:
-        """For people what each adapter is, and the adapter; one at a time in memory. `check_finite` as for `read`."""
+        """Yields each adapter with a text that says which it is; one at a time is in memory. See `read`."""
         for name, entry in self._index.items():
             where = f"the task adapter of {name!r} ({entry.get('source') or self.folder / entry['folder']})"
             yield where, self.read(name, check_finite=check_finite)
 
     def require_like(self, model: nn.Module, ranks: bool):
-        """Refuses adapters that are not of the generator's modules and shapes and, if `ranks`, of its rank; or that
-        were made for other weights than the backbone's, where that is known and the weights are there.
+        """Refuses adapters that do not fit a generator: of other modules, shapes or (if `ranks`) rank, or made for
+        other weights than its backbone's, where that is known and the weights are there.
 
         Raises:
             ValueError: naming the adapter, what arrived and what was expected.
@@ -138,28 +138,19 @@ class AdapterBank:
             kept = slice(None) if ranks else slice(1, None)
             for path in (*ours, *theirs):
                 if path not in theirs or path not in ours or theirs[path][kept] != ours[path][kept]:
-                    mend = "set tagi.r and tagi.target_modules as the adapters have them"
-                    if path in theirs and path in ours:
-                        if theirs[path][1:] == ours[path][1:]:
-                            mend += ", or finetuning.alignment to delta, which takes any rank"
-                        else:
-                            mend = "they were tuned on a backbone of another width: use it, or other adapters"
-                    raise ValueError(
-                        f"{where}: its A of {path!r} is {theirs.get(path, 'missing')}, the generator's "
-                        f"{ours.get(path, 'missing')}; {mend}"
-                    )
+                    raise ValueError(f"{where}: {_difference(path, theirs.get(path), ours.get(path))}")
             try:
                 require_fit(adapter, model)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
 
     def require_backbone(self, name: Optional[str], revision: Optional[str] = None):
-        """Refuses adapters that say they are another backbone's, before it is loaded. Those with a fingerprint of the
-        weights are left to `require_like`.
+        """Refuses adapters that name another backbone, before it is loaded. `require_like` looks at those with a
+        fingerprint of the weights.
 
         Args:
-            name, revision: The backbone to be used; a `name` of `None` is one that is made or taught by the run, which
-                no adapter from elsewhere fits.
+            name, revision: The backbone to be used; a `name` of `None` is one that the run makes or trains, which no
+                adapter from elsewhere fits.
 
         Raises:
             ValueError: naming the adapter, its backbone and the one that is used.
@@ -187,7 +178,7 @@ class AdapterBank:
     def read(
         self, name: str, device: Union[str, torch.device] = "cpu", check_finite: bool = True
     ) -> TagiAdapter:
-        """One of them, as it was saved; on a CPU its file is mapped.
+        """Reads one of them as it was saved; on a CPU its file is mapped.
 
         Args:
             check_finite: Whether its numbers are read, and NaN and infinity refused.
@@ -212,7 +203,7 @@ class AdapterBank:
 
 
 def joined(adapters: Sequence[TagiAdapter]) -> TagiAdapter:
-    """Several adapters as one; those of lower rank filled up with zeros.
+    """Returns several adapters as one; those of lower rank are filled up with zeros.
 
     Raises:
         ValueError: if they differ in their modules.
@@ -223,6 +214,16 @@ def joined(adapters: Sequence[TagiAdapter]) -> TagiAdapter:
         adapter if (adapter.rank, adapter.lora_alpha) == (rank, alpha) else with_rank(adapter, rank, alpha)
         for adapter in adapters
     ])  # fmt: skip
+
+
+def _difference(path: str, theirs: Optional[tuple], ours: Optional[tuple]) -> str:
+    """Returns how the A of an adapter and of the generator differ, and what mends it."""
+    mend = "set tagi.r and tagi.target_modules as the adapters have them"
+    if theirs and ours and theirs[1:] == ours[1:]:
+        mend += ", or finetuning.alignment to delta, which takes any rank"
+    elif theirs and ours:
+        mend = "they were tuned on a backbone of another width: use it, or other adapters"
+    return f"its A of {path!r} is {theirs or 'missing'}, the generator's {ours or 'missing'}; {mend}"
 
 
 def _same_backbone(one: str, other: str) -> bool:

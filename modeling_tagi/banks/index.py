@@ -10,11 +10,11 @@ from filelock import FileLock
 
 INDEX_FILE = "index.json"
 ADDED_FILE = "index-added.jsonl"
-_SHARE = 16  # the file is written anew when what was added is this part of all: n additions cost O(n), not O(n²)
+_REWRITTEN_AT = 1 / 16  # of all were added since the file was written: then n additions cost O(n), not O(n²)
 
 
 class BankIndex(dict):
-    """Name -> what is known of its adapter, in the order in which they were added.
+    """Holds what is known of each adapter by its name, in the order in which they were added.
 
     Args:
         folder: Of the bank; what it has is read.
@@ -42,13 +42,12 @@ class BankIndex(dict):
                 self._added, self._whole = self._added + len(entries), self._whole + len(line)
 
     def _on_disk(self) -> list:
-        """What tells whether another process has written since."""
+        """Returns what tells whether another process has written since: time and size of the files."""
         files = [self.folder / INDEX_FILE, self.folder / ADDED_FILE]
         return [(file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None for file in files]
 
     def add(self, entries: dict[str, dict]):
-        """Adds `entries`, on disk too, to what is there now. Whoever is cut off in between finds all or none of
-        them."""
+        """Adds `entries`, on disk too, to what is there now. If that is cut off, all or none of them are there."""
         with self._lock:
             if self._on_disk() != self._seen:
                 self._read()
@@ -59,7 +58,7 @@ class BankIndex(dict):
                 file.seek(self._whole)
                 file.write(line)
             self._added, self._whole = self._added + len(entries), self._whole + len(line)
-            if self._added * _SHARE >= len(self):
+            if self._added >= _REWRITTEN_AT * len(self):
                 self.write()
             self._seen = self._on_disk()
 
@@ -75,7 +74,7 @@ class BankIndex(dict):
 
 
 def _parsed(file: Path, text: bytes, field: Optional[str] = None) -> dict[str, dict]:
-    """An index may come from the Hub: it names folders beside itself, and nothing else is read for it."""
+    """Returns the entries of an index, which may come from the Hub: refuses folders that are not beside it."""
     try:
         entries = json.loads(text)
         entries = entries if field is None else entries[field]

@@ -1,4 +1,4 @@
-"""The adapters of a bank by number, read when a batch asks for them: of thousands, a few are in memory."""
+"""A bank's adapters by number, read when a batch asks for them: of thousands, a few are in memory."""
 
 from collections import OrderedDict
 from typing import Sequence, Union
@@ -13,9 +13,10 @@ KEPT_BYTES = 2 * 2**30
 
 
 class StoredAdapters:
-    """What a [`TagiAdapter`] of all of a bank's adapters gives for `[index]`, without that.
+    """Reads adapters from a bank on demand, instead of holding them all in memory.
 
-    On a CPU the files are mapped, not read: what is kept are pages that the system takes back when it needs them.
+    `stored[index]` gives what a [`TagiAdapter`] of all of them would. On a CPU the files are mapped, not read: the
+    system takes their pages back when it needs them.
 
     Args:
         bank: Where they are.
@@ -33,7 +34,7 @@ class StoredAdapters:
         return len(self._names)
 
     def __getitem__(self, index: Union[Sequence[int], Tensor]) -> TagiAdapter:
-        """Those of `index [tasks]`, as one; of different ranks, filled up to the highest among them.
+        """Returns those of `index [tasks]` as one adapter, of the highest rank among them.
 
         Raises:
             IndexError: if there is no such adapter.

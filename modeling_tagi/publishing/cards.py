@@ -1,4 +1,4 @@
-"""Cards: the README.md of a repository, and telling one that was written here from one that a person has edited."""
+"""Writes cards (the README.md of a repository), and tells one that was written here from one that a person edited."""
 
 import hashlib
 import json
@@ -32,13 +32,13 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def written(data: ModelCardData, blocks: Sequence[str]) -> str:
-    """A card of these blocks of Markdown, with a mark that tells later whether a person has edited it."""
+    """Returns a card of these blocks of Markdown, with a mark that tells later whether a person has edited it."""
     text = str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(blocks) + "\n"))
     return text + _MARK.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 def is_edited(text: Optional[str]) -> bool:
-    """Whether a person has written something into the card, so that it is not to be replaced."""
+    """Tells whether a person has written something into the card, so that it is not to be replaced."""
     if text is None or not re.sub(r"\A---\n.*?\n---\s*", "", text, flags=re.DOTALL).strip():
         return False
     mark = _MARKED.search(text)
@@ -46,30 +46,30 @@ def is_edited(text: Optional[str]) -> bool:
 
 
 def renamed(text: str, name: str) -> str:
-    """A card written here, whose snippet loads the checkpoint from `name`."""
+    """Returns a card written here, whose snippet loads the checkpoint from `name`."""
     text = _NAMED.sub(lambda _: json.dumps(name), text[: _MARKED.search(text).start()])
     return text + _MARK.format(hashlib.sha256(text.encode()).hexdigest())
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block of code that nothing in `text` can end."""
+    """Returns a block of code that nothing in `text` can end."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> str:
-    """A table of facts by name; those without a value are left out."""
+    """Returns a table of facts by name; those without a value are left out."""
     lines = [f"| {name} | {cell(value)} |" for name, value in rows if value not in (None, "")]
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
 def cell(value) -> str:
-    """A text in a table: one line that is nothing but text."""
+    """Returns a text for a table: one line that is nothing but text."""
     return " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def source_of(name: Optional[str], revision: Optional[str] = None) -> Optional[str]:
-    """How a card names where weights come from; a folder of someone's disk is not told to the world."""
+    """Returns how a card names where weights come from; it does not name a folder of someone's disk."""
     if not name:
         return None
     if not is_repository(name):
@@ -81,7 +81,7 @@ def source_of(name: Optional[str], revision: Optional[str] = None) -> Optional[s
 
 
 def usage(name: str, instruction: str, inputs: Sequence[str], is_encoder_decoder: bool) -> str:
-    """The snippet that works as it is pasted."""
+    """Returns the snippet that works as it is pasted."""
     return fenced(f"""\
 from transformers import AutoModel
 
@@ -94,12 +94,12 @@ print(model.tokenizer.batch_decode({_shown(is_encoder_decoder)}, skip_special_to
 
 
 def _shown(is_encoder_decoder: bool) -> str:
-    """What of `outputs` is not the input."""
+    """Returns the code for that part of `outputs` which is not the input."""
     return "outputs" if is_encoder_decoder else 'outputs[:, inputs["input_ids"].shape[1]:]'
 
 
 def checkpoint_blocks(config, name: str, instruction: str, inputs: Sequence[str]) -> list[str]:
-    """What a card can say of any checkpoint: what it is, how it is used, what it is made of."""
+    """Returns what a card says of any checkpoint: what it is, how it is used, what it is made of."""
     backbone = config.backbone_config
     source = source_of(config.backbone_name_or_path, config.backbone_revision)
     where = "in this repository" if config.backbone_in_checkpoint else f"loaded from {source}"
@@ -133,7 +133,7 @@ def checkpoint_blocks(config, name: str, instruction: str, inputs: Sequence[str]
 
 
 def checkpoint_data(config, **fields) -> ModelCardData:
-    """The metadata of a checkpoint's card."""
+    """Returns the metadata of a checkpoint's card."""
     tags = [*TAGS, *(fields.pop("tags", None) or [])]
     name = config.backbone_name_or_path
     base = {"base_model": name} if is_repository(name) else {}
@@ -143,7 +143,7 @@ def checkpoint_data(config, **fields) -> ModelCardData:
 
 
 def checkpoint_card(config, name: str, tags: Optional[Sequence[str]] = None) -> str:
-    """The card of a model of which nothing but its configuration is known."""
+    """Returns the card of a model of which nothing but its configuration is known."""
     blocks = checkpoint_blocks(config, name, "say whether the review is good or bad", ["what a film"])
     blocks += [
         "## Limits",
@@ -161,66 +161,63 @@ def checkpoint_card(config, name: str, tags: Optional[Sequence[str]] = None) -> 
 
 
 def adapter_card(folder, name: str) -> str:
-    """The card of a saved adapter: what it is to do, where it comes from, how it is loaded."""
+    """Returns the card of a saved adapter: what it is to do, where it comes from, how it is loaded."""
     folder = Path(folder)
     config = json.loads((folder / CONFIG_FILE).read_text())
     file = folder / PROVENANCE_FILE
     described = json.loads(file.read_text()) if file.is_file() else {}
-    source, needs_memory = described.get("provenance") or {}, bool(described.get("needs_memory"))
-    base, generator = config.get("base_model_name_or_path"), source.get("generator")
-    own_backbone = bool(generator) and base == generator
-    targets = config["target_modules"] if isinstance(config["target_modules"], list) else [config["target_modules"]]
-    instruction = source.get("instruction")
+    source, base = described.get("provenance") or {}, config.get("base_model_name_or_path")
+    own_backbone = bool(source.get("generator")) and base == source["generator"]
     data = ModelCardData(
         library_name="peft",
         tags=[*TAGS, "peft"],
         **({"base_model": base, "base_model_relation": "adapter"} if is_repository(base) else {}),
     )
-    blocks = [f"# {name.rpartition('/')[2]}"]
-    blocks.append(_made_how(source))
-    if instruction:
-        blocks += ["## Instruction", fenced(instruction, "text")]
-    combined = source.get("combined") or []
-    if combined:
-        blocks.append("## Instructions")
-    for part in combined:
-        blocks += [f"With the weight {part['weight']:g}:", fenced(part.get("instruction") or "(not recorded)", "text")]
-    blocks += [
+    return written(data, [
+        f"# {name.rpartition('/')[2]}",
+        _made_how(source),
+        *_instructions(source),
         "## Where it comes from",
-        facts([
-            ("SHA-256 of the instruction", source.get("instruction_sha256")),
-            ("generator", source_of(generator)),
-            ("generator's revision", source.get("generator_revision")),
-            ("backbone", "the generator's own" if own_backbone else source_of(base)),
-            ("backbone's revision", config.get("revision")),
-            ("LoRA", f"rank {config['r']}, alpha {config['lora_alpha']}, {len(targets)} modules"),
-        ]),
+        _origin(config, source, own_backbone),
         "## Use",
-    ]  # fmt: skip
-    if needs_memory:
-        blocks.append(
-            f"**This adapter is not all there is.** Its generator also lets the language model attend to the encoded "
-            f"instruction (`{MEMORY_FILE}` here, which PEFT and vLLM ignore): loaded by them alone, it answers "
-            "differently, and as a rule worse."
-        )
-    if generator and is_repository(generator):
-        revision = source.get("generator_revision")
-        at = f", revision={json.dumps(revision)}" if revision else ""
-        blocks += ["With its generator's code:", fenced(f"""\
-from transformers import AutoModel
+        *([_NOT_ALL] if described.get("needs_memory") else []),
+        *_own_use(config, name, source),
+        *_peft_use(config, name, own_backbone),
+        *_vllm_use(config, name, own_backbone, source.get("input_format")),
+        "## Licence and limits",
+        "The terms of the backbone and of the generator apply. Nobody has checked this adapter unless it says so.",
+    ])  # fmt: skip
 
-model = AutoModel.from_pretrained({json.dumps(generator)}{at}, trust_remote_code=True)
-adapter = model.adapter_class.from_pretrained({json.dumps(name)})
-inputs = model.encode_inputs(["an input of the task"])
-outputs = model.generate(**inputs, adapter=adapter, max_new_tokens=32)
-print(model.tokenizer.batch_decode({_shown(config.get("task_type") != "CAUSAL_LM")}, skip_special_tokens=True))""",
-                   "python")]  # fmt: skip
-    uses = *_peft_use(config, name, own_backbone), *_vllm_use(config, name, own_backbone, source.get("input_format"))
-    blocks += [*uses, "## Licence and limits"]
-    blocks.append(
-        "The terms of the backbone and of the generator apply. Nobody has checked this adapter unless it says so."
-    )
-    return written(data, blocks)
+
+_NOT_ALL = (
+    "**This adapter is not all there is.** Its generator also lets the language model attend to the encoded "
+    f"instruction (`{MEMORY_FILE}` here, which PEFT and vLLM ignore): loaded by them alone, it answers differently, "
+    "and as a rule worse."
+)
+
+
+def _instructions(source: dict) -> list[str]:
+    blocks = []
+    if source.get("instruction"):
+        blocks += ["## Instruction", fenced(source["instruction"], "text")]
+    if source.get("combined"):
+        blocks.append("## Instructions")
+    for part in source.get("combined") or []:
+        blocks += [f"With the weight {part['weight']:g}:", fenced(part.get("instruction") or "(not recorded)", "text")]
+    return blocks
+
+
+def _origin(config: dict, source: dict, own_backbone: bool) -> str:
+    targets = config["target_modules"] if isinstance(config["target_modules"], list) else [config["target_modules"]]
+    base = config.get("base_model_name_or_path")
+    return facts([
+        ("SHA-256 of the instruction", source.get("instruction_sha256")),
+        ("generator", source_of(source.get("generator"))),
+        ("generator's revision", source.get("generator_revision")),
+        ("backbone", "the generator's own" if own_backbone else source_of(base)),
+        ("backbone's revision", config.get("revision")),
+        ("LoRA", f"rank {config['r']}, alpha {config['lora_alpha']}, {len(targets)} modules"),
+    ])  # fmt: skip
 
 
 def _made_how(source: dict) -> str:
@@ -236,6 +233,22 @@ def _made_how(source: dict) -> str:
     else:
         return "A LoRA adapter for one task."
     return f"{made}, then **tuned on {tuned['examples']} examples** ({tuned['steps']} steps)." if tuned else f"{made}."
+
+
+def _own_use(config: dict, name: str, source: dict) -> list[str]:
+    generator, revision = source.get("generator"), source.get("generator_revision")
+    if not is_repository(generator):
+        return []
+    at = f", revision={json.dumps(revision)}" if revision else ""
+    return ["With its generator's code:", fenced(f"""\
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained({json.dumps(generator)}{at}, trust_remote_code=True)
+adapter = model.adapter_class.from_pretrained({json.dumps(name)})
+inputs = model.encode_inputs(["an input of the task"])
+outputs = model.generate(**inputs, adapter=adapter, max_new_tokens=32)
+print(model.tokenizer.batch_decode({_shown(config.get("task_type") != "CAUSAL_LM")}, skip_special_tokens=True))""",
+            "python")]  # fmt: skip
 
 
 def _peft_use(config: dict, name: str, own_backbone: bool) -> list[str]:

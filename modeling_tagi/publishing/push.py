@@ -1,4 +1,4 @@
-"""Whatever training leaves, put on the Hub: a checkpoint, an adapter, a bank of task adapters, a whole run."""
+"""Pushes what training leaves to the Hub: a checkpoint, an adapter, a bank of task adapters, a whole run."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def push_folder(
     message: Optional[str] = None,
     token: Optional[str] = None,
 ) -> str:
-    """Puts a folder into a repository, in one commit and with a card.
+    """Pushes a folder to a repository, in one commit and with a card.
 
     Args:
         folder: Of a run (its `model/` goes up), a checkpoint, an adapter, or a bank of task adapters.
@@ -138,7 +138,7 @@ def _checkpoint(folder: Path) -> Callable[[str], str]:
 
 
 def _imported(module: Path) -> list[str]:
-    """The files that a file of code needs, over all."""
+    """Returns all files that a file of code imports, over any number of steps."""
     try:
         return get_relative_import_files(module)
     except FileNotFoundError as error:
@@ -194,7 +194,7 @@ def _bank_card(folder: Path, entries: dict[str, dict], name: str) -> str:
 
 
 def _json(path: Path) -> dict:
-    """What a JSON file has; nothing if there is none."""
+    """Returns what a JSON file holds; nothing if there is none."""
     if not path.is_file():
         return {}
     try:

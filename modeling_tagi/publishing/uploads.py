@@ -1,4 +1,4 @@
-"""Folders to the Hub: in one commit, which is there whole or not at all, and without what must not go there."""
+"""Uploads of folders: in one commit, which is there whole or not at all, and without what must not go there."""
 
 import fnmatch
 import os
@@ -50,15 +50,15 @@ def upload(
     create_pr: bool = False,
     token: Optional[str] = None,
 ) -> CommitInfo:
-    """Puts a folder's files into a repository. Cut off, it leaves the repository as it was; the same call again goes
-    on with the files that had not arrived.
+    """Uploads a folder's files in one commit. An upload that is cut off leaves the repository as it was, and the same
+    call again sends only what had not arrived.
 
     Args:
         folder: Hidden files and caches of Python in it are left out.
         repo_id: Is made if there is none.
-        card: Written here for a repository of this name, or what makes it of the name; `None` takes the folder's. A
-            card that a person has edited, in the folder or on the Hub, comes before it.
-        stale: Names (patterns) of files that go, if the repository has them and the folder does not.
+        card: The card, or a function from the repository's name to it; `None` takes the folder's. A card that a
+            person has edited, in the folder or on the Hub, comes before it.
+        stale: Patterns of files to delete from the repository where the folder has none of their name.
         private: Whether a repository that is made now is private.
         revision: A branch, made if there is none; the main one by default.
         tag: A tag for the commit.
@@ -109,7 +109,7 @@ def upload(
 
 
 def files_to_publish(folder: Path, token: Optional[str] = None) -> dict[str, Path]:
-    """What goes up of a folder, by name in the repository.
+    """Returns the files of a folder that are uploaded, by name in the repository.
 
     Raises:
         FileNotFoundError: if there is no such folder, or nothing in it.
@@ -155,8 +155,8 @@ def _not_to_go_up(path: Path, secrets: Sequence[bytes]) -> Optional[str]:
 
 
 def _card(own: Optional[Path], made: Optional[str], on_the_hub: Optional[str]) -> Optional[str]:
-    """The card to upload; `None` leaves the one that is there. What people wrote comes first, the folder's before the
-    Hub's."""
+    """Returns the card to upload; `None` leaves the one that is there. An edited card comes first, the folder's before
+    the Hub's."""
     own_text = own.read_text(encoding="utf-8") if own is not None else None
     if is_edited(own_text):
         return own_text
