@@ -10,8 +10,8 @@ from huggingface_hub import EvalResult
 from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
 from ..data.readers import READERS
+from ..evaluation.report.formats import duration, number
 from ..evaluation.report.page import Plot, Section, Table
-from ..evaluation.report.parts import duration, number
 from ..evaluation.report.write import read_report
 from ..evaluation.results import read_results
 from ..evaluation.tables import columns_of

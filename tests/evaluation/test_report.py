@@ -12,6 +12,7 @@ from modeling_tagi.costs.flops import Lengths
 from modeling_tagi.costs.inference import cost_of_methods
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.splits import check_splits
+from modeling_tagi.evaluation.report import run_report, study_report
 from modeling_tagi.evaluation.report.page import Section, Table, html_page, markdown_page
 from modeling_tagi.evaluation.report.plots import Line, bar_plot, line_plot
 from modeling_tagi.evaluation.report.write import write_report
@@ -292,6 +293,14 @@ def test_the_same_folder_gives_the_same_files(tmp_path):
     (tmp_path / "mine" / "report" / "left-over.svg").write_text("of another time")
     write_report(tmp_path / "mine")
     assert files() == first and len(first) == 13
+
+
+@pytest.mark.parametrize("module, write", [(run_report, write_run), (study_report, write_study)])
+def test_a_section_is_one_function_and_one_line_of_the_list(module, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SECTIONS", [lambda found: Section("Toys", [f"made up in {found.folder.name}"])])
+    write(tmp_path / "mine")
+    page = write_report(tmp_path / "mine").read_text()
+    assert Page(page).headings == ["Toys"] and "made up in mine" in page
 
 
 def test_what_is_not_there_has_no_section(tmp_path):

@@ -1,117 +1,144 @@
-"""The report of a study: methods over seeds, numbers of training tasks and categories, and the runs behind them."""
+"""The report of a study: its methods over seeds, numbers of training tasks and categories, and its runs.
 
+To add a part is a function here and a line in `SECTIONS`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Optional, Sequence
+from typing import Iterable, Iterator, Optional
 
 from ..results import read_results
-from .page import Section, Table
-from .parts import (
+from .formats import (
     INTERVALS,
     STEPS,
     UNITS,
-    adapter_section,
-    cost_section,
     duration,
-    leak_section,
-    mean_line,
+    in_per_cent,
+    mean_with_interval,
     number,
-    read_json,
-    read_lines,
-    settings_table,
+    plain,
+    sentence,
     title_of,
-    with_interval,
 )
+from .page import Plot, Section, Table
 from .plots import Line, bar_plot, grouped_bar_plots, line_plot
 from .run_report import score_plots
+from .shared import adapter_section, cost_section, leak_section, mean_line, read_json, read_lines, settings_table
 
 _SHOWN_BY_FAMILY = ("tagi", "prompted", "start_prompted", "hint", "hypertuning")  # the first three there are
 _ABLATIONS = "without_"
 _SIMILARITIES = ("own", "others", "ratio", "generated", "tuned")
 
 
+@dataclass(frozen=True)
+class StudyFolder:
+    """Holds what a study's report is made of: its folder, and its `summary.json`."""
+
+    folder: Path
+    summary: dict
+
+    @property
+    def split(self) -> str:
+        """Returns the split that summaries show."""
+        return self.summary["split"]
+
+    @property
+    def metric(self) -> str:
+        """Returns the score that summaries show."""
+        return self.summary["metric"]
+
+    @cached_property
+    def most_tasks(self) -> int:
+        """Returns the largest number of training tasks."""
+        return max(row["train_tasks"] for row in self.summary["rows"])
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, int, int], Path]:
+        """Returns the folders of the runs that are in the tables as trained, by method, seed and number of training
+        tasks."""
+        known = {(line["method"], line["seed"], line["train_tasks"])
+                 for line in read_lines(self.folder / "by_split.jsonl") if line["kind"] == "trained"}  # fmt: skip
+        found = {}
+        for path, results in self.results():
+            key = (path.name.rpartition("-seed")[0], results["run"]["seed"], results["run"]["train_tasks"])
+            if key in known:
+                found[key] = path
+        return found
+
+    def results(self) -> Iterator[tuple[Path, dict]]:
+        """Yields the folder of each run, and its results if it has been evaluated."""
+        for path in sorted((self.folder / "cells").glob("*")):
+            results = read_results(path)
+            if results is not None:
+                yield path, results
+
+    def rows(self, split: str, tasks: int) -> list[dict]:
+        """Returns the summary's rows for a split and a number of training tasks."""
+        return [row for row in self.summary["rows"] if (row["split"], row["train_tasks"]) == (split, tasks)]
+
+    def main_rows(self) -> list[dict]:
+        """Returns the rows that summaries show."""
+        return [row for row in self.rows(self.split, self.most_tasks) if self.metric in row]
+
+    def of_tagi(self) -> list[Path]:
+        """Returns the folders of TAGI's runs on most tasks, by seed."""
+        found = sorted((seed, path) for (method, seed, tasks), path in self.cells.items()
+                       if (method, tasks) == ("tagi", self.most_tasks))  # fmt: skip
+        return [path for _, path in found]
+
+    def methods(self) -> list[str]:
+        """Returns the methods that were trained on most tasks."""
+        return list(dict.fromkeys(method for method, _, tasks in self.cells if tasks == self.most_tasks))
+
+    def of(self, method: str) -> list[Path]:
+        """Returns the folders of a method's runs on most tasks."""
+        return [path for (name, _, tasks), path in self.cells.items() if (name, tasks) == (method, self.most_tasks)]
+
+
 def study_report(folder: Path) -> tuple[str, str, list[Section]]:
-    """Title, first sentence and sections for a study's folder, from what is in it and in its cells."""
-    summary = read_json(folder / "summary.json")
-    cells = _cells(folder)
-    at_most = max(row["train_tasks"] for row in summary["rows"])
-    of_tagi = sorted((seed, tasks, path) for (method, seed, tasks), path in cells.items() if method == "tagi")
-    of_tagi = [path for _, tasks, path in of_tagi if tasks == at_most]
-    checked = [results.get("leaks") for path in cells.values() if (results := read_results(path))]
-    sections = [
-        *_scores(summary, at_most),
-        *_sizes(summary),
-        *_families(folder, summary, at_most),
-        *_training(cells, at_most),
-        *_adapters(cells, of_tagi, at_most),
-        *cost_section(_first(path / "costs.json" for path in of_tagi)),
-        *leak_section(next(filter(None, checked), None)),
-        _origin(folder, summary, cells),
-    ]
-    return f"Study {folder.resolve().name}", _lead(summary, at_most), sections
+    """Returns title, first sentence and sections for a study's folder, from what is in it and in its cells."""
+    study = StudyFolder(folder, read_json(folder / "summary.json"))
+    return f"Study {folder.resolve().name}", _lead(study), [section(study) for section in SECTIONS]
 
 
-def _cells(folder: Path) -> dict[tuple[str, int, int], Path]:
-    """The folders of the runs that are in the tables as trained, by method, seed and number of training tasks."""
-    known = {(line["method"], line["seed"], line["train_tasks"])
-             for line in read_lines(folder / "by_split.jsonl") if line["kind"] == "trained"}  # fmt: skip
-    found = {}
-    for path in sorted((folder / "cells").glob("*")):
-        results = read_results(path)
-        if results is None:
-            continue
-        run, method = results["run"], path.name.rpartition("-seed")[0]
-        key = (method, run["seed"], run["train_tasks"])
-        if key in known:
-            found[key] = path
-    return found
-
-
-def _first(paths) -> Optional[dict]:
-    return next((found for path in paths if (found := read_json(path))), None)
-
-
-def _rows(summary: dict, split: str, size: int, metric: str) -> list[dict]:
-    return [row for row in summary["rows"] if (row["split"], row["train_tasks"]) == (split, size) and metric in row]
-
-
-def _interval(value: Optional[dict], sign: str = "") -> str:
-    return with_interval(value and value["mean"], value and (value["low"], value["high"]), sign)
-
-
-def _lead(summary: dict, size: int) -> str:
-    metric = summary["metric"]
-    row = next((row for row in _rows(summary, summary["split"], size, metric) if row["method"] == "tagi"), None)
+def _lead(study: StudyFolder) -> str:
+    row = next((row for row in study.main_rows() if row["method"] == "tagi"), None)
     if row is None:
         return ""
-    unit = UNITS[metric].replace("(%)", "in per cent")
-    text = f"TAGI on {summary['split'].replace('_', ' ')}, {unit}: {_interval(row[metric])}"
-    difference = row[metric].get("minus_prompted")
-    return text + (f"; {_interval(difference, '+')} points from the prompted model." if difference else ".")
+    found = row[study.metric]
+    text = f"TAGI on {plain(study.split)}, {in_per_cent(study.metric)}: {mean_with_interval(found)}"
+    difference = found.get("minus_prompted")
+    return text + (f"; {mean_with_interval(difference, '+')} points from the prompted model." if difference else ".")
 
 
-def _scores(summary: dict, at_most: int) -> list[Section]:
-    main, metric = summary["split"], summary["metric"]
+def scores(study: StudyFolder) -> Section:
+    """Shows the scores of every method on every split, means over seeds."""
     text = f"Per cent, means over tasks and seeds with {INTERVALS}; differences are on the same tasks."
-    section = Section("Scores", [text])
-    rows = _rows(summary, main, at_most, metric)
+    section = Section("Scores", [text, *_score_plot(study)])
+    for split in dict.fromkeys(row["split"] for row in study.summary["rows"]):
+        for tasks in sorted({row["train_tasks"] for row in study.summary["rows"]}, reverse=True):
+            section.parts += _score_table(study, split, tasks)
+    section.parts += map(sentence, study.summary.get("notes") or ())
+    return section
+
+
+def _score_plot(study: StudyFolder) -> list[Plot]:
+    rows, metric = study.main_rows(), study.metric
+    if not rows:
+        return []
     values = {title_of(row["method"]): (row[metric]["mean"], (row[metric]["low"], row[metric]["high"]))
               for row in rows}  # fmt: skip
     grey = [title_of(row["method"]) for row in rows if row["kind"] != "trained"]
-    caption = f"{main.replace('_', ' ')}, {at_most} training tasks, 95 % intervals; grey: references"
-    if values:
-        section.parts.append(bar_plot("scores", caption, values, UNITS[metric], [title_of("tagi")], grey))
-    for split in dict.fromkeys(row["split"] for row in summary["rows"]):
-        for size in sorted({row["train_tasks"] for row in summary["rows"]}, reverse=True):
-            is_main = (split, size) == (main, at_most)
-            section.parts += _score_table(summary, split, size, "" if is_main else "shut")
-    section.parts += [f"{note[0].upper()}{note[1:]}." for note in summary.get("notes") or ()]
-    return [section]
+    caption = f"{plain(study.split)}, {study.most_tasks} training tasks, 95 % intervals; grey: references"
+    return [bar_plot("scores", caption, values, UNITS[metric], [title_of("tagi")], grey)]
 
 
-def _score_table(summary: dict, split: str, size: int, shut: str) -> list[Table]:
-    rows = [row for row in summary["rows"] if (row["split"], row["train_tasks"]) == (split, size)]
-    metrics = [metric for metric in summary["metrics"] if any(metric in row for row in rows)]
+def _score_table(study: StudyFolder, split: str, tasks: int) -> list[Table]:
+    """Returns a table of all methods; it is shut unless it is the one that summaries show."""
+    rows = study.rows(split, tasks)
+    metrics = [metric for metric in study.summary["metrics"] if any(metric in row for row in rows)]
     if not metrics:
         return []
     scores = [row.get(metrics[0]) or {} for row in rows]
@@ -121,100 +148,109 @@ def _score_table(summary: dict, split: str, size: int, shut: str) -> list[Table]
     body = []
     for row, main in zip(rows, scores):
         seeds = ", ".join(number(value) for value in main.get("seeds", {}).values())
-        body.append([title_of(row["method"]), *(_interval(row.get(metric)) for metric in metrics),
-                     *(_interval(main.get(f"minus_{other}"), "+") for other in others), seeds])  # fmt: skip
+        body.append([title_of(row["method"]), *(mean_with_interval(row.get(metric)) for metric in metrics),
+                     *(mean_with_interval(main.get(f"minus_{other}"), "+") for other in others), seeds])  # fmt: skip
     seeds = dict.fromkeys(seed for main in scores for seed in main.get("seeds", ()))
-    caption = f"{split.replace('_', ' ')}, {size} training tasks, seeds {', '.join(seeds)}"
+    caption = f"{plain(split)}, {tasks} training tasks, seeds {', '.join(seeds)}"
     strong = [place for place, row in enumerate(rows) if row["method"] == "tagi"]
-    return [Table(head, body, caption="" if shut else caption, strong=strong, folded=caption if shut else "")]
+    shown = {"caption": caption} if (split, tasks) == (study.split, study.most_tasks) else {"folded": caption}
+    return [Table(head, body, strong=strong, **shown)]
 
 
-def _sizes(summary: dict) -> list[Section]:
-    """Scores on the first split by the number of training tasks, of the methods that were trained on several."""
-    split, metric = summary["split"], summary["metric"]
-    lines = {}
-    for method in dict.fromkeys(row["method"] for row in summary["rows"] if row["kind"] == "trained"):
-        rows = sorted((row for row in summary["rows"]
-                       if row["method"] == method and row["split"] == split and metric in row),
+def by_number_of_tasks(study: StudyFolder) -> Section:
+    """Shows scores by the number of training tasks, of the methods that were trained on several numbers."""
+    section, metric, lines = Section("Number of training tasks"), study.metric, {}
+    for method in dict.fromkeys(row["method"] for row in study.summary["rows"] if row["kind"] == "trained"):
+        rows = sorted((row for row in study.summary["rows"]
+                       if row["method"] == method and row["split"] == study.split and metric in row),
                       key=lambda row: row["train_tasks"])  # fmt: skip
         if len(rows) > 1:
-            values = [row[metric] for row in rows]
-            lines[title_of(method)] = Line([row["train_tasks"] for row in rows], *(
-                [value[name] for value in values] for name in ("mean", "low", "high")
-            ), bars=True)  # fmt: skip
-    if not lines:
-        return []
-    caption = f"{split.replace('_', ' ')}: score by the number of tasks trained on, 95 % intervals"
-    plot = line_plot("score-by-tasks", caption, lines, "training tasks", UNITS[metric])
-    return [Section("Number of training tasks", [plot])]
+            mean, low, high = ([row[metric][name] for row in rows] for name in ("mean", "low", "high"))
+            lines[title_of(method)] = Line([row["train_tasks"] for row in rows], mean, low, high, bars=True)
+    if lines:
+        caption = f"{plain(study.split)}: score by the number of tasks trained on, 95 % intervals"
+        section.parts.append(line_plot("score-by-tasks", caption, lines, "training tasks", UNITS[metric]))
+    return section
 
 
-def _families(folder: Path, summary: dict, at_most: int) -> list[Section]:
-    split, metric = summary["split"], summary["metric"]
-    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for line in read_lines(folder / "by_task.jsonl"):
-        if (line["split"], line["train_tasks"]) == (split, at_most) and line.get(metric) is not None:
-            tasks = scores.setdefault(line["method"], {}).setdefault(line["group"], {})
-            tasks.setdefault(line["task"], []).append(line[metric])
+def by_category(study: StudyFolder) -> Section:
+    """Shows scores by category, on the split that summaries show."""
+    section = Section("By category")
+    scores = _scores_by_category(study)
     means = {method: {group: fmean(fmean(seeds) for seeds in tasks.values()) for group, tasks in groups.items()}
              for method, groups in scores.items()}  # fmt: skip
     groups = sorted({group for found in means.values() for group in found})
     shown = [method for method in _SHOWN_BY_FAMILY if method in means][:3]
     if len(groups) < 2 or not shown:
-        return []
-    caption = f"{split.replace('_', ' ')}, {at_most} training tasks: mean over the tasks of each category and seeds"
+        return section
+    unit = UNITS[study.metric]
+    caption = (f"{plain(study.split)}, {study.most_tasks} training tasks: mean over the tasks of each category and "
+               "seeds")  # fmt: skip
     values = {title_of(method): [means[method].get(group) for group in groups] for method in shown}
+    section.parts += grouped_bar_plots("families", caption, groups, values, unit)
     count = {group: len({task for found in scores.values() for task in found.get(group, ())}) for group in groups}
     rows = [[group, str(count[group]), *(number(means[method].get(group)) for method in means)] for group in groups]
-    table = Table(["category", "tasks", *map(title_of, means)], rows, folded=f"All methods, {UNITS[metric]}")
-    return [Section("By category", [*grouped_bar_plots("families", caption, groups, values, UNITS[metric]), table])]
+    section.parts.append(Table(["category", "tasks", *map(title_of, means)], rows, folded=f"All methods, {unit}"))
+    return section
 
 
-def _training(cells: dict, at_most: int) -> list[Section]:
-    """Loss and score over the steps, means over seeds: TAGI beside other methods, then beside its ablations."""
-    methods = list(dict.fromkeys(method for method, _, tasks in cells if tasks == at_most))
-    methods.sort(key=lambda method: (method != "tagi", method != "prompted", method))
+def _scores_by_category(study: StudyFolder) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Returns the scores of each seed, by method, category and task."""
+    scores: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for line in read_lines(study.folder / "by_task.jsonl"):
+        here = (line["split"], line["train_tasks"]) == (study.split, study.most_tasks)
+        if here and line.get(study.metric) is not None:
+            tasks = scores.setdefault(line["method"], {}).setdefault(line["group"], {})
+            tasks.setdefault(line["task"], []).append(line[study.metric])
+    return scores
+
+
+def training(study: StudyFolder) -> Section:
+    """Shows loss and score over the steps, means over seeds: TAGI beside other methods, then beside its ablations."""
+    methods = sorted(study.methods(), key=lambda method: (method != "tagi", method != "prompted", method))
     kinds = {
         "methods": [method for method in methods if not method.startswith(_ABLATIONS)],
         "ablations": [method for method in methods if method == "tagi" or method.startswith(_ABLATIONS)],
     }
-    parts: list = []
+    section = Section("Training")
     for kind, names in kinds.items():
-        if not names or (kind == "ablations" and names == ["tagi"]):
-            continue
-        whose = ": ablations" if kind == "ablations" else ""
-        logs = {method: _logs(cells, method, at_most, "scores.jsonl") for method in names}
-        logs = {method: found for method, found in logs.items() if found}
-        parts += score_plots(logs, f"score-over-steps-{kind}", whose)
-        losses = {}
-        for method in names:
-            found = _logs(cells, method, at_most, "log.jsonl")
-            if found:
-                both = all("loss_prediction" in entry for log in found for entry in log)
-                losses[title_of(method)] = mean_line(found, "loss_prediction" if both else "loss")
-        losses = {method: line for method, line in losses.items() if line is not None}
-        if losses:
-            caption = f"Loss of prediction on training batches while finetuning{whose}"
-            parts.append(line_plot(f"loss-over-steps-{kind}", caption, losses, STEPS, "loss (nats per token)",
-                                   from_zero=True))  # fmt: skip
-    if not parts:
+        if names and (kind == "methods" or names != ["tagi"]):
+            whose = ": ablations" if kind == "ablations" else ""
+            logs = {method: found for method in names if (found := _logs(study, method, "scores.jsonl"))}
+            section.parts += [*score_plots(logs, f"score-over-steps-{kind}", whose), *_loss_plot(study, kind, names)]
+    if section.parts:
+        section.parts.insert(0, "Means over seeds, with a band from the least to the most.")
+    return section
+
+
+def _loss_plot(study: StudyFolder, kind: str, methods: Iterable[str]) -> list[Plot]:
+    losses = {}
+    for method in methods:
+        found = _logs(study, method, "log.jsonl")
+        if found:
+            both = all("loss_prediction" in entry for log in found for entry in log)
+            losses[title_of(method)] = mean_line(found, "loss_prediction" if both else "loss")
+    losses = {method: line for method, line in losses.items() if line is not None}
+    if not losses:
         return []
-    return [Section("Training", ["Means over seeds, with a band from the least to the most.", *parts])]
+    whose = ": ablations" if kind == "ablations" else ""
+    caption = f"Loss of prediction on training batches while finetuning{whose}"
+    unit = "loss (nats per token)"
+    return [line_plot(f"loss-over-steps-{kind}", caption, losses, STEPS, unit, from_zero=True)]
 
 
-def _logs(cells: dict, method: str, tasks: int, name: str) -> list[list[dict]]:
-    logs = [read_lines(path / "stages" / "finetuning" / name) for key, path in cells.items()
-            if (key[0], key[2]) == (method, tasks)]  # fmt: skip
+def _logs(study: StudyFolder, method: str, name: str) -> list[list[dict]]:
+    """Returns a log of the finetuning of each seed that has it."""
+    logs = [read_lines(path / "stages" / "finetuning" / name) for path in study.of(method)]
     return [log for log in logs if log]
 
 
-def _adapters(cells: dict, of_tagi: Sequence[Path], at_most: int) -> list[Section]:
-    """TAGI's map of one seed, and for every method that makes adapters how near they are to tuned ones."""
-    sections = adapter_section(_first(path / "adapters.json" for path in of_tagi), " of TAGI (one seed)")
+def adapters(study: StudyFolder) -> Section:
+    """Shows TAGI's map of one seed, and for every method that makes adapters how near they are to tuned ones."""
+    section = adapter_section(_first(path / "adapters.json" for path in study.of_tagi()), " of TAGI (one seed)")
     rows = []
-    for method in dict.fromkeys(method for method, _, tasks in cells if tasks == at_most):
-        paths = [path for key, path in cells.items() if (key[0], key[2]) == (method, at_most)]
-        found = [read_json(path / "adapters.json") for path in paths]
+    for method in study.methods():
+        found = [read_json(path / "adapters.json") for path in study.of(method)]
         found = [one["similarity"] for one in found if one and one.get("similarity")]
         if found:
             means = [_mean(one.get(name) for one in found) for name in _SIMILARITIES]
@@ -222,34 +258,65 @@ def _adapters(cells: dict, of_tagi: Sequence[Path], at_most: int) -> list[Sectio
     if rows:
         head = ["method", "seeds", "own", "others", "own / others", "generated", "tuned"]
         caption = "Mean cosine of ΔW by method: to own and others' tuned adapters; among generated; among tuned"
-        section = sections[0] if sections else Section("Generated adapters")
         section.parts.append(Table(head, rows, caption=caption))
-        return [section]
-    return sections
+    return section
 
 
-def _mean(values) -> Optional[float]:
+def _mean(values: Iterable[Optional[float]]) -> Optional[float]:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
-def _origin(folder: Path, summary: dict, cells: dict) -> Section:
+def cost(study: StudyFolder) -> Section:
+    """Shows what a task costs by each method."""
+    return cost_section(_first(path / "costs.json" for path in study.of_tagi()))
+
+
+def _first(paths: Iterable[Path]) -> Optional[dict]:
+    """Returns what the first of the files holds that is there and not empty."""
+    return next((found for path in paths if (found := read_json(path))), None)
+
+
+def leaks(study: StudyFolder) -> Section:
+    """Shows what evaluation shares with training, of the first run that was checked."""
+    checked = (read_results(path).get("leaks") for path in study.cells.values())
+    return leak_section(next(filter(None, checked), None))
+
+
+def origin(study: StudyFolder) -> Section:
+    """Shows the commands, the versions, the times and the settings that the study was made with."""
+    parts = [*_facts(study), *_runs(study), *settings_table(study.folder / "study.yaml", "The study's settings")]
+    return Section("How it was made", parts)
+
+
+def _facts(study: StudyFolder) -> list[Table]:
+    summary = study.summary
     facts = [["command", summary["command"]]] if summary.get("command") else []
     facts += [[name, str(value)] for name, value in (summary.get("versions") or {}).items()]
     counts = {"workers": "runs side by side", "threads": "threads of each"}
     facts += [[name, str(summary[key])] for key, name in counts.items() if key in summary]
     if summary.get("seconds") is not None:
         facts.append(["wall time of all runs, added up", duration(summary["seconds"])])
-    section = Section("How it was made", [Table((), facts, text=2, wrap=True)] if facts else [])
+    return [Table((), facts, text=2, wrap=True)] if facts else []
+
+
+def _runs(study: StudyFolder) -> list[Table]:
     rows = []
-    for path in sorted((folder / "cells").glob("*")):
-        results = read_results(path)
-        if results is not None:
-            run, seconds = results["run"], results.get("seconds") or {}
-            rows.append([path.name, run.get("command") or "–", str(run.get("seed", "–")),
-                         str(run.get("train_tasks", "–")), duration(sum(filter(None, seconds.values())))])  # fmt: skip
-    if rows:
-        head = ["run", "command", "seed", "training tasks", "wall time"]
-        section.parts.append(Table(head, rows, text=2, folded="The runs: commands, seeds and wall times"))
-    section.parts += settings_table(folder / "study.yaml", "The study's settings")
-    return section
+    for path, results in study.results():
+        run, seconds = results["run"], results.get("seconds") or {}
+        rows.append([path.name, run.get("command") or "–", str(run.get("seed", "–")),
+                     str(run.get("train_tasks", "–")), duration(sum(filter(None, seconds.values())))])  # fmt: skip
+    head = ["run", "command", "seed", "training tasks", "wall time"]
+    return [Table(head, rows, text=2, folded="The runs: commands, seeds and wall times")] if rows else []
+
+
+SECTIONS = [
+    scores,
+    by_number_of_tasks,
+    by_category,
+    training,
+    adapters,
+    cost,
+    leaks,
+    origin,
+]
