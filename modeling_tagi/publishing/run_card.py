@@ -1,11 +1,15 @@
-"""The model card of a run: what the checkpoint is, how well it does, how it was made, from what the run has left."""
+"""The model card of a run: what the checkpoint is, how well it does, how it was made.
+
+To add a part is a function and a line in `PARTS`.
+"""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import yaml
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
@@ -15,6 +19,7 @@ from ..evaluation.report.page import Plot, Section, Table
 from ..evaluation.report.write import read_report
 from ..evaluation.results import read_results
 from ..evaluation.tables import columns_of
+from ..training.stages import STAGES
 from .cards import (
     CARD_FILE,
     CITATION,
@@ -37,13 +42,6 @@ _METRICS = {
     "rouge_l": ("rouge", "ROUGE-L (%)"),
     "rank_accuracy": ("accuracy", "rank accuracy (%)"),
     "rank_accuracy_mean": ("accuracy", "rank accuracy by token (%)"),
-}
-_STAGES = {
-    "text": "language modelling on text",
-    "instruction_tuning": "instructions in the input",
-    "task_adapters": "a LoRA for each task or group of tasks",
-    "pretraining": "hypernetwork on text (eq. 3)",
-    "finetuning": "hypernetwork on tasks (eqs 4-6)",
 }
 
 
@@ -73,37 +71,72 @@ def write_run_card(folder: Path, name: Optional[str] = None, report: Optional[tu
     return card
 
 
+@dataclass(frozen=True)
+class CardRun:
+    """Holds what a card is written from.
+
+    Args:
+        name: What the snippet loads.
+        settings: Of the run, flat.
+        results: Of the run.
+        config: Of its checkpoint.
+        shown: The blocks of Markdown of each section of its report, by title.
+    """
+
+    name: str
+    settings: dict
+    results: dict
+    config: TagiConfig
+    shown: dict[str, list[str]]
+
+
 def run_card(folder: Path, name: str, sections: Sequence[Section], plots: set[str]) -> str:
-    """The card's text, with pictures of those `plots` that it has."""
+    """Returns the card's text, with pictures of those `plots` that it has."""
     settings = yaml.safe_load((folder / "settings.yaml").read_text())
-    results, config = read_results(folder), TagiConfig.from_pretrained(folder / "model")
-    example = results.get("example") or {"instruction": "say yes or no", "inputs": ["is it so?"]}
-    by_title = {section.title: section for section in sections}
+    shown = {section.title: _markdown(section, plots) for section in sections}
+    config = TagiConfig.from_pretrained(folder / "model")
+    run = CardRun(name, settings, read_results(folder), config, shown)
+    blocks = _introduction(run)
+    for title, part in PARTS.items():
+        found = part(run)
+        blocks += [f"## {title}", *found] if found else []
+    return written(_data(run), blocks)
 
-    def shown(title: str) -> list[str]:
-        return _markdown(by_title[title], plots) if title in by_title else []
 
-    own = next(iter(results["splits"].values()))["methods"].get(results["run"]["label"])
-    blocks = checkpoint_blocks(config, name, example["instruction"], example["inputs"])
-    if settings["finetuning.reads"] != "adapter" or not settings["finetuning.steps"]:
+def _introduction(run: CardRun) -> list[str]:
+    """Returns what the checkpoint is, and how it is used."""
+    example = run.results.get("example") or {"instruction": "say yes or no", "inputs": ["is it so?"]}
+    blocks = checkpoint_blocks(run.config, run.name, example["instruction"], example["inputs"])
+    if run.settings["finetuning.reads"] != "adapter" or not run.settings["finetuning.steps"]:
         blocks.insert(2, "**A baseline**: no generator was trained in this run, and an adapter of it changes nothing.")
-    blocks += ["## Results", *(shown("Scores") if own else ["It was not scored."])]
-    blocks += ["## How it was trained", *_training(settings, results), *shown("Training")]
-    blocks += [f"## {title}\n\n" + "\n\n".join(found) for title in ("Generated adapters", "Cost", "Leak check")
-               if (found := shown(title))]  # fmt: skip
-    blocks += ["## Limits", _limits(settings, results), "## Licence", _licence(settings), "## Citation", CITATION]
+    return blocks
+
+
+def _data(run: CardRun) -> ModelCardData:
+    """Returns what the Hub reads of the card."""
     data = checkpoint_data(
-        config,
-        model_name=name.rstrip("/").rpartition("/")[2],
-        eval_results=_eval_results(settings, results) or None,
-        **_licence_data(settings),
+        run.config,
+        model_name=run.name.rstrip("/").rpartition("/")[2],
+        eval_results=_eval_results(run.settings, run.results) or None,
+        **_licence_data(run.settings),
     )
-    if is_repository(settings["backbone.name"]):  # though the checkpoint's own differs from it by now
-        data.base_model = settings["backbone.name"]
-    return written(data, blocks)
+    if is_repository(run.settings["backbone.name"]):  # though the checkpoint's own differs from it by now
+        data.base_model = run.settings["backbone.name"]
+    return data
+
+
+def _scores(run: CardRun) -> list[str]:
+    scored = next(iter(run.results["splits"].values()))["methods"].get(run.results["run"]["label"])
+    return run.shown.get("Scores", []) if scored else ["It was not scored."]
+
+
+def _of_report(title: str) -> Callable[[CardRun], list[str]]:
+    """Returns a part that is a section of the report."""
+    return lambda run: run.shown.get(title, [])
 
 
 def _eval_results(settings: dict, results: dict) -> list[EvalResult]:
+    """Returns the scores of what was trained, as the Hub has them."""
     found = []
     for split, scored in results["splits"].items():
         scores = scored["methods"].get(results["run"]["label"])
@@ -129,36 +162,44 @@ def _eval_results(settings: dict, results: dict) -> list[EvalResult]:
     return found
 
 
-def _training(settings: dict, results: dict) -> list[str]:
-    run, train = results["run"], results["leaks"]["train"]
-    start = source_of(settings["backbone.name"], settings["backbone.revision"]) or "from scratch"
+def _training(run: CardRun) -> list[str]:
+    return [_circumstances(run.settings, run.results), _stages(run.settings, run.results),
+            *run.shown.get("Training", [])]  # fmt: skip
+
+
+def _stages(settings: dict, results: dict) -> str:
+    """Returns the table of the stages that took steps."""
+    losses, seconds = results["run"]["losses"], results.get("seconds") or {}
     rows = [
-        [f"`{stage}`: {what}", f"{settings[f'{stage}.steps']:,}", f"{settings[f'{stage}.learning_rate']:g}",
-         duration((results.get("seconds") or {}).get(stage)), number(run["losses"].get(stage), 3)]
-        for stage, what in _STAGES.items() if settings.get(f"{stage}.steps")
+        [f"`{name}`: {stage.description}", f"{settings[f'{name}.steps']:,}", f"{settings[f'{name}.learning_rate']:g}",
+         duration(seconds.get(name)), number(losses.get(name), 3)]
+        for name, stage in STAGES.items() if settings.get(f"{name}.steps")
     ]  # fmt: skip
-    table = Table(["stage", "steps", "learning rate", "wall time", "loss at the end"], rows)
+    return "\n".join(Table(["stage", "steps", "learning rate", "wall time", "loss at the end"], rows).markdown())
+
+
+def _circumstances(settings: dict, results: dict) -> str:
+    """Returns the table of data, backbone, weights of the losses, precision, versions and command."""
+    run, train = results["run"], results["leaks"]["train"]
     finetuning = {name.removeprefix("finetuning."): value for name, value in settings.items()
                   if name.startswith("finetuning.") and ("weight" in name or name.endswith((".alignment", ".train")))}
-    return [
-        facts([
-            ("data", _described(settings["data.source"])),
-            ("trained on", f"{train['tasks']:,} tasks, {train['instructions']:,} instructions, {train['records']:,} "
-                           "records"),
-            ("backbone", start),
-            ("finetuning", ", ".join(f"{name} {value}" for name, value in finetuning.items())),
-            ("precision", "bfloat16" if settings["bf16"] else "float32"),
-            ("seed", run["seed"]),
-            ("device", run.get("device")),
-            ("versions", ", ".join(f"{name} {run[name]}" for name in ("python", "torch", "transformers", "peft")
-                                   if run.get(name))),
-            ("command", _without_folders(run.get("command") or "")),
-        ]),
-        "\n".join(table.markdown()),
-    ]  # fmt: skip
+    return facts([
+        ("data", _described(settings["data.source"])),
+        ("trained on", f"{train['tasks']:,} tasks, {train['instructions']:,} instructions, {train['records']:,} "
+                       "records"),
+        ("backbone", source_of(settings["backbone.name"], settings["backbone.revision"]) or "from scratch"),
+        ("finetuning", ", ".join(f"{name} {value}" for name, value in finetuning.items())),
+        ("precision", "bfloat16" if settings["bf16"] else "float32"),
+        ("seed", run["seed"]),
+        ("device", run.get("device")),
+        ("versions", ", ".join(f"{name} {run[name]}" for name in ("python", "torch", "transformers", "peft")
+                               if run.get(name))),
+        ("command", _without_folders(run.get("command") or "")),
+    ])  # fmt: skip
 
 
-def _limits(settings: dict, results: dict) -> str:
+def _limits(run: CardRun) -> list[str]:
+    settings, results = run.settings, run.results
     splits = ", ".join(f"“{name.replace('_', ' ')}”" for name in results["splits"])
     lines = [
         f"- The scores are of one run with one seed, on {splits}; the intervals are over groups of tasks, not over "
@@ -173,16 +214,17 @@ def _limits(settings: dict, results: dict) -> str:
         lines.append("- The backbone's own limits and biases hold for it as well.")
     if results["leaks"]["leaks"]:
         lines.append(f"- **{results['leaks']['leaks']} records of evaluation have leaked into training.**")
-    return "\n".join(lines)
+    return ["\n".join(lines)]
 
 
-def _licence(settings: dict) -> str:
+def _licence(run: CardRun) -> list[str]:
+    settings = run.settings
     if _nothing_of_others(settings):
-        return f"{CODE_LICENCE} The weights are too: they are made of nothing of anyone else's."
+        return [f"{CODE_LICENCE} The weights are too: they were trained only on data that this run generated."]
     backbone = source_of(settings["backbone.name"])
     parts = [f"the backbone ({backbone})"] if backbone else []
     parts.append(f"the data ({_described(settings['data.source'])})")
-    return f"{CODE_LICENCE} The weights are under the terms of {' and of '.join(parts)}."
+    return [f"{CODE_LICENCE} The weights are under the terms of {' and of '.join(parts)}."]
 
 
 def _licence_data(settings: dict) -> dict:
@@ -192,22 +234,24 @@ def _licence_data(settings: dict) -> dict:
 
 
 def _nothing_of_others(settings: dict) -> bool:
+    """Tells whether neither the backbone nor the data is somebody else's."""
     reader = READERS.get(settings["data.source"])
     ours = reader is not None and not reader.others
     return settings["backbone.name"] is None and ours and not settings["data.text"]
 
 
 def _described(source: str) -> str:
-    """What the data of a source is; its name, where no such reader is known here."""
+    """Returns what the data of a source is; its name, where no such reader is known here."""
     return READERS[source].description if source in READERS else source
 
 
 def _without_folders(command: str) -> str:
-    """A command without the folders of whoever has called it."""
+    """Returns a command without the folders of whoever has called it."""
     return re.sub(r"(^|[\s=])~?/\S*/", r"\1…/", command)
 
 
 def _markdown(section: Section, plots: set[str]) -> list[str]:
+    """Returns a section of the report as blocks of a card, with pictures of those `plots` that it has."""
     blocks = []
     for part in section.parts:
         if isinstance(part, Table):
@@ -220,7 +264,20 @@ def _markdown(section: Section, plots: set[str]) -> list[str]:
 
 
 def example_of(records: Sequence) -> dict:
-    """An instruction and inputs for the snippet, of the first task."""
+    """Returns an instruction and inputs for the snippet, of the first task."""
     first = records[0]
     inputs = dict.fromkeys(record.input for record in records if record.instruction == first.instruction)
     return {"instruction": first.instruction, "inputs": list(inputs)[:2]}
+
+
+# Title -> what makes its blocks of Markdown; a part without any is left out.
+PARTS: dict[str, Callable[[CardRun], list[str]]] = {
+    "Results": _scores,
+    "How it was trained": _training,
+    "Generated adapters": _of_report("Generated adapters"),
+    "Cost": _of_report("Cost"),
+    "Leak check": _of_report("Leak check"),
+    "Limits": _limits,
+    "Licence": _licence,
+    "Citation": lambda run: [CITATION],
+}

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from modeling_tagi import TagiModel
 from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.publishing.pushing import push_at_the_end, push_on_the_way
-from modeling_tagi.publishing.run_card import write_run_card
+from modeling_tagi.publishing.run_card import PARTS, run_card, write_run_card
 from modeling_tagi.training.settings import RunSettings, load_settings
 
 
@@ -40,6 +40,14 @@ def test_a_run_leaves_checkpoint_tables_and_report(made):
     assert json.loads((folder / "results.json").read_text()) == results
     page = (folder / "report" / "index.html").read_text()
     assert "train.py" in page and "<svg" in page and (folder / "report" / "report.md").is_file()
+
+
+def test_a_part_of_the_card_is_one_function_and_one_line_of_the_list(made, monkeypatch):
+    folder, results, _ = made
+    monkeypatch.setitem(PARTS, "Toys", lambda run: [f"Made up for {run.name}, seed {run.results['run']['seed']}."])
+    monkeypatch.setitem(PARTS, "Nothing", lambda run: [])
+    text = run_card(folder, "user/it", [], set())
+    assert "\n\n## Toys\n\nMade up for user/it, seed 0.\n" in text and "## Nothing" not in text
 
 
 def test_every_reference_is_scored(made):
