@@ -9,23 +9,26 @@ from pathlib import Path
 from typing import Iterator, Optional, Sequence, Union
 
 import torch
-from huggingface_hub import CommitInfo, try_to_load_from_cache
+from huggingface_hub import CommitInfo
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from .configuration_tagi import TagiConfig
 from .hub import STALE, filling, is_repository, push_saved, require_folder_for, said_in_one_line
 from .instruction_index import InstructionIndex
 from .named_backbone import (
+    ACCESS,
     NamedBackboneMixin,
     at_hand,
-    auto_class,
-    backbone_hash,
+    commit_of,
+    given_access,
     is_quantized,
-    keep_weights,
     load_named_backbone,
+    put_generator_beside,
     require_backbone_for_others,
+    require_dtype,
+    require_name,
     weight_files,
 )
 from .text_pipeline import PIPELINES
@@ -34,11 +37,8 @@ from .text_pipeline import PIPELINES
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 _UNREAD = object()
 # Of save_pretrained's arguments those for push_to_hub alone.
-_PUSHING = (
-    "repo_id", "private", "revision", "tag", "token", "commit_message", "commit_description", "create_pr", "tags",
-)  # fmt: skip
-_ACCESS = ("cache_dir", "local_files_only", "token")  # arguments for whatever is read of a checkpoint
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
+_PUSHING = ("repo_id", "private", "revision", "tag", "token", "commit_message", "commit_description", "create_pr",
+            "tags")  # fmt: skip
 
 
 class CheckpointMixin(NamedBackboneMixin):
@@ -48,66 +48,11 @@ class CheckpointMixin(NamedBackboneMixin):
     _instruction_index = _UNREAD
 
     @classmethod
-    def from_backbone(
-        cls,
-        name_or_folder: Union[str, os.PathLike],
-        *,
-        revision: Optional[str] = None,
-        dtype=None,
-        quantization_config=None,
-        token: Union[str, bool, None] = None,
-        cache_dir: Union[str, os.PathLike, None] = None,
-        local_files_only: bool = False,
-        **config_fields,
-    ):
-        """Makes a fresh generator on a pretrained backbone.
-
-        Args:
-            name_or_folder: A repository on the Hub, or a folder.
-            revision: The repository's revision.
-            dtype: Of the whole model; `None` takes the backbone's.
-            quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
-                Checkpoints then leave the backbone out.
-            token, cache_dir, local_files_only: As for every transformers model.
-            config_fields: Fields of [`TagiConfig`].
-        """
-        _require_name(name_or_folder, "the backbone")
-        _require_dtype(dtype)
-        name = os.path.abspath(name_or_folder) if os.path.isdir(name_or_folder) else str(name_or_folder)
-        access = _given({"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only})
-        with said_in_one_line(name, "load"):
-            fields, _ = PretrainedConfig.get_config_dict(name, revision=revision, **access)
-        if fields.get("model_type") == cls.config_class.model_type:
-            raise ValueError(
-                f"the backbone {name} is a TAGI checkpoint, which has a generator: load it with "
-                "TagiModel.from_pretrained, or save its backbone, model.backbone.save_pretrained(folder), for that"
-            )
-        backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **access)
-        revision = _commit(name, revision, cache_dir) or revision
-        config = TagiConfig(
-            backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
-        )
-        loading = {"revision": revision, "dtype": dtype or "auto", **access}
-        if quantization_config is not None:
-            loading["quantization_config"] = quantization_config
-        backbone = auto_class(config).from_pretrained(name, trust_remote_code=False, **loading)
-        if is_quantized(backbone):
-            config.backbone_in_checkpoint = False
-        config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
-        model = cls(config, backbone=keep_weights(backbone))
-        _put_generator_beside(model)
-        model.generation_config = deepcopy(backbone.generation_config)
-        model.config.dtype = backbone.dtype
-        model._cache_dir = cache_dir
-        model._read_beside(access)
-        return model
-
-    @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
     ):
-        """Loads a checkpoint as every transformers model does, and the backbone from where the config says if the
-        checkpoint lacks it; with a `quantization_config` the backbone is quantized.
+        """Loads a checkpoint as transformers does; a backbone that it lacks from where its config says, quantized if
+        there is a `quantization_config`.
 
         Raises:
             OSError: if a file is missing or no safetensors, or the backbone is not where the config says.
@@ -116,8 +61,8 @@ class CheckpointMixin(NamedBackboneMixin):
                 for; or if an adapter was named.
         """
         name = pretrained_model_name_or_path
-        _require_name(name, "the checkpoint")
-        _require_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
+        require_name(name, "the checkpoint")
+        require_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
         _require_no_adapter(name, kwargs)
         config = cls._config_of(name, config, kwargs)
         loader, buffers = cls, {}
@@ -145,25 +90,31 @@ class CheckpointMixin(NamedBackboneMixin):
             )
         model.__class__ = cls
         if is_quantized(model.backbone):
-            _put_generator_beside(model)
+            put_generator_beside(model)
         model._cache_dir = kwargs.get("cache_dir")
-        model._revision = _commit(name, kwargs.get("revision"), kwargs.get("cache_dir"))
+        model._revision = commit_of(name, kwargs.get("revision"), kwargs.get("cache_dir"))
         for key, buffer in buffers.items():  # what no checkpoint holds is left empty, such as rotary frequencies
             model.backbone.get_buffer(key).copy_(buffer)
         _require_whole(name, {**info, **({"mismatched_keys": ()} if mismatched else {})})
         _require_finite(name, model)
-        model._read_beside(_given(kwargs))
+        model._read_beside(given_access(kwargs))
         return (model, info) if output_loading_info else model
 
     @classmethod
     def _config_of(cls, name, config, kwargs: dict) -> TagiConfig:
         if not hasattr(config, "backbone_config"):
-            names = (*_ACCESS, "force_download", "revision", "subfolder")
+            names = (*ACCESS, "force_download", "revision", "subfolder")
             hub = {key: kwargs[key] for key in names if key in kwargs}
             with said_in_one_line(str(name), "load"):
                 # not from_pretrained, which loses the token in transformers 5.10
                 fields, _ = cls.config_class.get_config_dict(config or name, **hub)
-                _require_tagi_config(fields, name, cls.config_class.model_type)
+                found = fields.get("model_type")
+                if found not in (None, cls.config_class.model_type):
+                    raise ValueError(
+                        f"{name} is no TAGI checkpoint but a model of type {found!r}; make a new generator on it with "
+                        f"TagiModel.from_backbone({str(name)!r}), or name a checkpoint that a TagiModel's "
+                        "save_pretrained has written"
+                    )
                 config = cls.config_class.from_dict(fields)
         if config.backbone_config is None:
             raise OSError(
@@ -173,25 +124,20 @@ class CheckpointMixin(NamedBackboneMixin):
         return config
 
     def load_adapter(self, peft_model_id=None, *args, **kwargs):
-        """Refuses what transformers would do, which is to build an adapter into the model: a [`TagiAdapter`] goes
-        with each call.
-
-        Raises:
-            ValueError: always.
-        """
+        """Refuses, always, to build an adapter into the model, as transformers would: it goes with each call."""
         raise _no_model(peft_model_id, "it is here already")
 
     def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
         """Writes the checkpoint as it goes to the Hub: weights, config, code and, where it is known, the tokenizer.
+
+        The files are written beside, then moved into place, the configuration last. Of files that are no checkpoint's,
+        those that would be replaced are refused and all others left alone.
 
         Args:
             include_backbone: Whether the backbone's weights go in; without them the checkpoint names the backbone and
                 loads it from there. `None` keeps what the config says (at first: with them), and puts them in if they
                 are no longer those of the named backbone.
             kwargs: As for any transformers model; with `push_to_hub=True` those of `push_to_hub` too.
-
-        The files are written beside, then moved into place, the configuration last. Of files that are no checkpoint's,
-        those that would be replaced are refused and all others left alone.
 
         Raises:
             ValueError: if the backbone is to be left out but is not to be had elsewhere, or the folder holds something
@@ -268,15 +214,12 @@ class CheckpointMixin(NamedBackboneMixin):
         tags: Optional[Sequence[str]] = None,
         include_backbone: Optional[bool] = None,
     ) -> CommitInfo:
-        """Pushes the checkpoint as every transformers model does, in one commit with the tokenizer. What was there
-        before stays as it was if the push fails. With the package installed it gets a card; one that a person has
-        edited stays.
+        """Pushes what `save_pretrained` writes in one commit; if that fails, the repository stays as it was. With the
+        package installed it gets a card, unless a person has edited the one that is there.
 
         Args:
-            repo_id: Is made if there is none.
-            private: Whether a repository that is made now is private.
-            revision: A branch, made if there is none.
-            tag: A tag for the commit.
+            repo_id, private: The repository, which is made if there is none, and whether it is private then.
+            revision, tag: A branch, which is made if there is none, and a tag for the commit.
             tags: Further tags of the card.
             include_backbone: As for `save_pretrained`.
 
@@ -310,11 +253,11 @@ class CheckpointMixin(NamedBackboneMixin):
 
     @property
     def instruction_index(self) -> Optional[InstructionIndex]:
-        """Instructions of finetuning, against which new ones are held; `None` if the checkpoint has none. It is of the
-        weights as they were then: set it to `None`, or to a new one, after further training."""
+        """Instructions of finetuning, against which new ones are held; `None` if there are none. It is of the weights
+        as they were then: set it to `None`, or to a new one, after further training."""
         if self._instruction_index is _UNREAD:
-            found = InstructionIndex.find(self.name_or_path, self._revision) if self.name_or_path else None
-            self._instruction_index = found
+            name = self.name_or_path
+            self._instruction_index = InstructionIndex.find(name, self._revision) if name else None
         return self._instruction_index
 
     @instruction_index.setter
@@ -359,18 +302,6 @@ class CheckpointMixin(NamedBackboneMixin):
         return self._tokenizer
 
 
-def _given(kwargs: dict) -> dict:
-    return {name: kwargs[name] for name in _ACCESS if kwargs.get(name)}
-
-
-def _commit(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:
-    """Returns the commit that a repository was just loaded from; `None` for a folder."""
-    if name is None or os.path.isdir(name):
-        return None
-    found = try_to_load_from_cache(str(name), "config.json", cache_dir=cache_dir, revision=revision)
-    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
-
-
 def _has_tokenizer(name: str, revision: Optional[str], **access) -> bool:
     quiet = ("missing_entries", "connection_errors", "gated_repo")
     options = {"revision": revision, **access, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
@@ -381,40 +312,12 @@ def _has_tokenizer(name: str, revision: Optional[str], **access) -> bool:
 
 
 def _generators_state_dict(model, *args, **kwargs) -> dict:
-    """Returns what a checkpoint without a backbone holds. transformers makes room for what it finds missing, which
-    quantized weights have none for."""
+    # transformers makes room for what it finds missing, which quantized weights have none for
     states = PreTrainedModel.state_dict(model, *args, **kwargs)
     return {key: value for key, value in states.items() if not key.startswith("backbone.")}
 
 
-def _put_generator_beside(model):
-    """Puts the generator on the device of its backbone, in the type that this computes in."""
-    for part in (model.hypernetwork, model.fusion):
-        part.to(device=model.backbone.device, dtype=model.backbone.dtype)
-
-
 # What is refused
-
-
-def _require_name(name, what: str):
-    if not isinstance(name, (str, os.PathLike)) or not str(name).strip() or "\0" in str(name):
-        raise ValueError(f"{what} is named {name!r}, but must be named as a folder or a repository (user/name)")
-
-
-def _require_dtype(dtype):
-    name = str(dtype).removeprefix("torch.")
-    if dtype is not None and name not in (*_DTYPES, "auto"):
-        raise ValueError(f"dtype is {name}, but a model computes in one of {', '.join(_DTYPES)}; or give 'auto'")
-
-
-def _require_tagi_config(fields: dict, name, model_type: str):
-    found = fields.get("model_type")
-    if found not in (None, model_type):
-        raise ValueError(
-            f"{name} is no TAGI checkpoint but a model of type {found!r}; make a new generator on it with "
-            f"TagiModel.from_backbone({str(name)!r}), or name a checkpoint that a TagiModel's save_pretrained has "
-            "written"
-        )
 
 
 def _require_no_adapter(name, kwargs: dict):
@@ -439,12 +342,7 @@ def _no_model(adapter, model: str) -> ValueError:
 
 @contextmanager
 def _broken_weights_named(name, kwargs: dict) -> Iterator[None]:
-    """Names the file if reading a checkpoint's weights inside the block fails.
-
-    Raises:
-        ValueError: if a file is broken.
-        OSError: if there are none in safetensors.
-    """
+    """Names the file if reading a checkpoint's weights inside the block fails."""
     options = {option: kwargs[option] for option in ("revision", "cache_dir", "subfolder") if kwargs.get(option)}
     try:
         yield
@@ -454,12 +352,11 @@ def _broken_weights_named(name, kwargs: dict) -> Iterator[None]:
             "save_pretrained, or download it again"
         ) from error
     except OSError as error:
-        pickle, weights = "pytorch_model.bin", "model.safetensors"
-        if at_hand(name, pickle, **options) is None or at_hand(name, weights, **options) is not None:
+        if at_hand(name, "pytorch_model.bin", **options) is None or weight_files(name, **options) is not None:
             raise
         raise OSError(
-            f"{name} holds its weights as {pickle}, a pickle, which can run code when it is read and is refused; get "
-            f"the checkpoint with {weights}, as save_pretrained writes it"
+            f"{name} holds its weights as pytorch_model.bin, a pickle, which can run code when it is read and is "
+            "refused; get the checkpoint with model.safetensors, as save_pretrained writes it"
         ) from error
 
 

@@ -1,30 +1,90 @@
-"""The backbone that a generator names: loading it where a checkpoint leaves it out, and telling whether it changed."""
+"""The backbone that a generator names: making a generator on it, loading it again, and telling whether it changed."""
 
 import hashlib
 import json
 import os
+from copy import deepcopy
 from typing import Optional, Union
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from .configuration_tagi import TagiConfig
-from .hub import is_repository
+from .hub import is_repository, said_in_one_line
 
 logger = logging.get_logger(__name__)
 
+ACCESS = ("cache_dir", "local_files_only", "token")  # arguments for whatever is read of a backbone or a checkpoint
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
 
 class NamedBackboneMixin:
-    """Knows where the backbone's weights of a [`TagiModel`] came from, and whether it still has them."""
+    """Makes a [`TagiModel`] on a backbone, and knows whether it still has that backbone's weights."""
 
     _revision: Optional[str] = None  # the commit that the model was loaded from
     _cache_dir: Union[str, os.PathLike, None] = None  # where it was loaded from, if not from the usual cache
     _backbone_may_differ = False  # from what it was loaded with: a training step may have reached it
     _backbone_is_only_here = False  # and no name or folder stands for it
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_folder: Union[str, os.PathLike],
+        *,
+        revision: Optional[str] = None,
+        dtype=None,
+        quantization_config=None,
+        token: Union[str, bool, None] = None,
+        cache_dir: Union[str, os.PathLike, None] = None,
+        local_files_only: bool = False,
+        **config_fields,
+    ):
+        """Makes a fresh generator on a pretrained backbone.
+
+        Args:
+            name_or_folder: A repository on the Hub, or a folder.
+            revision: The repository's revision.
+            dtype: Of the whole model; `None` takes the backbone's.
+            quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
+                Checkpoints then leave the backbone out.
+            token, cache_dir, local_files_only: As for every transformers model.
+            config_fields: Fields of [`TagiConfig`].
+        """
+        require_name(name_or_folder, "the backbone")
+        require_dtype(dtype)
+        name = os.path.abspath(name_or_folder) if os.path.isdir(name_or_folder) else str(name_or_folder)
+        access = given_access({"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only})
+        with said_in_one_line(name, "load"):
+            fields, _ = PretrainedConfig.get_config_dict(name, revision=revision, **access)
+        if fields.get("model_type") == cls.config_class.model_type:
+            raise ValueError(
+                f"the backbone {name} is a TAGI checkpoint, which has a generator: load it with "
+                "TagiModel.from_pretrained, or save its backbone, model.backbone.save_pretrained(folder), for that"
+            )
+        backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **access)
+        revision = commit_of(name, revision, cache_dir) or revision
+        config = TagiConfig(
+            backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
+        )
+        loading = {"revision": revision, "dtype": dtype or "auto", **access}
+        if quantization_config is not None:
+            loading["quantization_config"] = quantization_config
+        backbone = auto_class(config).from_pretrained(name, trust_remote_code=False, **loading)
+        if is_quantized(backbone):
+            config.backbone_in_checkpoint = False
+        config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
+        model = cls(config, backbone=keep_weights(backbone))
+        put_generator_beside(model)
+        model.generation_config = deepcopy(backbone.generation_config)
+        model.config.dtype = backbone.dtype
+        model._cache_dir = cache_dir
+        model._read_beside(access)
+        return model
 
     def _expect_training(self):
         """Notes that this call may be a training step's, which reaches the backbone."""
@@ -121,6 +181,36 @@ def is_quantized(backbone: PreTrainedModel) -> bool:
 
 def auto_class(config: TagiConfig):
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def put_generator_beside(model):
+    """Puts the generator on the device of its backbone, in the type that this computes in."""
+    for part in (model.hypernetwork, model.fusion):
+        part.to(device=model.backbone.device, dtype=model.backbone.dtype)
+
+
+def commit_of(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:
+    """Returns the commit that a repository was just loaded from; `None` for a folder."""
+    if name is None or os.path.isdir(name):
+        return None
+    found = try_to_load_from_cache(str(name), "config.json", cache_dir=cache_dir, revision=revision)
+    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
+
+
+def given_access(kwargs: dict) -> dict:
+    """Returns those of a caller's arguments that whatever is read of a checkpoint takes too."""
+    return {name: kwargs[name] for name in ACCESS if kwargs.get(name)}
+
+
+def require_name(name, what: str):
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip() or "\0" in str(name):
+        raise ValueError(f"{what} is named {name!r}, but must be named as a folder or a repository (user/name)")
+
+
+def require_dtype(dtype):
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in (*_DTYPES, "auto"):
+        raise ValueError(f"dtype is {name}, but a model computes in one of {', '.join(_DTYPES)}; or give 'auto'")
 
 
 # The stored weights
