@@ -1,4 +1,4 @@
-"""TagiAdapter: what a generator makes of an instruction, ready to apply, save and share."""
+"""TagiAdapter: what a generator makes of an instruction, ready to apply, calculate with, tune, save and share."""
 
 import hashlib
 import math
@@ -102,7 +102,7 @@ def _axis(name: str, x: Tensor) -> int:
 
 @dataclass(frozen=True)
 class TagiAdapter:
-    """LoRA factors of one or several tasks, by the path of the module inside the backbone.
+    """Holds LoRA factors of one or several tasks, by the path of the module inside the backbone.
 
     `y = W x + (lora_alpha / r) * B A x`, as PEFT has it.
 
@@ -144,7 +144,7 @@ class TagiAdapter:
         return next(iter(self.lora_a.values())).shape[0]
 
     def __getitem__(self, index: Union[int, slice, Sequence[int], Tensor]) -> "TagiAdapter":
-        """The adapters of some of the tasks; an int gives an adapter of length 1.
+        """Returns the adapters of some of the tasks; an int gives an adapter of length 1.
 
         Raises:
             IndexError: if there is no such task, or none is chosen.
@@ -188,7 +188,7 @@ class TagiAdapter:
         return next(iter(self.lora_a.values())).device
 
     def to(self, *args, **kwargs) -> "TagiAdapter":
-        """Moves and casts as `Tensor.to`; whole numbers keep their dtype.
+        """Returns it moved and cast as by `Tensor.to`; whole numbers keep their dtype.
 
         Raises:
             ValueError: for a dtype in which the updates would be rounded away, such as int8 or an 8-bit float.
@@ -204,7 +204,7 @@ class TagiAdapter:
         return self._map(move)
 
     def described(self, provenance: Union[dict, Sequence[dict]], peft_config: Optional[dict] = None) -> "TagiAdapter":
-        """With a record of where each task's adapter comes from (one for all, or one each)."""
+        """Returns it with a record of where each task's adapter comes from (one for all, or one each)."""
         each = [provenance] * len(self) if isinstance(provenance, dict) else provenance
         peft_config = dict(peft_config or self.peft_config)
         return replace(self, provenance=tuple(dict(p) for p in each), peft_config=peft_config)
@@ -213,7 +213,7 @@ class TagiAdapter:
         return self._map(Tensor.detach)
 
     def without_memory(self) -> "TagiAdapter":
-        """The low-rank updates alone: what PEFT applies, and all there is if the generator has no fusion."""
+        """Returns the low-rank updates alone: what PEFT applies, and all there is if the generator has no fusion."""
         return replace(self, memory=None)
 
     def similarity(self, other: Optional["TagiAdapter"] = None) -> Tensor:
@@ -304,9 +304,8 @@ class TagiAdapter:
             ValueError: if no model is known, the adapter is another backbone's, there is no example, or one cannot be
                 read; if tuning diverges.
         """
-        return tune(
-            self, records, steps, model, learning_rate, batch_size, max_input_length, max_target_length, seed, progress
-        )
+        lengths = max_input_length, max_target_length
+        return tune(self, records, steps, model, learning_rate, batch_size, lengths, seed, progress)
 
     def _map(self, function) -> "TagiAdapter":
         return replace(
@@ -318,7 +317,7 @@ class TagiAdapter:
 
     @classmethod
     def stack(cls, adapters: Sequence["TagiAdapter"]) -> "TagiAdapter":
-        """Several adapters of one generator as one, in order.
+        """Returns several adapters of one generator as one, in order.
 
         Raises:
             TypeError: if one is no [`TagiAdapter`].
@@ -379,13 +378,11 @@ class TagiAdapter:
         token: Optional[str] = None,
         commit_message: Optional[str] = None,
     ) -> CommitInfo:
-        """Puts the adapter into a repository of its own, as `save_pretrained` writes it, with a card.
+        """Pushes what `save_pretrained` writes to a repository of its own; with a card if the package is installed.
 
         Args:
-            repo_id: Is made if there is none.
-            private: Whether a repository that is made now is private.
-            revision: A branch, made if there is none.
-            tag: A tag for the commit.
+            repo_id, private: The repository, which is made if there is none, and whether it is private then.
+            revision, tag: A branch, which is made if there is none, and a tag for the commit.
 
         Raises:
             ValueError: if there is not exactly one task, or the repository has such a tag.
@@ -427,7 +424,7 @@ class TagiAdapter:
 
 
 def instruction_hash(text: str) -> str:
-    """SHA-256 of an instruction text, as adapters record it."""
+    """Returns the SHA-256 of an instruction text, as adapters record it."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

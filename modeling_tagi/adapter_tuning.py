@@ -126,49 +126,46 @@ def fresh_adapter(model: PreTrainedModel, tasks: int = 1, seed: int = 0):
     return adapter.described(_base_of(adapter, model), model.peft_config())
 
 
-def tune(
-    adapter,
-    records: Sequence[Any],
-    steps: int,
-    model: Optional[PreTrainedModel],
-    learning_rate: float,
-    batch_size: int,
-    max_input_length: Optional[int],
-    max_target_length: Optional[int],
-    seed: int,
-    progress: bool,
-):
-    """Tunes an adapter on examples; see `TagiAdapter.tune`."""
+def tune(adapter, records, steps, model, learning_rate, batch_size, lengths, seed, progress):
+    """Tunes an adapter on examples; see `TagiAdapter.tune`, whose arguments these are.
+
+    Args:
+        lengths: Its `max_input_length` and `max_target_length`.
+    """
     model = _model_of(adapter, model)
     require_fit(adapter, model)
     if type(steps) is not int or steps < 1 or type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"tune got steps={steps!r} and batch_size={batch_size!r}; both must be whole numbers above 0")
     if not 0 <= learning_rate < math.inf:
         raise ValueError(f"tune got learning_rate={learning_rate!r}, but it must be a finite number of at least 0")
-    tokens = Tokens.of(model.tokenizer, model.config, max_input_length, max_target_length)
+    tokens = Tokens.of(model.tokenizer, model.config, *lengths)
     examples = [[(tokens.input(text), tokens.target(target)) for text, target in of_task]
                 for of_task in _examples(adapter, records)]  # fmt: skip
+    batches = _batches(examples, steps, batch_size, seed)
+    factors = _tuned_factors(adapter, model, tokens, batches, steps, learning_rate, progress)
+    for path, a in factors["lora_a"].items():  # an update of numbers too large for their product is no update either
+        size = a.float().norm() * factors["lora_b"][path].float().norm()
+        _require_finite(size.item(), f"after step {steps} {path!r}", learning_rate)
+    note = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    sources = adapter.provenance or (_base_of(adapter, model),) * len(adapter)
+    provenance = [{**p, "tuned": {**note, "examples": len(of_task)}} for p, of_task in zip(sources, examples)]
+    tuned = replace(adapter, **factors, origin=weakref.ref(model))
+    return tuned.described(provenance, adapter.peft_config or model.peft_config())
+
+
+def _tuned_factors(adapter, model, tokens, batches, steps: int, learning_rate: float, progress: bool) -> dict:
+    """Returns the tuned `lora_a` and `lora_b`, in the adapter's dtypes and on its device."""
     with torch.inference_mode(False), torch.enable_grad():
         # tensors made under inference_mode take no part in a graph, copies do
         start = adapter.to(model.device).detach()._map(lambda x: x.clone() if x.is_inference() else x)
         start = replace(start, provenance=(), origin=None)  # it fits; each step need not compare it again
         parameters = AdapterParameters(start.lora_a, start.lora_b).to(model.device)
         loss_of = partial(_loss, model, tokens, start, parameters)
-        batches = _batches(examples, steps, batch_size, seed)
         bar = logging.tqdm(total=steps, desc="tuning", disable=not progress, dynamic_ncols=True, leave=False)
         with bar, frozen(model):
             lower_loss(parameters.parameters(), batches, loss_of, steps, learning_rate, len(start), bar)
-    tuned = replace(adapter, origin=weakref.ref(model), **{
-        name: {path: x.detach().to(getattr(adapter, name)[path]) for path, x in of_path.items()}
-        for name, of_path in parameters.factors().items()
-    })  # fmt: skip
-    for path, a in tuned.lora_a.items():  # an update of numbers too large for their product is no update either
-        size = a.float().norm() * tuned.lora_b[path].float().norm()
-        _require_finite(size.item(), f"after step {steps} {path!r}", learning_rate)
-    note = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-    sources = adapter.provenance or (_base_of(adapter, model),) * len(adapter)
-    provenance = [{**p, "tuned": {**note, "examples": len(of_task)}} for p, of_task in zip(sources, examples)]
-    return tuned.described(provenance, adapter.peft_config or model.peft_config())
+    return {name: {path: x.detach().to(getattr(adapter, name)[path]) for path, x in of_path.items()}
+            for name, of_path in parameters.factors().items()}  # fmt: skip
 
 
 def _batches(examples: Sequence[Sequence], steps: int, batch_size: int, seed: int) -> Iterator[list[tuple]]:
