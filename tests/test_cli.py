@@ -15,8 +15,9 @@ import torch
 from modeling_tagi import TagiAdapter
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.commands.main import main
-from modeling_tagi.commands.parsing import Parser, take_fields
+from modeling_tagi.commands.parsing import take_fields
 from modeling_tagi.commands.table import COMMANDS as COMMAND_MODULES
+from modeling_tagi.common.arguments import Parser
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.evaluation.metrics import exact_match

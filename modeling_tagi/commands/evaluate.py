@@ -2,10 +2,11 @@
 
 import json
 
+from ..common.arguments import pair
 from ..common.writing import naming
 from ..training.settings import EvaluationSettings
 from .loading import announce
-from .parsing import add_checkpoint, add_json, pair
+from .parsing import add_checkpoint, add_json
 from .scored_data import add_data, settings_of
 
 HELP = "scores on any data, beside what tells what they mean"

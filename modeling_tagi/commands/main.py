@@ -23,7 +23,7 @@ def train(arguments=None) -> int:
 
 def _tagi(arguments: list[str]) -> int:
     from .. import __version__
-    from .parsing import Parser
+    from ..common.arguments import Parser
     from .table import COMMANDS
 
     require_utf8(arguments)
@@ -48,8 +48,8 @@ def _tagi(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
+    from ..common.arguments import Parser
     from . import train as module
-    from .parsing import Parser
 
     require_utf8(arguments)
     parser = Parser(prog="train.py", description=module.DESCRIPTION)

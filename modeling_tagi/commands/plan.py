@@ -3,9 +3,10 @@
 import json
 import time
 
+from ..common.arguments import positive, positive_number, share
 from ..training.recipes import recipe_file
 from .loading import announce
-from .parsing import add_json, positive, positive_number, share, take_fields
+from .parsing import add_json, take_fields
 
 HELP = "a run's YAML -> parameters, memory, tokens, FLOPs and time, before anything is spent"
 DESCRIPTION = (

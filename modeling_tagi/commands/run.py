@@ -3,7 +3,8 @@
 import json
 import sys
 
-from .parsing import add_checkpoint, add_instruction, add_json, positive, refuse_rest
+from ..common.arguments import positive
+from .parsing import add_checkpoint, add_instruction, add_json, refuse_rest
 
 HELP = "instruction (or adapter) and inputs -> outputs, a line each"
 DESCRIPTION = (

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .parsing import pair, positive
+from ..common.arguments import pair, positive
 
 
 def add_data(parser: argparse.ArgumentParser):

@@ -2,10 +2,11 @@
 
 import json
 
+from ..common.arguments import positive
 from ..common.writing import naming
 from ..training.recipes import recipe_file
 from .loading import announce
-from .parsing import add_json, positive
+from .parsing import add_json
 
 HELP = "methods x seeds x training tasks from one YAML file, into one table"
 DESCRIPTION = "Runs every method with every seed that a study names; runs that are done are passed over."

@@ -1,4 +1,4 @@
-"""What a program shows: progress bars, no noise of libraries, and what a figure was made with."""
+"""What a program prints: progress bars, and no noise of libraries; and the circumstances of a figure."""
 
 import importlib.metadata
 import platform
@@ -13,7 +13,7 @@ from .processes import is_main
 
 
 def quiet_libraries():
-    """Leaves a program's output to the program: no bars for files that load, no notes on what will change one day."""
+    """Silences what libraries print on their own: bars for files that load, notes on what will change one day."""
     logging.disable_progress_bar()
     # a note that checkpoints are sorted by their number, where the file system keeps no times
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
@@ -28,14 +28,14 @@ def _is_no_load_report(record) -> bool:
 
 
 def progress_bar(*args, **kwargs) -> tqdm:
-    """A bar that seldom changes where every change is a line, as in a file."""
+    """Returns a bar of the main process; in a file, where every change is a line, it seldom changes."""
     kwargs["disable"] = kwargs.get("disable", False) or not is_main()
     return tqdm(*args, **{"dynamic_ncols": True, "leave": False, "mininterval": 0.2 if sys.stderr.isatty() else 30,
                           **kwargs})  # fmt: skip
 
 
 def circumstances(command: str, seed: int) -> dict:
-    """What a figure was made with: command, seed, versions, threads and device."""
+    """Returns what a figure was made with: command, seed, versions, threads and device."""
     return {
         "command": command,
         "seed": seed,

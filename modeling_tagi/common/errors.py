@@ -1,4 +1,4 @@
-"""What every command does when something goes wrong: one line on standard error, and an exit code.
+"""The one handler of all commands: an error becomes one line on standard error, and an exit code.
 
 Nothing here takes long to import: the handler must be in place before torch is.
 """
@@ -71,7 +71,7 @@ def run_command(name: str, call: Callable[[], int], when_interrupted: str = "int
 
 
 def explained(error: Exception) -> tuple[str, int]:
-    """What an error means to the user, in one line, and the exit code: `USER` or `BUG`."""
+    """Returns what an error means to the user, in one line, and the exit code: `USER` or `BUG`."""
     for cause in _chain(error):
         reason = _of_the_machine(cause)
         if reason is not None:
@@ -106,7 +106,7 @@ def require_utf8(arguments: Sequence[str]):
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those that it came of."""
+    """Returns an error and those that caused it."""
     found = []
     while error is not None and error not in found:
         found.append(error)
@@ -115,7 +115,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _of_the_machine(error: BaseException):
-    """Why the machine did not do what it was asked to; `None` if that is not what happened."""
+    """Returns what the machine lacked or refused, such as disk space; `None` if that was not the cause."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return f"{_NO_MEMORY} ({text})" if text else _NO_MEMORY

@@ -10,9 +10,9 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def alone_in(folder: Path, lock_file: str = ".lock") -> Iterator[None]:
-    """Makes the folder and keeps other processes out of it; one that was made for nothing is taken away again.
+    """Keeps other processes out of a folder; a folder that is made here and stays empty is removed again.
 
-    The system gives the folder free where the process is killed.
+    If the process is killed, the system releases the lock.
 
     Args:
         folder: Where the process works.

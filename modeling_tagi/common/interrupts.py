@@ -1,4 +1,4 @@
-"""Ctrl-C for commands. A command takes this up before anything else, so it imports next to nothing."""
+"""Ctrl-C for commands. It is in place before anything else, so this file imports next to nothing."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ INTERRUPTED = 130  # the exit code, a shell's for SIGINT
 
 
 class Interrupts:
-    """Has Ctrl-C end the process at once while a module is imported: libraries in C can swallow a KeyboardInterrupt.
+    """Lets Ctrl-C end the process at once while a module is imported: libraries in C can swallow a KeyboardInterrupt.
 
     Elsewhere Ctrl-C raises KeyboardInterrupt as always; a second one ends the process at once. Where someone else has
     a handler, or in another thread than the main one, nothing changes.

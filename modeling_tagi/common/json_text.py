@@ -7,7 +7,7 @@ from typing import Any
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Returns the value of a JSON text.
 
     Raises:
         json.JSONDecodeError: for what is no JSON.
@@ -27,7 +27,7 @@ def not_utf8(path: Path, error: UnicodeDecodeError) -> ValueError:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written at all: it has no lone surrogate, one half of a character."""
+    """Tells whether a text can be written: it has no lone surrogate, which is one half of a character."""
     return text.isascii() or _can_be_encoded(text)
 
 

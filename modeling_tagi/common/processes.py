@@ -1,4 +1,4 @@
-"""The processes of one run, as accelerate or torchrun started them: which one writes, what is shared and gathered."""
+"""The processes of one run, as accelerate or torchrun started them: which one writes, and how they exchange data."""
 
 from datetime import timedelta
 from typing import Any, Callable, Sequence
@@ -7,21 +7,21 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-_PATIENCE = timedelta(hours=6)  # that one waits for the others: while a teacher's cache is filled, or a model pushed
+_PATIENCE = timedelta(hours=6)  # of one process for the others: a teacher's cache takes long to fill, a model to push
 
 
 def processes() -> PartialState:
-    """accelerate's own account of them; alone, a process is all there is."""
+    """Returns accelerate's account of them; a lone process is one of one."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes, prints and pushes."""
+    """Tells whether this is the process that writes, prints and pushes."""
     return processes().is_main_process
 
 
 def wait():
-    """Until every process is here."""
+    """Waits until every process is here."""
     processes().wait_for_everyone()
 
 
@@ -32,24 +32,24 @@ def say(text: str):
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """What `make` gives in the main process, in all of them; it is not called in the others."""
+    """Returns in every process what `make` returns in the main one; it is called there alone."""
     if processes().num_processes == 1:
         return make()
     return broadcast_object_list([make() if is_main() else None])[0]
 
 
-def own_share(items: Sequence) -> list:
-    """Every how-many-th of `items`: each is one process's alone."""
+def of_this_process(items: Sequence) -> list:
+    """Returns this process's part of the items; with n processes, every n-th of them."""
     return list(items[processes().process_index:: processes().num_processes])
 
 
 def gathered(items: list) -> list:
-    """The lists of all processes as one, in all of them."""
+    """Returns in every process the lists of all of them as one."""
     return gather_object(items) if processes().num_processes > 1 else items
 
 
 def end():
-    """Leaves the others in good order, when all are done."""
+    """Ends the group of processes in good order, when all are done."""
     wait()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

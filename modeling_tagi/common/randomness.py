@@ -27,7 +27,7 @@ def derived_seed(seed: int, *names: str) -> int:
 
 @contextmanager
 def unchanged_randomness():
-    """Gives back every random generator's state of before the block."""
+    """Restores the state of every random generator after the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     try:

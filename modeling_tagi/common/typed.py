@@ -1,4 +1,4 @@
-"""Values of a type that was asked for, from what YAML gives."""
+"""Values of a wanted type, from what YAML gives."""
 
 import types
 import typing
@@ -6,7 +6,7 @@ from typing import Any, Union
 
 
 def typed(value: Any, kind, name: str) -> Any:
-    """`value` as a `kind`, such as `int` or `Optional[float]`; a number in quotes is a number.
+    """Returns the value as a `kind`, such as `int` or `Optional[float]`; a number in quotes is a number.
 
     Raises:
         ValueError: for a value of another kind, naming it by `name`.

@@ -42,7 +42,7 @@ def _is_full(place: Union[str, os.PathLike]) -> bool:
 
 
 class Damaged(ValueError):
-    """Something of a run cannot be read; the message names it and says how to go on."""
+    """Says which file or folder of a run cannot be read, and how to go on."""
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def write_text(path: Path, text: str):
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `target` when the block ends well."""
+    """Yields a folder to write to, which takes the place of `target` when the block ends well."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in sorted(target.parent.glob(f".{target.name}-*")):  # of a run that was killed in here
         if leftover.name.endswith("-old") and not target.exists():

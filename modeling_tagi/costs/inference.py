@@ -12,7 +12,7 @@ from typing import Collection, Optional, Sequence
 
 from transformers import AutoTokenizer, T5Config
 
-from ..commands.parsing import Parser
+from ..common.arguments import Parser
 from ..common.console import quiet_libraries
 from ..common.errors import run_command
 from ..common.markdown import markdown_table

@@ -26,7 +26,7 @@ def adapter_map(
     most: int = 600,
     seed: int = 0,
 ) -> dict:
-    """The adapter of each task, generated from the first wording of its instruction, in two principal components.
+    """Returns the adapter of each task, from the first wording of its instruction, in two principal components.
 
     Args:
         model: The generator.
@@ -37,10 +37,10 @@ def adapter_map(
         seed: Of that draw and of the sketches.
 
     Returns:
-        `points`: `task`, `group`, `split`, `x` and `y` of each. `explained`: both components' shares of the variance.
-        `similarity`, `None` without a bank: mean cosines of ΔW over all modules, of generated adapters to their `own`
-        tuned one, to `others` (tuned on another group), among the `generated` and among the `tuned`, and `ratio`, own
-        to others; `None` for those that there is no pair for. Values of JSON alone.
+        `points`: `task`, `group`, `split`, `x` and `y` of each. `explained`: the fraction of the variance in each
+        component. `similarity`, `None` without a bank: mean cosines of ΔW over all modules, of generated adapters to
+        their `own` tuned one, to `others` (tuned on another group), among the `generated` and among the `tuned`, and
+        `ratio`, own to others; `None` for those that there is no pair for. Values of JSON alone.
 
     Raises:
         ValueError: if there are no records.
@@ -71,7 +71,7 @@ def adapter_map(
 
 
 def sketches(adapter: TagiAdapter, seed: int = 0) -> Tensor:
-    """`[tasks, features]`, fp32 on the CPU, whose inner products are those of the updates, ⟨ΔW, ΔW'⟩ over all modules.
+    """Returns `[tasks, features]`, fp32 on the CPU, with the updates' inner products, ⟨ΔW, ΔW'⟩ over all modules.
 
     Sides of ΔW longer than 64 are projected to 64 by Gaussian matrices, the same for every task: S B A R instead of
     B A, whose inner product is ⟨ΔW, ΔW'⟩ in expectation. No ΔW is formed.
@@ -86,7 +86,7 @@ def sketches(adapter: TagiAdapter, seed: int = 0) -> Tensor:
 
 
 def _projected(factor: Tensor, generator: torch.Generator) -> Tensor:
-    """`[tasks, rank, size]` to `[tasks, rank, at most 64]`."""
+    """Projects `[tasks, rank, size]` to `[tasks, rank, at most 64]`."""
     size = factor.shape[-1]
     if size <= _SKETCH:
         return factor
@@ -105,7 +105,7 @@ def _generated(model: TagiModel, tokens: Tokens, records: Sequence[Record], seed
 
 
 def _components(rows: Tensor) -> tuple[Tensor, list[float]]:
-    """The first two principal components, `[tasks, 2]`, and their shares of the variance."""
+    """Returns the first two principal components, `[tasks, 2]`, and the fraction of the variance in each."""
     centred = (rows - rows.mean(0)).double()
     values, vectors = torch.linalg.eigh(centred @ centred.T)  # tasks are fewer than features
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
@@ -122,7 +122,7 @@ def _components(rows: Tensor) -> tuple[Tensor, list[float]]:
 def _similarity(
     generated: Tensor, records: Sequence[Record], bank: AdapterBank, everyone: Sequence[Record], seed: int
 ) -> dict:
-    """Mean cosines; `everyone` has a record of each task, shown or not, to know the groups of the bank's tasks by."""
+    """Returns mean cosines; `everyone` has a record of each task, shown or not, which tells its group."""
     names, group_of = bank.names, {record.task: record.group for record in everyone}
     groups = set(group_of.values())
     by = "task" if len(group_of.keys() & set(names)) > len(groups & set(names)) else "group"
@@ -148,5 +148,5 @@ def _mean(values: Tensor) -> Optional[float]:
 
 
 def _mean_pair(rows: Tensor) -> Optional[float]:
-    """Mean inner product of two different rows."""
+    """Returns the mean inner product of two different rows."""
     return _mean((rows @ rows.T)[~torch.eye(len(rows), dtype=torch.bool)])

@@ -51,7 +51,7 @@ def compare(first: str, second: str, settings: Optional[RunSettings] = None, com
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a folder or repository is an adapter's.
+    """Tells whether a folder or repository is an adapter's.
 
     Raises:
         OSError: if there is no such folder or repository.
@@ -64,7 +64,8 @@ def is_adapter(name: str) -> bool:
 
 @torch.no_grad()
 def compare_adapters(first: TagiAdapter, second: TagiAdapter) -> dict:
-    """
+    """Compares two adapters by their updates.
+
     Returns:
         `similarity`: the cosine of both updates over all modules, from -1 to 1; `None` if they are for backbones of
         different shapes or weights. `norm`: Frobenius norms of both. `modules`: by path the `similarity` and `norm` of
@@ -101,7 +102,7 @@ def _only(adapter: TagiAdapter, path: str) -> TagiAdapter:
 
 
 def _norm(adapter: TagiAdapter) -> float:
-    """Of the update, from rank × rank products."""
+    """Returns the Frobenius norm of the update, from rank × rank products."""
     total = 0.0
     for path, a in adapter.lora_a.items():
         a, b = a[0].double(), adapter.lora_b[path][0].double()
@@ -110,7 +111,7 @@ def _norm(adapter: TagiAdapter) -> float:
 
 
 def _same_backbone(first: TagiAdapter, second: TagiAdapter) -> Optional[bool]:
-    """By the weights, or where these say nothing by the name."""
+    """Tells whether both have one backbone, by its weights or else by its name; `None` if neither is known."""
     same = same_weights(first, second)
     if same is not None:
         return same
@@ -125,7 +126,8 @@ def _different(first: dict, second: dict) -> dict[str, list]:
 
 
 def compare_checkpoints(first: str, second: str, settings: Optional[RunSettings] = None, command: str = "") -> dict:
-    """
+    """Compares two checkpoints by their configurations, and with `settings` by their scores.
+
     Returns:
         `config`: the fields that differ, nested ones with dots, with both values. With `settings` also `splits`: for
         each the `methods` `first` and `second` and their `differences` over the tasks paired, as `evaluate_split` has
@@ -154,7 +156,7 @@ def compare_checkpoints(first: str, second: str, settings: Optional[RunSettings]
 
 
 def shown(found: dict) -> str:
-    """A comparison for people."""
+    """Returns a comparison in Markdown."""
     lines = [f"first: {found['first']}", f"second: {found['second']}", ""]
     if found["kind"] == "adapter":
         lines += _shown_adapters(found)

@@ -12,7 +12,7 @@ __all__ = ["chance_and_majority", "exact_match", "normalise_answer", "rouge_l", 
 
 
 def score(predictions: Sequence[str], records: Sequence[Record]) -> dict:
-    """Mean over tasks of the tasks' means, in per cent.
+    """Returns the mean over tasks of the tasks' means, in per cent.
 
     Returns:
         `exact_match`, `rouge_l`, `n` (the number of records), and the same three for each task under `per_task` and
@@ -34,7 +34,7 @@ def score(predictions: Sequence[str], records: Sequence[Record]) -> dict:
 
 
 def chance_and_majority(records: Sequence[Record]) -> dict[str, Optional[float]]:
-    """Accuracies, in per cent and as means over tasks, that need no model; records without options are passed over.
+    """Returns accuracies that need no model, in per cent and as means over tasks; only records with options count.
 
     Returns:
         `chance`, of a random option; `majority`, of always giving the most frequent target of the task in `records`;

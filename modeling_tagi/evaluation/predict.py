@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..adapter import TagiAdapter
 from ..common.console import progress_bar
-from ..common.processes import gathered, own_share
+from ..common.processes import gathered, of_this_process
 from ..data.collate import READS
 from ..data.records import Record
 from ..modeling_tagi import evaluating
@@ -122,7 +122,7 @@ class Answering:
     def _batches(self, records, progress: str):
         order = sorted(range(len(records)), key=lambda row: len(self._input(records[row])))
         batches = [order[start: start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        return progress_bar(own_share(batches), desc=progress, disable=not progress)
+        return progress_bar(of_this_process(batches), desc=progress, disable=not progress)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}

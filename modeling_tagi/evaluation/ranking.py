@@ -10,7 +10,7 @@ from .modules.rank_classification.ranks import rank_scores
 
 
 def option_log_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of the labels, in fp32 whatever the type of the logits.
+    """Returns the log-likelihood of the labels, in fp32 whatever the dtype of the logits.
 
     Args:
         logits: [batch, seq, vocab], at each place the prediction of the label at the same place: a causal model's
@@ -40,7 +40,7 @@ def rank_accuracy(
     groups: Iterable[tuple[str, Sequence[tuple[float, int]], int]],
     datasets: Optional[Mapping[str, str]] = None,
 ) -> dict:
-    """Accuracy, in per cent, of giving the option with the highest log-likelihood; mean over tasks of their means.
+    """Returns how often, in per cent, the option with the highest log-likelihood is right; the mean over tasks.
 
     Options that tie for the first place share it: the right one among two counts half.
 

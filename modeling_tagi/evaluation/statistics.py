@@ -23,7 +23,7 @@ METHOD = "t-intervals with a cluster-robust variance (CR2)"
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds that it lies between, in the unit of the values."""
+    """Holds a mean and the bounds that it lies between, in the unit of the values."""
 
     mean: float
     low: float
@@ -44,7 +44,7 @@ def mean_interval(
         clusters: The cluster of each task; `None` makes every task one of its own, and so does a single cluster that
             holds them all, since nothing can be said of others then. Of one task the interval has no width, and this
             warns.
-        level: The share of such intervals that cover the mean of the population that the clusters are drawn from.
+        level: The fraction of such intervals that cover the mean of the population that the clusters are drawn from.
         bounds: Between which the values lie, `SCORES` or `DIFFERENCES`. Without them the interval is symmetric.
 
     Raises:
@@ -141,17 +141,17 @@ def student_t_quantile(level: float, freedom: float) -> float:
 
 
 def _degrees_of_freedom(share: np.ndarray) -> float:
-    """Satterthwaite's for the CR2 variance of a mean, where tasks are independent; G - 1 for G clusters of one size.
+    """Returns Satterthwaite's for the CR2 variance of a mean of independent tasks; G - 1 for G clusters of one size.
 
     Args:
-        share: [clusters], of the tasks that are in each.
+        share: [clusters], the fraction of the tasks that is in each.
     """
     weight = share**2 / (1 - share)
     return float(max(1.0, 1 / ((share**2).sum() + weight.sum() ** 2 - (weight**2).sum())))
 
 
 def _clusters(tasks: np.ndarray, clusters: Optional[Sequence[Hashable]]) -> tuple[np.ndarray, np.ndarray]:
-    """The number of tasks and the sum of their values in each cluster."""
+    """Returns the number of tasks and the sum of their values in each cluster."""
     if clusters is not None and len(clusters) != len(tasks):
         raise ValueError(f"there are {len(tasks)} tasks and {len(clusters)} clusters; name the cluster of each task")
     numbers: dict[Hashable, int] = {}
@@ -162,7 +162,7 @@ def _clusters(tasks: np.ndarray, clusters: Optional[Sequence[Hashable]]) -> tupl
 
 
 def _task_means(values: ArrayLike, name: str) -> np.ndarray:
-    """[tasks], the means over seeds where there are some."""
+    """Returns [tasks], the means over seeds where there are some."""
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -180,6 +180,6 @@ def _task_means(values: ArrayLike, name: str) -> np.ndarray:
 
 
 def _some(items: list, most: int = 5) -> str:
-    """The first of them, and how many more."""
+    """Returns the first of them, and how many more."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return f"{items[:most]}{more}"

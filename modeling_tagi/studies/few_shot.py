@@ -8,7 +8,7 @@ The experiment is in few_shot_curve.py, its page in few_shot_page.py; both take 
 import sys
 from typing import Callable, Optional, Sequence
 
-from ..commands.parsing import Parser, positive
+from ..common.arguments import Parser, positive
 from ..common.errors import require_utf8, run_command
 
 NAME = "python -m modeling_tagi.studies.few_shot"

@@ -6,7 +6,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def load_metric(name: str, **options):
-    """The `evaluate` metric of the folder `name`, loaded without the network.
+    """Loads the `evaluate` metric of the folder `name`, without the network.
 
     Args:
         name: `"sni_answers"` or `"rank_classification"`.

@@ -1,4 +1,4 @@
-"""What a report is made of, and its two forms: one HTML page that needs no other file, and Markdown with plots."""
+"""Sections, tables and plots, and the two forms of a report: an HTML page that needs no other file, and Markdown."""
 
 from dataclasses import dataclass, field
 from typing import Callable, Optional, Sequence, Union
@@ -97,7 +97,8 @@ summary { cursor: pointer; color: var(--accent); }
 
 @dataclass
 class Table:
-    """
+    """Holds a table of a report.
+
     Args:
         head: Names of the columns; empty for facts by name.
         rows: Texts.
@@ -119,6 +120,7 @@ class Table:
     beside: bool = False
 
     def markdown(self) -> list[str]:
+        """Returns its lines in Markdown."""
         head = self.head or [""] * len(self.rows[0])
         marks = ["---"] * self.text + ["---:"] * (len(head) - self.text)
         lines = [" | ".join(map(_cell, row)) for row in (head, *self.rows)]
@@ -128,7 +130,8 @@ class Table:
 
 @dataclass
 class Plot:
-    """
+    """Holds a plot of a report.
+
     Args:
         name: Of its file, unique in the report.
         svg: A whole SVG document.
@@ -142,14 +145,15 @@ class Plot:
     png: Optional[Callable[[], bytes]] = None
 
     def markup(self) -> Markup:
-        """The SVG as a part of a page, read out as its caption."""
+        """Returns the SVG as a part of a page, read out as its caption."""
         drawing = self.svg[self.svg.index("<svg"):]
         return Markup(drawing.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(self.caption), 1))
 
 
 @dataclass
 class Section:
-    """
+    """Holds a section of a report.
+
     Args:
         title: Its heading.
         parts: Paragraphs, tables and plots, in order.
@@ -159,7 +163,7 @@ class Section:
     parts: list[Union[str, Table, Plot]] = field(default_factory=list)
 
     def grouped(self) -> list[tuple[str, object]]:
-        """The parts with their kinds; plots, and tables beside them, that follow each other are one."""
+        """Returns the parts with their kinds; plots, and tables beside them, that follow each other are one."""
         found: list[tuple[str, object]] = []
         for part in self.parts:
             if isinstance(part, str):
@@ -174,13 +178,13 @@ class Section:
 
 
 def html_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page; every text in it is escaped."""
+    """Returns the page; every text in it is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(_TEMPLATE).render(title=title, lead=lead, sections=sections)
 
 
 def markdown_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The same in Markdown; plots are the files `<name>.svg` beside it."""
+    """Returns the same in Markdown; plots are the files `<name>.svg` beside it."""
     blocks = [f"# {_plain(title)}", *([_plain(lead)] if lead else [])]
     for section in sections:
         blocks.append(f"## {_plain(section.title)}")
@@ -197,5 +201,5 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line of Markdown that shows `text` and takes nothing in it for HTML."""
+    """Returns one line of Markdown that shows `text`, in which nothing is taken for HTML."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")

@@ -28,7 +28,8 @@ _ROWS = 14  # of bars, in a plot
 
 @dataclass
 class Line:
-    """
+    """Holds one line of a plot.
+
     Args:
         x, y: Places of its points.
         low, high: An interval of each y, or nothing.
@@ -46,7 +47,7 @@ def bar_plot(
     name: str, caption: str, values: dict[str, tuple[float, Optional[Sequence[float]]]], unit: str,
     strong: Sequence[str] = (), grey: Sequence[str] = (),
 ) -> Plot:  # fmt: skip
-    """A bar for each name, with its interval (or `None`) and its number, in three shades."""
+    """Plots a bar for each name, with its interval (or `None`) and its number, in three shades."""
     with _drawing(0.9 + 0.29 * len(values)) as (figure, axes, done):
         for place, (label, (value, interval)) in enumerate(values.items()):
             colour = PALETTE[0] if label in strong else GREY if label in grey else _PALE
@@ -68,7 +69,7 @@ def bar_plot(
 def grouped_bar_plots(
     name: str, caption: str, categories: Sequence[str], series: dict[str, Sequence[Optional[float]]], unit: str
 ) -> list[Plot]:
-    """For each category a bar of each series, of another colour; `None` is no bar. Many make several plots."""
+    """Plots for each category a bar of each series; `None` is no bar. Many categories make several plots."""
     count = -(-len(categories) // _ROWS)
     size = -(-len(categories) // count)
     most = max(value for values in series.values() for value in values if value is not None)
@@ -110,7 +111,7 @@ def line_plot(
     level: Optional[tuple[float, str]] = None,
     from_zero: bool = False,
 ) -> Plot:
-    """Lines over one axis; `level` is a height that is marked, and what it is. Few points are marked too."""
+    """Plots lines over one axis; `level` is a height that is marked, and its name. Few points are marked too."""
     from matplotlib.ticker import NullLocator, ScalarFormatter
 
     with _drawing(3.3 + 0.17 * ((len(lines) + 2) // 3)) as (figure, axes, done):
@@ -142,7 +143,7 @@ def line_plot(
 
 
 def map_plot(name: str, caption: str, points: Sequence[dict], explained: Sequence[float]) -> Plot:
-    """Points coloured by group, with a mark for each split; rare groups beyond what colours can tell share one."""
+    """Plots points coloured by group, with a mark for each split; beyond 20 groups the rarest have one colour."""
     from matplotlib import colormaps
     from matplotlib.lines import Line2D
 
@@ -199,7 +200,7 @@ def _short(text: str, most: int) -> str:
 
 @contextmanager
 def _drawing(height: float) -> Iterator[tuple]:
-    """A figure of this height in inches, its axes, and what makes a `Plot` of it: the same bytes for the same plot."""
+    """Yields a figure of this height in inches, its axes, and what makes a `Plot` of it, the same bytes each time."""
     import matplotlib  # takes a second
     from matplotlib.figure import Figure
 
@@ -223,12 +224,12 @@ def _drawing(height: float) -> Iterator[tuple]:
 
 @contextmanager
 def _without_glyph_warnings() -> Iterator[None]:
-    """A letter that the font lacks, such as an emoji in a task's name, is drawn as a box: no reason for a warning."""
+    """Silences warnings of letters that the font lacks, such as an emoji in a task's name; they are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 def _with_own_ids(svg: str, name: str) -> str:
-    """The drawing with ids that no other plot of a page has."""
+    """Returns the drawing with ids that no other plot of a page has."""
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)

@@ -1,4 +1,4 @@
-"""What the reports of runs and of studies share: how their files are read; losses, adapters, costs and leaks."""
+"""Parts that the reports of runs and of studies have in common: losses, adapters, costs and leaks; reading files."""
 
 import json
 from pathlib import Path

@@ -11,7 +11,7 @@ from .study_report import study_report
 
 
 def read_report(folder: Union[str, Path]) -> tuple[str, str, list[Section]]:
-    """Title, first sentence and sections of a run's (it has `results.json`) or a study's (`summary.json`) folder.
+    """Returns title, first sentence and sections for the folder of a run (`results.json`) or a study (`summary.json`).
 
     Sections that there is nothing for are left out.
 

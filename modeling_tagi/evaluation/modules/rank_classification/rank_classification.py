@@ -32,7 +32,7 @@ _CITATION = """
 
 
 class RankClassification(evaluate.Metric):
-    """See `ranks.py` for what is counted."""
+    """Computes rank classification; `ranks.py` says what is counted."""
 
     def _info(self):
         return evaluate.MetricInfo(

@@ -20,7 +20,7 @@ def rank_scores(
     templates: Optional[Sequence[str]] = None,
     datasets: Optional[Sequence[str]] = None,
 ) -> dict:
-    """Accuracies in per cent, options compared by log-likelihood (`sum`, T0's) and by that per token (`mean`).
+    """Returns accuracies in per cent, options compared by log-likelihood (`sum`, T0's) and per token (`mean`).
 
     Options that tie for the first place share it: the right one among two counts half.
 
@@ -82,7 +82,7 @@ def _require_options(record: str, sums: Sequence[float], tokens: Sequence[int], 
 
 
 def _share(scores: Sequence[float], right: int) -> float:
-    """What the right option gets of the first place."""
+    """Returns 1 for the right option alone in the first place, and a fraction of it among ties."""
     best = max(scores)
     return (scores[right] == best) / list(scores).count(best)
 
@@ -118,6 +118,6 @@ def _per_dataset(per_template: dict[str, dict], dataset_of: dict[str, str]) -> d
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Quartiles lie between the two nearest values, in proportion (numpy's `linear`)."""
+    """Returns the spread of the values; quartiles are interpolated linearly (numpy's `linear`)."""
     least, q1, median, q3, most = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
     return {"median": median, "q1": q1, "q3": q3, "iqr": q3 - q1, "min": least, "max": most}

@@ -15,18 +15,18 @@ _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_answer(text: str) -> str:
-    """`text` in lower case, without ASCII punctuation, each run of white space one blank; articles stay."""
+    """Returns `text` in lower case, without ASCII punctuation, each run of white space one blank; articles stay."""
     return " ".join(text.lower().translate(_DROP_PUNCTUATION).split())
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals a normalised reference, else 0.0."""
+    """Returns 1.0 if the normalised prediction equals a normalised reference, else 0.0."""
     _require_references(references)
     return float(normalise_answer(prediction) in {normalise_answer(reference) for reference in references})
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """F-measure, 0 to 1, of the longest common subsequence of stemmed words; the best over `references`."""
+    """Returns the F-measure, 0 to 1, of the longest common subsequence of stemmed words, the best of `references`."""
     _require_references(references)
     return max(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure for reference in references)
 

@@ -31,7 +31,7 @@ _CITATION = """
 
 
 class SniAnswers(evaluate.Metric):
-    """See `scores.py` for what is counted."""
+    """Computes SNI's scores of answers; `scores.py` says what is counted."""
 
     def _info(self):
         return evaluate.MetricInfo(
