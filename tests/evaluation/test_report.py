@@ -17,7 +17,8 @@ from modeling_tagi.evaluation.report.page import Section, Table, html_page, mark
 from modeling_tagi.evaluation.report.plots import Line, bar_plot, line_plot
 from modeling_tagi.evaluation.report.write import write_report
 from modeling_tagi.evaluation.statistics import SCORES, mean_interval
-from modeling_tagi.studies.summary import summarise, table
+from modeling_tagi.studies.summary import summarise
+from modeling_tagi.studies.table import table
 
 SKILL = {"tagi": 72, "prompted": 65, "hint": 60, "without_fusion": 66, "wrong_instruction": 3, "no_instruction": 2}
 TRAINED = ("tagi", "prompted", "hint", "without_fusion")
