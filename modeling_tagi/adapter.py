@@ -187,7 +187,7 @@ class TagiAdapter:
     def device(self) -> torch.device:
         return next(iter(self.lora_a.values())).device
 
-    def to(self, *args, **kwargs) -> "TagiAdapter":
+    def to(self, *args: Any, **kwargs: Any) -> "TagiAdapter":
         """Returns it moved and cast as by `Tensor.to`; whole numbers keep their dtype.
 
         Raises:

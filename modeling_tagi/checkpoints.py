@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
+from typing import Any, Iterator, NoReturn, Optional, Self, Sequence, Union
 
 import torch
 from huggingface_hub import CommitInfo
@@ -49,8 +49,13 @@ class CheckpointMixin(NamedBackboneMixin):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info: bool = False, **kwargs
-    ):
+        cls,
+        pretrained_model_name_or_path: Union[str, os.PathLike],
+        *model_args: Any,
+        config: Any = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:
         """Loads a checkpoint as transformers does; a backbone that it lacks from where its config says, quantized if
         there is a `quantization_config`.
 
@@ -123,11 +128,17 @@ class CheckpointMixin(NamedBackboneMixin):
             )
         return config
 
-    def load_adapter(self, peft_model_id=None, *args, **kwargs):
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuses, always, to build an adapter into the model, as transformers would: it goes with each call."""
         raise _no_model(peft_model_id, "it is here already")
 
-    def save_pretrained(self, save_directory, *args, include_backbone: Optional[bool] = None, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: Union[str, os.PathLike],
+        *args: Any,
+        include_backbone: Optional[bool] = None,
+        **kwargs: Any,
+    ) -> None:
         """Writes the checkpoint as it goes to the Hub: weights, config, code and, where it is known, the tokenizer.
 
         The files are written beside, then moved into place, the configuration last. Of files that are no checkpoint's,
@@ -265,7 +276,7 @@ class CheckpointMixin(NamedBackboneMixin):
         self._instruction_index = index
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Any:
         """The checkpoint's own tokenizer, else the backbone's.
 
         Raises:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from copy import deepcopy
-from typing import Optional, Union
+from typing import Any, Collection, Optional, Union
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -94,7 +94,7 @@ class TagiConfig(PretrainedConfig):
         backbone_sha256: Optional[str] = None,
         backbone_in_checkpoint: bool = True,
         backbone_trained: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         _refuse_unknown(kwargs)
         self.backbone_config = backbone_config = _as_config(backbone_config)
@@ -163,7 +163,7 @@ class TagiConfig(PretrainedConfig):
             fields["backbone_config"].pop("_name_or_path", None)
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
-    def get_text_config(self, decoder=None, encoder=None):
+    def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PretrainedConfig:
         """The backbone's config: caches, vocabulary and lengths are the backbone's."""
         return self.backbone_config if self.backbone_config is not None else self
 
@@ -179,7 +179,7 @@ def new_model_fields(backbone_config: PretrainedConfig, fields: dict) -> dict:
     return {**fields, "continues_instruction": True} if chosen else fields
 
 
-def _refuse_unknown(kwargs: dict):
+def _refuse_unknown(kwargs: dict) -> None:
     fields = [name for name in inspect.signature(TagiConfig.__init__).parameters if name not in ("self", "kwargs")]
     known = _FOREIGN_FIELDS | set(PretrainedConfig().to_dict())
     for name in kwargs:
@@ -190,7 +190,7 @@ def _refuse_unknown(kwargs: dict):
         raise ValueError(f"TagiConfig: unknown field {name!r} (value {kwargs[name]!r}); {hint}")
 
 
-def _as_config(backbone_config):
+def _as_config(backbone_config: Any) -> Any:
     if backbone_config is None or isinstance(backbone_config, PretrainedConfig):
         # transformers resets the attention of a nested config, and with it that of a model whose config it is
         return deepcopy(backbone_config)
@@ -203,7 +203,7 @@ def _as_config(backbone_config):
     )
 
 
-def _multimodal(backbone_config) -> str:
+def _multimodal(backbone_config: PretrainedConfig) -> str:
     kind = backbone_config.model_type
     return (
         f"TagiConfig: the backbone's config is of type {kind!r}, a model of text and images; take the text model "
@@ -214,7 +214,7 @@ def _multimodal(backbone_config) -> str:
     )
 
 
-def _target_modules(names, backbone_config) -> list[str]:
+def _target_modules(names: Any, backbone_config: PretrainedConfig) -> list[str]:
     if isinstance(names, str):
         names = [names]
     if names is None:
@@ -232,25 +232,25 @@ def _target_modules(names, backbone_config) -> list[str]:
     return names
 
 
-def _one_of(field: str, value, allowed):
+def _one_of(field: str, value: str, allowed: Collection[str]) -> str:
     if value not in allowed:
         raise ValueError(f"TagiConfig: {field} is {value!r}, but must be one of {', '.join(map(repr, allowed))}")
     return value
 
 
-def _positive_int(field: str, value):
+def _positive_int(field: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"TagiConfig: {field} is {value!r}, but must be a whole number of at least 1")
     return value
 
 
-def _positive(field: str, value):
+def _positive(field: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"TagiConfig: {field} is {value!r}, but must be a number above 0")
     return value
 
 
-def _true_or_false(field: str, value):
+def _true_or_false(field: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"TagiConfig: {field} is {value!r}, but must be true or false")
     return value

@@ -124,6 +124,7 @@ def prediction_loss(logits: Tensor, labels: Tensor, num_items: Optional[Union[in
 
 
 class TagiPreTrainedModel(PreTrainedModel):
+    config: TagiConfig
     config_class = TagiConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -209,7 +210,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if offloaded and not is_accelerate_available("1.15.0"):  # whose hooks lost tied weights before
             raise ValueError("this model is offloaded, which takes accelerate 1.15: pip install -U accelerate")
 
-    def set_trainable(self, scope: str):
+    def set_trainable(self, scope: str) -> None:
         """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
         norms and embeddings), or `"all"`."""
         if scope not in TRAINABLE:
@@ -235,13 +236,13 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=function, **kwargs)
         self._checkpointing = enable
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> nn.Module:
         return self.backbone.get_output_embeddings()
 
-    def resize_token_embeddings(self, *args, **kwargs):
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
         return self.backbone.resize_token_embeddings(*args, **kwargs)
 
     # Instructions to adapters
@@ -432,7 +433,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     # Adapters in use
 
-    def encode_inputs(self, inputs: Union[str, Sequence[str]], max_length: Optional[int] = None) -> dict[str, Tensor]:
+    def encode_inputs(self, inputs: Union[str, Sequence[str]], max_length: Optional[int] = None) -> dict[str, Any]:
         """Inputs as the model was trained to read them, ready for `generate`.
 
         Args:
@@ -464,7 +465,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         past_key_values: Optional[Any] = None,
         num_items_in_batch: Optional[Union[int, Tensor]] = None,
         cache: Optional[Any] = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> TagiOutput:
         """The backbone with an adapter, given or made on the spot; without either, the bare backbone.
 
@@ -548,8 +549,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         task_index: Optional[Tensor] = None,
         instruction_input_ids: Optional[Tensor] = None,
         instruction_attention_mask: Optional[Tensor] = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Any:
         """As the backbone's `generate`, with the adapters of `forward`. They are made, and fused, once per call.
 
         With `input_format="chat"` an output also ends with the model's turn, unless `eos_token_id` says what ends it.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from copy import deepcopy
-from typing import Optional, Union
+from typing import Any, Optional, Self, Union
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -37,13 +37,13 @@ class NamedBackboneMixin:
         name_or_folder: Union[str, os.PathLike],
         *,
         revision: Optional[str] = None,
-        dtype=None,
-        quantization_config=None,
+        dtype: Union[str, torch.dtype, None] = None,
+        quantization_config: Any = None,
         token: Union[str, bool, None] = None,
         cache_dir: Union[str, os.PathLike, None] = None,
         local_files_only: bool = False,
-        **config_fields,
-    ):
+        **config_fields: Any,
+    ) -> Self:
         """Makes a fresh generator on a pretrained backbone.
 
         Args:
@@ -92,7 +92,7 @@ class NamedBackboneMixin:
         if self.training and not known and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._backbone_may_differ = any(parameter.requires_grad for parameter in self.backbone.parameters())
 
-    def note_training_of_backbone(self, state_dict: Optional[dict] = None, always: bool = False):
+    def note_training_of_backbone(self, state_dict: Optional[dict] = None, always: bool = False) -> None:
         """Sets `config.backbone_trained` if the backbone's weights are no longer those that it was loaded with.
 
         They are compared with the stored ones if a training step may have changed them, or `always`.

@@ -40,7 +40,7 @@ def make(fields: dict[str, Any]) -> TagiModel:
 
 
 def wrong(model: TagiModel, adapter: TagiAdapter) -> None:
-    model.generate_adapter(3)  # type: ignore[arg-type]
+    model.generate_adapter()  # type: ignore[call-arg]
     model.encode_inputs(None)  # type: ignore[arg-type]
     model.set_trainable(True)  # type: ignore[arg-type]
     adapter.tune(3)  # type: ignore[arg-type]
