@@ -154,6 +154,17 @@ def test_the_readme_keeps_its_limits():
     assert max(map(len, lines)) <= 110
 
 
+def test_the_readmes_scores_are_those_of_committed_results():
+    said = re.findall(r"[+−-]?[\d.]+ \[[^\]\d]*[\d.]+, [^\]]+\]", README.read_text(encoding="utf-8"))
+    files = (ROOT / "docs" / "results").glob("*.md")
+    results = plain_numbers("".join(file.read_text(encoding="utf-8") for file in files))
+    assert len(said) > 5 and all(plain_numbers(score) in results for score in said)
+
+
+def plain_numbers(text):
+    return text.replace("−", "-").replace("+", "")
+
+
 def test_ci_runs_the_tests_as_the_readme_says():
     (said,) = [line for code in blocks(README, "bash") for line in code.splitlines() if "pytest" in line]
     ran = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1]
