@@ -1,13 +1,9 @@
 """TagiAdapter: what a generator makes of an instruction, ready to apply, calculate with, tune, save and share."""
 
 import hashlib
-import math
-import mmap
 import os
 import weakref
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from itertools import accumulate
 from typing import Any, Iterator, Optional, Sequence, Union
 
 import torch
@@ -18,86 +14,8 @@ from transformers import PreTrainedModel
 from .adapter_algebra import combine, cosine_similarity, merge, require_adapters
 from .adapter_files import DTYPES, read_adapter, write_adapter
 from .adapter_tuning import tune
+from .fusion import InstructionMemory
 from .hub import push_saved
-
-
-@dataclass(frozen=True)
-class InstructionMemory:
-    """What fusion attends to. Made once per instruction; padding is at the end, where `mask` is 0.
-
-    Args:
-        mask: `[tasks, memory]`, 1 for a token of the instruction.
-        states: `[tasks, memory, d_model]`, the encoded instruction I_x; encoder-decoder backbones.
-        keys, values: `[tasks, layers, heads, memory, d_head]`, projected for the cross-attention of every layer.
-        prefix_keys, prefix_values: `[tasks, layers, kv_heads, memory, d_head]`, the backbone's own keys and values of
-            the instruction; causal backbones.
-    """
-
-    mask: Tensor
-    states: Optional[Tensor] = None
-    keys: Optional[Tensor] = None
-    values: Optional[Tensor] = None
-    prefix_keys: Optional[Tensor] = None
-    prefix_values: Optional[Tensor] = None
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def map(self, function) -> "InstructionMemory":
-        return InstructionMemory(**{name: function(value) for name, value in self.tensors().items()})
-
-    def trimmed(self) -> "InstructionMemory":
-        """Without the positions that are padding for every task."""
-        length = max(1, int(self.mask.sum(1).max()))
-        tensors = self.tensors().items()
-        return InstructionMemory(**{name: x.narrow(_axis(name, x), 0, length).contiguous() for name, x in tensors})
-
-    def clear_padding_(self) -> "InstructionMemory":
-        """Zeros, in place, where `mask` is 0: what an encoder makes of padding depends on what was beside it."""
-        padding = self.mask == 0
-        if padding.any():
-            for name, x in self.tensors().items():
-                x.movedim(_axis(name, x), 1)[padding] = 0
-        return self
-
-    def blank(self, tasks: int, length: int, dtype: Optional[torch.dtype] = None) -> "InstructionMemory":
-        """Nothing but padding, for so many tasks, to `put_` memories like this one into."""
-        made = {}
-        for name, x in self.tensors().items():
-            shape = list(x.shape)
-            shape[0], shape[_axis(name, x)] = tasks, length
-            made[name] = _zeros(shape, x.dtype if dtype is None or name == "mask" else dtype, x.device)
-        return InstructionMemory(**made)
-
-    def put_(self, rows: Union[slice, Sequence[int]], memory: "InstructionMemory"):
-        """Writes the tasks of `memory`, which may be shorter, over `rows`."""
-        for name, x in memory.tensors().items():
-            place = self.tensors()[name].narrow(_axis(name, x), 0, memory.mask.shape[1])
-            place[rows] = x.to(place.dtype)
-
-    @classmethod
-    def join(cls, memories: Sequence["InstructionMemory"]) -> "InstructionMemory":
-        """Several as one, in order, with zeros up to the longest."""
-        first, tasks = memories[0], [len(memory.mask) for memory in memories]
-        floating = [x.dtype for memory in memories for x in memory.tensors().values() if x.is_floating_point()]
-        dtype = reduce(torch.promote_types, floating) if floating else None
-        whole = first.blank(sum(tasks), max(memory.mask.shape[1] for memory in memories), dtype)
-        for end, memory in zip(accumulate(tasks), memories):
-            whole.put_(slice(end - len(memory.mask), end), memory)
-        return whole
-
-
-def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.zeros`; on a CPU what is never written, such as padding, takes neither time nor memory."""
-    if device.type != "cpu" or not hasattr(mmap, "MAP_ANONYMOUS"):
-        return torch.zeros(shape, dtype=dtype, device=device)
-    untouched = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(untouched, dtype=dtype).view(shape)
-
-
-def _axis(name: str, x: Tensor) -> int:
-    """That of the tokens, in a tensor of an instruction memory."""
-    return 1 if name in ("mask", "states") else x.ndim - 2
 
 
 @dataclass(frozen=True)

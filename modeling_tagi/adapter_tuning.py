@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .fit import fingerprint, require_fit
-from .modes import frozen
+from .lora import frozen
 from .tokens import Tokens, training_tensors
 
 

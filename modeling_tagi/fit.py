@@ -9,8 +9,10 @@ from typing import Any, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import GenerationMode
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_accelerate_available
 
 from .families import positions_of
 
@@ -245,6 +247,33 @@ def require_one_rotation(model: PreTrainedModel, places: int):
             f"(fusion={model.config.fusion!r}) this backbone ({model.backbone.config.model_type}) can read {limit}, "
             "where its rotary embedding changes; use fewer tokens, or a generator with fusion='none'"
         )
+
+
+def require_no_drafts(model: PreTrainedModel, adapter, config: GenerationConfig, assistant_model: Any):
+    """Refuses assisted decoding, for which transformers would not count the instruction that lies before the input."""
+    if adapter.memory is None or config.get_generation_mode(assistant_model) != GenerationMode.ASSISTED_GENERATION:
+        return
+    drafts = "an assistant_model" if assistant_model is not None else "assisted decoding (prompt_lookup_num_tokens)"
+    raise ValueError(
+        f"{drafts} cannot draft behind an adapter with an instruction memory (fusion={model.config.fusion!r}); leave "
+        "it out, or use a generator with fusion='none'"
+    )
+
+
+def require_one_place(model: PreTrainedModel):
+    """Refuses a model that lies on several devices, between which adapters and instructions are not moved."""
+    placed_on = list((getattr(model, "hf_device_map", None) or {}).values())
+    devices = sorted({str(place) for place in placed_on} - {"cpu", "disk"})
+    away = next(model.hypernetwork.parameters()).device.type == "meta" if placed_on else False
+    if len(devices) > 1 or away:
+        what = f"lies on devices {', '.join(devices)}" if len(devices) > 1 else "has its hypernetwork offloaded"
+        raise ValueError(
+            f"this model {what}, but adapters are made and used on one device; load it with device_map={{'': 0}}, "
+            "or offload the backbone alone: device_map={'backbone': 'disk', 'hypernetwork': 0, 'fusion': 0}"
+        )
+    offloaded = "disk" in placed_on or devices and "cpu" in placed_on
+    if offloaded and not is_accelerate_available("1.15.0"):  # whose hooks lost tied weights before
+        raise ValueError("this model is offloaded, which takes accelerate 1.15: pip install -U accelerate")
 
 
 def require_rows(adapter, task_index: Optional[Tensor], rows: int):

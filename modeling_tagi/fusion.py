@@ -1,17 +1,15 @@
 """Instruction fusion: the language model attends to the encoded instruction (eq. 1)."""
 
-from functools import partial
-from typing import Optional
+from dataclasses import dataclass
+from functools import reduce
+from itertools import accumulate
+from typing import Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
 
-from .adapter import InstructionMemory
-from .families import FAMILIES, family_of, window_of
-from .lora import CACHE_NAMES, take_rows
+from .lora import take_rows
 
 
 class InstructionCrossAttention(nn.Module):
@@ -69,35 +67,6 @@ class InstructionCrossAttention(nn.Module):
         return x.unflatten(-1, (self.heads, self.d_head)).transpose(1, 2)
 
 
-def fused_modules(backbone: nn.Module, is_encoder_decoder: bool) -> list[nn.Module]:
-    """The modules behind which cross-attention to the instruction goes, one for each layer that reads the input.
-
-    In an encoder: behind the self-attention (eq. 1), or behind the layer where no module ends there. In a causal
-    model: behind the layer, for the same reason.
-
-    Raises:
-        ValueError: for an encoder whose self-attention's place is not known.
-    """
-    if not is_encoder_decoder:
-        return list(layers_of(backbone.base_model))
-    family = family_of(backbone.config)
-    if family is None or family.fused_behind is None:
-        known = (name for name, family in FAMILIES.items() if family.fused_behind is not None)
-        raise ValueError(
-            f"fusion='cross_attention' is not supported for a backbone of type {backbone.config.model_type!r} (it is "
-            f"for {', '.join(known)} and causal ones); use fusion='concat' or 'none'"
-        )
-    return [layer.get_submodule(family.fused_behind) for layer in layers_of(backbone.get_encoder())]
-
-
-def memory_projections(backbone: nn.Module) -> list[nn.Module]:
-    """The modules that make the decoder's keys and values of its memory; none where their place is not known."""
-    family = family_of(backbone.config)
-    if family is None or family.memory is None:
-        return []
-    return [layer.get_submodule(family.memory.format(x)) for layer in layers_of(backbone.get_decoder()) for x in "kv"]
-
-
 def layers_of(stack: nn.Module) -> nn.ModuleList:
     """The layers of an encoder, a decoder, or a causal backbone's `base_model`."""
     lists = [module for module in stack.children() if isinstance(module, nn.ModuleList)]
@@ -110,108 +79,72 @@ def _normalise(x: Tensor) -> Tensor:
     return F.rms_norm(x, x.shape[-1:])
 
 
-def concat_memory(
-    memory: Tensor,
-    mask: Tensor,
-    states: Tensor,
-    attention_mask: Optional[Tensor] = None,
-    task_index: Optional[Tensor] = None,
-) -> tuple[Tensor, Tensor]:
-    """The decoder's memory `(I_x ; F)` with both masks (section 3.2.1).
+@dataclass(frozen=True)
+class InstructionMemory:
+    """What fusion attends to. Made once per instruction; padding is at the end, where `mask` is 0.
 
     Args:
-        memory: `[tasks, memory, d_model]`, the encoded instruction.
-        mask: `[tasks, memory]`.
-        states: `[batch, seq, d_model]`, the encoder's output.
-        attention_mask: `[batch, seq]`; `None` if every position is a token.
-        task_index: `[batch]`; `None` if there is one task, or if tasks and rows are the same.
-
-    Returns:
-        `[batch, memory + seq, d_model]` and `[batch, memory + seq]`.
+        mask: `[tasks, memory]`, 1 for a token of the instruction.
+        states: `[tasks, memory, d_model]`, the encoded instruction I_x; encoder-decoder backbones.
+        keys, values: `[tasks, layers, heads, memory, d_head]`, projected for the cross-attention of every layer.
+        prefix_keys, prefix_values: `[tasks, layers, kv_heads, memory, d_head]`, the backbone's own keys and values of
+            the instruction; causal backbones.
     """
-    batch = states.shape[0]
-    if attention_mask is None:
-        attention_mask = states.new_ones(states.shape[:2], dtype=torch.long)
-    mask = take_rows(mask, batch, task_index).to(attention_mask.dtype)
-    memory = take_rows(memory, batch, task_index).to(states.dtype)
-    return torch.cat([memory, states], 1), torch.cat([mask, attention_mask], 1)
+
+    mask: Tensor
+    states: Optional[Tensor] = None
+    keys: Optional[Tensor] = None
+    values: Optional[Tensor] = None
+    prefix_keys: Optional[Tensor] = None
+    prefix_values: Optional[Tensor] = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def map(self, function) -> "InstructionMemory":
+        return InstructionMemory(**{name: function(value) for name, value in self.tensors().items()})
+
+    def trimmed(self) -> "InstructionMemory":
+        """Without the positions that are padding for every task."""
+        length = max(1, int(self.mask.sum(1).max()))
+        tensors = self.tensors().items()
+        return InstructionMemory(**{name: x.narrow(_axis(name, x), 0, length).contiguous() for name, x in tensors})
+
+    def clear_padding_(self) -> "InstructionMemory":
+        """Zeros, in place, where `mask` is 0: what an encoder makes of padding depends on what was beside it."""
+        padding = self.mask == 0
+        if padding.any():
+            for name, x in self.tensors().items():
+                x.movedim(_axis(name, x), 1)[padding] = 0
+        return self
+
+    def blank(self, tasks: int, length: int, dtype: Optional[torch.dtype] = None) -> "InstructionMemory":
+        """Nothing but padding, for so many tasks, to `put_` memories like this one into."""
+        made = {}
+        for name, x in self.tensors().items():
+            shape = list(x.shape)
+            shape[0], shape[_axis(name, x)] = tasks, length
+            made[name] = x.new_zeros(shape, dtype=x.dtype if dtype is None or name == "mask" else dtype)
+        return InstructionMemory(**made)
+
+    def put_(self, rows: Union[slice, Sequence[int]], memory: "InstructionMemory"):
+        """Writes the tasks of `memory`, which may be shorter, over `rows`."""
+        for name, x in memory.tensors().items():
+            place = self.tensors()[name].narrow(_axis(name, x), 0, memory.mask.shape[1])
+            place[rows] = x.to(place.dtype)
+
+    @classmethod
+    def join(cls, memories: Sequence["InstructionMemory"]) -> "InstructionMemory":
+        """Several as one, in order, with zeros up to the longest."""
+        first, tasks = memories[0], [len(memory.mask) for memory in memories]
+        floating = [x.dtype for memory in memories for x in memory.tensors().values() if x.is_floating_point()]
+        dtype = reduce(torch.promote_types, floating) if floating else None
+        whole = first.blank(sum(tasks), max(memory.mask.shape[1] for memory in memories), dtype)
+        for end, memory in zip(accumulate(tasks), memories):
+            whole.put_(slice(end - len(memory.mask), end), memory)
+        return whole
 
 
-def prefix_cache(
-    memory: InstructionMemory,
-    rows: int,
-    dtype: torch.dtype,
-    task_index: Optional[Tensor] = None,
-    cache: Optional[Cache] = None,
-) -> Cache:
-    """A new cache, or an empty one that is given, with the instruction's keys and values for every row.
-
-    A new one holds them all, also in layers that see a window alone: what is padding in a batch's longest instruction
-    would otherwise push out tokens of shorter ones.
-    """
-    cache = cache if cache is not None else DynamicCache()
-    for layer, (keys, values) in enumerate(zip(memory.prefix_keys.unbind(1), memory.prefix_values.unbind(1))):
-        cache.update(
-            take_rows(keys, rows, task_index).to(dtype), take_rows(values, rows, task_index).to(dtype), layer
-        )
-    return cache
-
-
-def without_start(mask: Tensor, ids: Tensor, start: Optional[int], cache: Cache) -> Tensor:
-    """Returns the mask of rows behind an instruction, which has the token that begins a text already: in rows that
-    begin with it again it is masked, as if it were padding.
-
-    The cache is marked with these places, which later calls have not got the ids of.
-
-    Args:
-        mask: `[batch, seen + seq]`, of the rows' tokens in the cache and of the new ones.
-        ids: `[batch, seq]`, the new tokens.
-        start: The token; `None` leaves the mask as it is.
-        cache: What the rows are read with.
-    """
-    if start is None:
-        return mask
-    seen = mask.shape[1] - ids.shape[1]
-    first = (mask[:, seen:] != 0) & (mask.cumsum(1)[:, seen:] == 1)
-    known = getattr(cache, "starts", mask.new_zeros(len(mask), 0, dtype=torch.bool))[:, :seen]
-    known = F.pad(known, (0, seen - known.shape[1]))
-    cache.starts = torch.cat([known, first & (ids == start)], 1)
-    return mask.masked_fill(cache.starts, 0)
-
-
-def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
-    """The arguments of a causal backbone's stack of layers, with masks whose window is counted in tokens.
-
-    transformers counts it in places of the cache. Between a row's instruction and its input lie places that are
-    padding, so a row would see less of its instruction in a batch than alone.
-
-    Args:
-        stack: The backbone's `base_model`, of a family with a window.
-        arguments: What it is called with, an `attention_mask [batch, places]` over the cache among them.
-
-    Raises:
-        ValueError: for an attention that takes no mask of its own.
-    """
-    mask, window = arguments["attention_mask"], window_of(stack.config)
-    # without padding there may be none; for a static cache, which ends within the window, it is made already
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] <= window:
-        return arguments
-    if "flash" in stack.config._attn_implementation:
-        raise ValueError(
-            f"instruction and input together are {mask.shape[1]} tokens, but layers of this backbone see {window} "
-            "at a time, and flash attention cannot count these beside padding; load the model with "
-            "attn_implementation='sdpa' or 'eager'"
-        )
-    token = mask.cumsum(1)
-
-    def within(batch, head, query, key):
-        return token[batch, query] - token[batch, key] < window
-
-    ids = arguments["input_ids"] if arguments.get("input_ids") is not None else arguments["inputs_embeds"]
-    like = torch.empty(*ids.shape[:2], 1, dtype=stack.dtype, device=ids.device)  # shape and type are all that is read
-    cache = [arguments[name] for name in CACHE_NAMES if name in arguments][0]
-    masks = partial(create_causal_mask, stack.config, like, mask, cache)
-    windowed = masks(and_mask_function=within)
-    if family_of(stack.config).window == "by_layer":
-        windowed = {"full_attention": masks(), "sliding_attention": windowed}
-    return {**arguments, "attention_mask": windowed}
+def _axis(name: str, x: Tensor) -> int:
+    """That of the tokens, in a tensor of an instruction memory."""
+    return 1 if name in ("mask", "states") else x.ndim - 2

@@ -9,7 +9,8 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Iterator, Optional, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,50 @@ def applied(application: Optional[Application]):
         yield
     finally:
         _IN_FORCE.application = before
+
+
+_SWITCHING = threading.Lock()
+_SWITCHED_OFF: "WeakKeyDictionary[nn.Module, dict]" = WeakKeyDictionary()  # model -> switch -> [blocks, values before]
+
+
+def evaluating(model: nn.Module):
+    """Turns dropout off inside the `with` block."""
+    return _switched_off(model, "training")
+
+
+def frozen(model: nn.Module):
+    """Keeps gradients from the model's weights, and dropout off, inside the `with` block."""
+    return _switched_off(model, "training", "requires_grad")
+
+
+def keeping_caches(model: nn.Module):
+    """Turns gradient checkpointing off inside the `with` block, for calls without gradients: nothing is recomputed
+    then, but layers would lose their key-value caches."""
+    return _switched_off(model, "gradient_checkpointing")
+
+
+@contextmanager
+def _switched_off(model: nn.Module, *switches: str) -> Iterator[None]:
+    """Sets attributes of the model's modules (or parameters) to `False`, for as many threads as are inside the block;
+    after the last of them all are as they were, whatever was done inside."""
+    with _SWITCHING:
+        held = _SWITCHED_OFF.setdefault(model, {})
+        for switch in switches:
+            if switch not in held:
+                owners = model.parameters() if switch == "requires_grad" else model.modules()
+                held[switch] = [0, [(owner, getattr(owner, switch)) for owner in owners if hasattr(owner, switch)]]
+                for owner, _ in held[switch][1]:
+                    setattr(owner, switch, False)
+            held[switch][0] += 1
+    try:
+        yield
+    finally:
+        with _SWITCHING:
+            for switch in switches:
+                held[switch][0] -= 1
+                if not held[switch][0]:
+                    for owner, value in held.pop(switch)[1]:
+                        setattr(owner, switch, value)
 
 
 def find_targets(backbone: nn.Module, target_modules: list[str]) -> dict[str, tuple[int, int]]:

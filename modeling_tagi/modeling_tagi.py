@@ -11,23 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-    StaticCache,
-)
-from transformers.generation import GenerationMode
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import ModelOutput, is_accelerate_available
+from transformers.utils import ModelOutput
 
-from .adapter import InstructionMemory, TagiAdapter, instruction_hash
+from .adapter import TagiAdapter, instruction_hash
 from .adapter_tuning import fresh_adapter
+from .causal import Causal
 from .checkpoints import CheckpointMixin
 from .configuration_tagi import TagiConfig
-from .families import window_of
 from .fit import (
     checked_index,
     fingerprint,
@@ -35,39 +27,29 @@ from .fit import (
     instruction_list,
     require_fit,
     require_known_ids,
-    require_one_rotation,
+    require_one_place,
     require_positions,
     require_room,
     require_rows,
 )
-from .fusion import (
-    InstructionCrossAttention,
-    concat_memory,
-    fused_modules,
-    memory_projections,
-    prefix_cache,
-    windowed_masks,
-    without_start,
-)
+from .fusion import InstructionCrossAttention, InstructionMemory
 from .hypernetwork import GENERATORS, masked_mean
 from .instruction_index import mean_embeddings
 from .lora import (
     Application,
     applied,
-    arguments_pre_hook,
     cache_name,
     carry_through_checkpointing,
+    evaluating,
     find_targets,
     fusion_hook,
     hook_once,
+    keeping_caches,
     lora_hook,
-    memory_hook,
     needed_index,
-    pre_hook_once,
-    take_rows,
 )
-from .modes import evaluating, keeping_caches
 from .named_backbone import auto_class, is_quantized
+from .seq2seq import Seq2Seq
 from .tokens import Tokens, alike_in_length, generation_tensors, instruction_text, pad
 
 TRAINABLE = ("generator", "generator_and_norms", "all")
@@ -103,7 +85,6 @@ class TagiOutput(ModelOutput):
         return self.cache
 
 
-_ASKED = ("output_hidden_states", "output_attentions")
 _ON_REQUEST = [field.name for field in fields(TagiOutput)][4:]
 
 
@@ -162,9 +143,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         self.hypernetwork = GENERATORS[config.generator](
             targets, d_model, config.r, config.generator_hidden_size, config.generator_index_size
         )
-        fused = []
-        if config.fusion == "cross_attention":
-            fused = fused_modules(self.backbone, config.is_encoder_decoder)
+        self.kind = Seq2Seq() if config.is_encoder_decoder else Causal()
+        fused = self.kind.fused_modules(self.backbone) if config.fusion == "cross_attention" else []
         d_head = getattr(text_config, "head_dim", None) or d_model // heads
         fusion_heads = config.fusion_heads or heads
         self.fusion = nn.ModuleList(InstructionCrossAttention(d_model, fusion_heads, d_head) for _ in fused)
@@ -173,11 +153,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             hook_once(self.backbone.get_submodule(path), lora_hook)
         for module in fused:
             hook_once(module, fusion_hook)
-        for module in memory_projections(self.backbone):
-            hook_once(module, memory_hook)
-        if window_of(self.backbone.config) is not None:
-            pre_hook_once(self.backbone.base_model, arguments_pre_hook)
-        self._cache_name = cache_name(self.backbone)
+        self.kind.hook(self.backbone)
+        self.cache_name = cache_name(self.backbone)
         self.post_init()
         # the backbone's own, by regular expressions, so that T5's "wo" is not found in "hypernetwork" as well
         for kept in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
@@ -187,28 +164,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     @property
     def device(self) -> torch.device:
         """Where inputs go; also where weights are offloaded, which between calls lie nowhere (on `meta`)."""
-        device, placed = next(self.parameters()).device, self._placed_on()
+        device = next(self.parameters()).device
+        placed = (getattr(self, "hf_device_map", None) or {}).values()
         if device.type != "meta" or not placed:
             return device
         return torch.device(next((place for place in placed if place not in ("cpu", "disk")), "cpu"))
-
-    def _placed_on(self) -> list:
-        """The places that a `device_map` gave to parts of the model."""
-        return list((getattr(self, "hf_device_map", None) or {}).values())
-
-    def _require_one_place(self):
-        """Refuses a model that lies on several devices, between which adapters and instructions are not moved."""
-        devices = sorted({str(place) for place in self._placed_on()} - {"cpu", "disk"})
-        away = next(self.hypernetwork.parameters()).device.type == "meta" if self._placed_on() else False
-        if len(devices) > 1 or away:
-            what = f"lies on devices {', '.join(devices)}" if len(devices) > 1 else "has its hypernetwork offloaded"
-            raise ValueError(
-                f"this model {what}, but adapters are made and used on one device; load it with device_map={{'': 0}}, "
-                "or offload the backbone alone: device_map={'backbone': 'disk', 'hypernetwork': 0, 'fusion': 0}"
-            )
-        offloaded = "disk" in self._placed_on() or devices and "cpu" in self._placed_on()
-        if offloaded and not is_accelerate_available("1.15.0"):  # whose hooks lost tied weights before
-            raise ValueError("this model is offloaded, which takes accelerate 1.15: pip install -U accelerate")
 
     def set_trainable(self, scope: str) -> None:
         """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
@@ -304,8 +264,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     def peft_config(self) -> dict:
         """What an exported adapter_config.json says of the backbone."""
         fan = any(isinstance(self.backbone.get_submodule(path), Conv1D) for path in self._target_paths())
-        task_type = "SEQ_2_SEQ_LM" if self.config.is_encoder_decoder else "CAUSAL_LM"
-        return {"task_type": task_type, "fan_in_fan_out": fan}
+        return {"task_type": self.kind.task_type, "fan_in_fan_out": fan}
 
     def adapter_base(self) -> dict[str, Optional[str]]:
         """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own.
@@ -360,45 +319,19 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:
         """What there is to know of instructions: pooled `[tasks, d_model]`, and what fusion attends to."""
-        self._require_one_place()
-        prefix = None
-        if self.config.is_encoder_decoder:
-            with applied(None):
-                states = self.backbone.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)[0]
-        else:
-            cache = DynamicCache() if self.config.fusion != "none" else None
-            # tokens are counted and not places, as in `forward`: some that are masked may lie between others
-            places = {} if cache is None else {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
-            reading = Application(new_cache=lambda: cache, checkpointing=False) if cache is not None else None
-            with applied(reading), self._keeping_caches():
-                states = self.backbone.base_model(
-                    input_ids=input_ids,
-                    attention_mask=attention_mask,
-                    use_cache=cache is not None,
-                    **{self._cache_name: cache},
-                    **places,
-                )[0]
-            if cache is not None:
-                prefix = [torch.stack([getattr(layer, x) for layer in cache.layers], 1) for x in ("keys", "values")]
+        require_one_place(self)
+        states, read = self.kind.read(self, input_ids, attention_mask)
         memory = None
         if self.config.fusion != "none":
-            memory = self._memory(states, attention_mask, prefix)
+            if len(self.fusion):
+                projected = [layer.project(states) for layer in self.fusion]
+                read["keys"], read["values"] = (torch.stack(tensors, 1) for tensors in zip(*projected))
+            memory = InstructionMemory(attention_mask, **read)
         return masked_mean(states, attention_mask), memory
 
     def _written(self, pooled: Tensor, memory: Optional[InstructionMemory]) -> TagiAdapter:
         a, b = self.hypernetwork(pooled)
         return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory)
-
-    def _memory(self, states: Tensor, mask: Tensor, prefix: Optional[list[Tensor]]) -> InstructionMemory:
-        fields = {"mask": mask}
-        if prefix is None:
-            fields["states"] = states
-        else:
-            fields["prefix_keys"], fields["prefix_values"] = prefix
-        if len(self.fusion):
-            projected = [layer.project(states) for layer in self.fusion]
-            fields["keys"], fields["values"] = (torch.stack(tensors, 1) for tensors in zip(*projected))
-        return InstructionMemory(**fields)
 
     def _read_instructions(self, instruction, demonstrations) -> tuple[list[Optional[str]], list[list[int]]]:
         if isinstance(instruction, str):
@@ -498,45 +431,16 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         given = _first(input_ids, kwargs.get("inputs_embeds"), None if encoded is None else encoded[0])
         if adapter is not None and given is not None:
             task_index = self._checked(adapter, task_index, given, attention_mask)
-        if self.config.is_encoder_decoder:
-            if decoder_input_ids is None and labels is not None:
-                decoder_input_ids = self.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
-            kwargs["decoder_input_ids"] = decoder_input_ids
         application = self._application(adapter, task_index)
+        kwargs.update(input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids)
+        kwargs[self.cache_name] = cache
         with applied(application), self._keeping_caches():
-            if adapter is None or adapter.memory is None:
-                kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
-            elif self.config.is_encoder_decoder:
-                asked = {name: kwargs[name] for name in _ASKED if name in kwargs}
-                read = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
-                states, mask = self._encode_input(input_ids, attention_mask, adapter, task_index, **read, **asked)
-                kwargs.update(encoder_outputs=states, attention_mask=mask)
-            else:
-                if given is None:
-                    raise ValueError("forward got an adapter, but no inputs; give input_ids or inputs_embeds")
-                rows, length = given.shape[:2]
-                application.new_cache = lambda: prefix_cache(adapter.memory, rows, self.dtype, task_index)
-                if cache is None or not cache.get_seq_length():
-                    cache = application.new_cache()
-                prefix_mask = take_rows(adapter.memory.mask, rows, task_index)
-                mask = attention_mask
-                if mask is None:
-                    seen = cache.get_seq_length() - prefix_mask.shape[1]
-                    mask = prefix_mask.new_ones(rows, seen + length)
-                if input_ids is not None:
-                    mask = without_start(mask, input_ids, self._hidden_start, cache)
-                mask = torch.cat([prefix_mask.to(mask.dtype), mask], 1)
-                require_one_rotation(self, mask.shape[1])
-                positions = (mask.cumsum(1) - 1).clamp_min(0)[:, -length:]
-                kwargs.update(input_ids=input_ids, attention_mask=mask, position_ids=positions)
-            output = self.backbone(**kwargs, **{self._cache_name: cache})
+            output = self.backbone(**self.kind.arguments(self, application, adapter, task_index, labels, kwargs))
         loss = None
         if labels is not None:
-            logits = output.logits if self.config.is_encoder_decoder else output.logits[:, :-1]
-            targets = labels if self.config.is_encoder_decoder else labels[:, 1:]
-            loss = prediction_loss(logits, targets, num_items_in_batch)
+            loss = prediction_loss(*self.kind.predicted(output.logits, labels), num_items_in_batch)
         more = {name: getattr(output, name, None) for name in _ON_REQUEST}
-        output = TagiOutput(loss, output.logits, getattr(output, self._cache_name, None), adapter, **more)
+        output = TagiOutput(loss, output.logits, getattr(output, self.cache_name, None), adapter, **more)
         return output.to_tuple() if return_dict is False else output
 
     @torch.no_grad()
@@ -559,11 +463,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         config = deepcopy(generation_config if generation_config is not None else self.generation_config)
         if self.config.input_format == "chat" and "eos_token_id" not in kwargs and self._find_tokenizer() is not None:
             config.eos_token_id = Tokens.of(self.tokenizer, self.config).ends(config.eos_token_id)
-        kwargs = {**config.update(**kwargs), "generation_config": config}
+        kwargs = config.update(**kwargs)
         adapter = self._resolve(adapter, instruction_input_ids, instruction_attention_mask)
         if adapter is None:
             with self._keeping_caches():
-                return self.backbone.generate(input_ids, **kwargs)
+                return self.backbone.generate(input_ids, generation_config=config, **kwargs)
         given = _first(input_ids, kwargs.get("inputs_embeds"))
         if given is None:
             raise ValueError(
@@ -573,70 +477,11 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if mask is None:
             mask = _mask_of(given, config)
         task_index = self._checked(adapter, task_index, given, mask)
-        if task_index is not None and not self.config.is_encoder_decoder:  # one gather now, not in every step
+        if task_index is not None and self.kind.one_adapter_a_row:  # one gather now, not in every step
             adapter, task_index = adapter[task_index], None
-        _require_drafts_that_fit(self, adapter, config, kwargs.get("assistant_model"))
         application = self._application(adapter, task_index).cast(self.dtype).by_row()
         with applied(application), self._keeping_caches():
-            if self.config.is_encoder_decoder:
-                asked = {name: True for name in _ASKED if getattr(config, name)}
-                embeds = kwargs.pop("inputs_embeds", None)
-                states, mask = self._encode_input(input_ids, mask, adapter, task_index, embeds, **asked)
-                # the ids beside what they were encoded to: penalties and an assistant model read them
-                return self.backbone.generate(input_ids, encoder_outputs=states, attention_mask=mask, **kwargs)
-            if adapter.memory is None:
-                return self.backbone.generate(input_ids, attention_mask=mask, **kwargs)
-            return self._generate_behind_prefix(input_ids, mask, adapter, **kwargs)
-
-    def _generate_behind_prefix(self, input_ids, mask, adapter, generation_config, **kwargs):
-        """Continues a cache of the instruction, of which `generate` knows the length alone: its mask covers both."""
-        for name in ("inputs_embeds", "cache", "past_key_values"):
-            if kwargs.pop(name, None) is not None:
-                raise ValueError(
-                    f"generate got {name}, which it cannot read behind an instruction (fusion={self.config.fusion!r})"
-                    "; give input_ids of the whole input"
-                )
-        length = adapter.memory.mask.shape[1]
-        copies = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-        prefix_mask = take_rows(adapter.memory.mask, len(input_ids)).to(mask.dtype)
-        kind, generation_config.cache_implementation = generation_config.cache_implementation, None
-        if kind not in (None, "dynamic", "static", "hybrid"):  # the last, of old files of Gemma's, is now the first
-            raise ValueError(
-                f"cache_implementation is {kind!r}, but with the instruction as a prefix (fusion="
-                f"{self.config.fusion!r}) it must be 'dynamic' or 'static'"
-            )
-        new = generation_config.max_new_tokens
-        longest = generation_config.max_length or input_ids.shape[1] + 20  # transformers' default
-        longest = length + (longest if new is None else input_ids.shape[1] + new)
-        require_one_rotation(self, longest - 1)  # the last token that is written is not read
-        cache = None
-        if kind == "static":
-            window = window_of(self.config.backbone_config)
-            if window is not None and longest > window:
-                raise ValueError(
-                    f"instruction, input and output together may be {longest} tokens, but layers of this backbone see "
-                    f"{window} at a time, which a static cache does not count beside padding; use "
-                    "cache_implementation='dynamic', or fewer tokens"
-                )
-            cache = StaticCache(self.config.backbone_config, max_cache_len=longest)
-        cache = prefix_cache(adapter.memory, len(input_ids) * copies, self.dtype, cache=cache)
-        mask = without_start(mask, input_ids, self._hidden_start, cache)
-        if copies > 1 and self._hidden_start is not None:
-            cache.starts = cache.starts.repeat_interleave(copies, 0)
-        generation_config.use_cache = True  # the prefix has no other place
-        generation_config.prefill_chunk_size = None  # transformers 5.17 would read chunks as if there were no prefix
-        return self.backbone.generate(
-            input_ids,
-            attention_mask=torch.cat([prefix_mask, mask], 1),
-            generation_config=generation_config,
-            **{self._cache_name: cache},
-            **kwargs,
-        )
-
-    @property
-    def _hidden_start(self) -> Optional[int]:
-        """The token that begins a text, where it is not seen a second time behind an instruction."""
-        return self.config.backbone_config.bos_token_id if self.config.continued else None
+            return self.kind.generate(self, input_ids, mask, adapter, task_index, config, **kwargs)
 
     def _keeping_caches(self):
         """The block in which a call without gradients is no different where gradient checkpointing is on."""
@@ -662,7 +507,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         if not hasattr(adapter, "lora_a"):
             raise TypeError(f"adapter is a {type(adapter).__name__}, but must be a TagiAdapter (generate_adapter's)")
         require_fit(adapter, self)
-        self._require_one_place()
+        require_one_place(self)
         return adapter if adapter.device == self.device else adapter.to(self.device)
 
     def _application(self, adapter: Optional[TagiAdapter], task_index: Optional[Tensor]) -> Optional[Application]:
@@ -672,13 +517,9 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         memory = adapter.memory
         if memory is None:
             return application
-        if memory.states is not None:
-            application.share(memory.states, memory_projections(self.backbone))
-        if memory.prefix_keys is not None and window_of(self.backbone.config) is not None:
-            stack = self.backbone.base_model
-            application.arguments[stack] = partial(windowed_masks, stack)
+        self.kind.apply_memory(self.backbone, application, memory)
         if memory.keys is not None and len(self.fusion):
-            fused = fused_modules(self.backbone, self.config.is_encoder_decoder)
+            fused = self.kind.fused_modules(self.backbone)
             projected = memory.keys.unbind(1), memory.values.unbind(1)
             for target, cross_attention, keys, values in zip(fused, self.fusion, *projected):
                 application.fusion[target] = partial(
@@ -686,42 +527,12 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                 )
         return application
 
-    def _encode_input(
-        self, input_ids, attention_mask, adapter, task_index, inputs_embeds=None, encoder_outputs=None, **asked
-    ) -> tuple[BaseModelOutput, Tensor]:
-        """The decoder's memory, `(I_x ; F)` where there is an I_x, and its mask."""
-        if encoder_outputs is None:
-            embedded = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
-            encoder_outputs = self.backbone.get_encoder()(
-                input_ids=input_ids, attention_mask=attention_mask, **embedded, **asked
-            )
-        states, mask, memory = encoder_outputs[0], attention_mask, adapter.memory
-        if memory is not None:
-            states, mask = concat_memory(memory.states, memory.mask, states, attention_mask, task_index)
-        more = {name: getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions")}
-        return BaseModelOutput(states, **more), mask
-
 
 def _first(*tensors: Optional[Tensor]) -> Optional[Tensor]:
     for tensor in tensors:  # `next` with a default is beyond torch 2.8's compiler
         if tensor is not None:
             return tensor
     return None
-
-
-def _require_drafts_that_fit(
-    model: TagiModel, adapter: TagiAdapter, config: GenerationConfig, assistant_model: Optional[PreTrainedModel]
-):
-    """Refuses assisted decoding where transformers would not count the instruction that lies before the input."""
-    if adapter.memory is None or config.get_generation_mode(assistant_model) != GenerationMode.ASSISTED_GENERATION:
-        return
-    if assistant_model is None and model.config.is_encoder_decoder:  # what is looked up lies in the output alone
-        return
-    raise ValueError(
-        f"{'an assistant_model' if assistant_model is not None else 'assisted decoding (prompt_lookup_num_tokens)'} "
-        f"cannot draft behind an adapter with an instruction memory (fusion={model.config.fusion!r}); leave it out, "
-        "or use a generator with fusion='none'"
-    )
 
 
 def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from modeling_tagi import TagiConfig, TagiModel
 from modeling_tagi.configuration_tagi import FUSIONS
 from modeling_tagi.families import FAMILIES, window_of
-from modeling_tagi.fusion import memory_projections
+from modeling_tagi.seq2seq import memory_projections
 
 SEQ2SEQ = ["t5", "t5_v1_1", "mt5", "bart", "pegasus"]
 WINDOWED = ["mistral", "gemma2", "gemma3_text", "phi3", "qwen2_windowed"]
@@ -253,7 +253,7 @@ def test_the_decoders_keys_and_values_of_the_instruction_are_made_once_a_task(ma
     ids, mask = padded(rows)
     assert len(memory_projections(model.backbone)) == 4
     once = logits(model, ids, adapters, mask)
-    monkeypatch.setattr("modeling_tagi.modeling_tagi.memory_projections", lambda backbone: [])
+    monkeypatch.setattr("modeling_tagi.seq2seq.memory_projections", lambda backbone: [])
     torch.testing.assert_close(once, logits(model, ids, adapters, mask), rtol=0, atol=1e-5)
 
 

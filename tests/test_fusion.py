@@ -3,7 +3,9 @@ import torch
 from transformers import MBartConfig, MBartForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from modeling_tagi.fusion import InstructionCrossAttention, concat_memory, fused_modules, memory_projections
+from modeling_tagi.causal import Causal
+from modeling_tagi.fusion import InstructionCrossAttention
+from modeling_tagi.seq2seq import Seq2Seq, concat_memory, memory_projections
 
 MBART = MBartConfig(
     vocab_size=100, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
@@ -83,18 +85,18 @@ def test_memory_comes_before_the_input():
 @pytest.mark.parametrize("family", ["t5", "mt5"])
 def test_an_encoder_is_fused_behind_its_self_attention(make_backbone, family):
     backbone = make_backbone(family)
-    assert fused_modules(backbone, True) == [block.layer[0] for block in backbone.encoder.block]
+    assert Seq2Seq().fused_modules(backbone) == [block.layer[0] for block in backbone.encoder.block]
 
 
 @pytest.mark.parametrize("family, layers", [("llama", "model.layers"), ("gpt2", "transformer.h")])
 def test_a_causal_model_is_fused_behind_its_layers(make_backbone, family, layers):
     backbone = make_backbone(family)
-    assert fused_modules(backbone, False) == list(backbone.get_submodule(layers))
+    assert Causal().fused_modules(backbone) == list(backbone.get_submodule(layers))
 
 
 def test_an_encoder_whose_layers_are_not_known_is_refused():
     with pytest.raises(ValueError, match="fusion='cross_attention'.*'mbart'.*use fusion='concat' or 'none'"):
-        fused_modules(MBartForConditionalGeneration(MBART), True)
+        Seq2Seq().fused_modules(MBartForConditionalGeneration(MBART))
 
 
 # The decoder's keys and values of the memory, once a task instead of once a row
@@ -106,7 +108,7 @@ def concatenated(monkeypatch):
 
     def run(function):
         with monkeypatch.context() as patched:
-            patched.setattr("modeling_tagi.modeling_tagi.memory_projections", lambda backbone: [])
+            patched.setattr("modeling_tagi.seq2seq.memory_projections", lambda backbone: [])
             return function()
 
     return run

@@ -42,7 +42,7 @@ def test_a_model_on_several_devices_is_refused(make_model, random_ids):
 )
 def test_offloading_by_an_accelerate_that_loses_tied_weights_is_refused(make_model, monkeypatch, places):
     model = make_model("t5")
-    monkeypatch.setattr("modeling_tagi.modeling_tagi.is_accelerate_available", lambda version: False)
+    monkeypatch.setattr("modeling_tagi.fit.is_accelerate_available", lambda version: False)
     model.generate_adapter([7])
     model.hf_device_map = {"": "cpu"}
     model.generate_adapter([7])

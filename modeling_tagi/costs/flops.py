@@ -15,9 +15,10 @@ from transformers.pytorch_utils import Conv1D
 
 from ..configuration_tagi import TagiConfig
 from ..families import FAMILIES
-from ..fusion import layers_of, memory_projections
+from ..fusion import layers_of
 from ..lora import find_targets
 from ..modeling_tagi import TagiModel
+from ..seq2seq import memory_projections
 
 # What is done once a task (the first two, and of "fusion" and "memory" the instruction's keys and values), and for
 # each input.

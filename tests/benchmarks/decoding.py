@@ -17,7 +17,7 @@ from torch import nn
 
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.configuration_tagi import FUSIONS
-from modeling_tagi.fusion import memory_projections
+from modeling_tagi.seq2seq import memory_projections
 
 QUESTION = "tokens per second with one adapter for the batch, relative to the bare backbone"
 GOAL = 0.9

@@ -32,9 +32,9 @@ from transformers import Seq2SeqTrainingArguments
 
 from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.records import Record
-from modeling_tagi.fusion import concat_memory, fused_modules
 from modeling_tagi.hypernetwork import masked_mean
 from modeling_tagi.modeling_tagi import evaluating, prediction_loss
+from modeling_tagi.seq2seq import Seq2Seq, concat_memory
 from modeling_tagi.training.settings import FinetuningSettings
 from modeling_tagi.training.teacher_cache import Kept, TeacherCache
 from modeling_tagi.training.trainer import KEPT, TagiTrainer, Teacher, frozen_copy
@@ -177,7 +177,7 @@ def naive_hooks(model, pooled, memory, mask):
             for kind, path in enumerate(paths):
                 hook = partial(update, generator=generator, kind=kind, path=path)
                 handles.append(model.backbone.get_submodule(path).register_forward_hook(hook))
-    for module, attention in zip(fused_modules(model.backbone, True), model.fusion):
+    for module, attention in zip(Seq2Seq().fused_modules(model.backbone), model.fusion):
         handles.append(module.register_forward_hook(partial(fuse, attention=attention)))
     try:
         yield

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modeling_tagi.modes import evaluating, frozen, keeping_caches
+from modeling_tagi.lora import evaluating, frozen, keeping_caches
 
 
 @pytest.fixture
