@@ -5,7 +5,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 from modeling_tagi import TagiModel
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.evaluation.other_instructions import wrong_instructions
 from modeling_tagi.evaluation.predict import Answering
 from modeling_tagi.tokens import Tokens, instruction_text, prompt_text
 
@@ -195,41 +194,3 @@ def test_given_adapters_do_not_go_with_generated_ones(model, tokens):
         Answering(model, tokens, "adapter", adapters=made, row_of=lambda r: 0)
     with pytest.raises(ValueError, match="row_of=None, but go with"):
         Answering(model, tokens, "input", adapters=made)
-
-
-def suite(tasks=6, groups=3, wordings=2):
-    return [
-        record(f"t{t}", f"wording {w} of task {t}", f"x{n}", "y", group=f"g{t % groups}")
-        for t in range(tasks) for w in range(wordings) for n in range(2)
-    ]
-
-
-def test_wrong_instructions_are_another_groups():
-    records = suite()
-    group = {r.instruction: r.group for r in records}
-    for seed in range(10):
-        wrong = wrong_instructions(records, seed)
-        assert set(wrong) == {f"t{t}" for t in range(6)}
-        for task, instruction in wrong.items():
-            assert group[instruction] != f"g{int(task[1:]) % 3}"
-    assert wrong_instructions(records, 1) == wrong_instructions(records, 1) != wrong_instructions(records, 2)
-
-
-def test_wrong_instructions_are_another_tasks_where_there_is_one_group():
-    for seed in range(10):
-        wrong = wrong_instructions(suite(groups=1), seed)
-        assert len(wrong) == 6
-        assert not any(instruction.endswith(f"task {task[1:]}") for task, instruction in wrong.items())
-
-
-def test_wrong_instructions_are_never_a_tasks_own_text():
-    records = [record("a", "same", "x", "y", group="g"), record("b", "same", "x", "y", group="h"),
-               record("c", "other", "x", "y", group="g")]  # fmt: skip
-    for seed in range(10):
-        assert wrong_instructions(records, seed) == {"a": "other", "b": "other", "c": "same"}
-    assert wrong_instructions(records[:2]) == {}
-
-
-def test_wrong_instructions_come_with_their_demonstrations():
-    wrong = wrong_instructions([RECORDS[0], RECORDS[1]])
-    assert wrong["first"] == instruction_text(RECORDS[0].instruction, RECORDS[0].demonstrations)

@@ -1,172 +1,51 @@
+"""The registry of references: what it refuses, and how tables order and name them."""
+
 import pytest
-import torch
 
-from modeling_tagi import TagiAdapter, TagiModel
-from modeling_tagi.banks.adapter_bank import AdapterBank
-from modeling_tagi.data.records import Record
-from modeling_tagi.evaluation.backbones import adaptable
-from modeling_tagi.evaluation.nearest_adapter import encode_instructions, nearest_adapters, nearest_rows
-from modeling_tagi.evaluation.other_instructions import random_word_instructions
-from modeling_tagi.evaluation.predict import Answering
-from modeling_tagi.hypernetwork import masked_mean
-from modeling_tagi.tokens import Tokens
-
-FAMILIES = ("t5", "llama")
+from modeling_tagi.evaluation.references import REFERENCES, in_order, require_names, require_references, title_of
+from modeling_tagi.training.settings import build_settings
 
 
-def record(task, instruction, text="a b", target="b", **fields):
-    return Record(task, instruction, text, (target,), **fields)
+def test_every_reference_says_what_it_is():
+    for name, reference in REFERENCES.items():
+        assert reference.name == name and reference.title and reference.__doc__.split()[0] == "Gives"
 
 
-TRAIN = [
-    record("first", "say the first word", group="words"), record("first", "which word is first", group="words"),
-    record("count", "how many letters are there", group="numbers"),
-    record("odd", "what does not belong", group="other"),
-]  # fmt: skip
+def test_tables_have_references_above_and_below_what_was_trained(monkeypatch):
+    class Toy(REFERENCES["oracle"]):
+        name, title = "toy", "a toy"
+
+    monkeypatch.setitem(REFERENCES, Toy.name, Toy)
+    names = ["mine", "toy", "oracle", "tagi", "prompted", "start_prompted", "no_instruction", "random_words"]
+    assert in_order(names) == [
+        "no_instruction", "start_prompted", "prompted", "tagi", "random_words", "oracle", "toy", "mine"
+    ]  # fmt: skip
+    assert [title_of(name) for name in ("toy", "input_only", "start_prompted")] == [
+        "a toy", "input only", "start prompted"
+    ]  # fmt: skip
 
 
-def read_tokens(family, tokenizer):
-    return Tokens(tokenizer, family == "t5", 64, 4)
+@pytest.mark.parametrize("name, message", [
+    ("orcale", "references has 'orcale', but knows 'no_instruction', 'start_prompted', .*'oracle'"),
+    ("prompted", "references has 'prompted', which is called 'start_prompted' now"),
+    ("prompted_start", "references has 'prompted_start', which is called 'start_prompted' now"),
+    (["oracle"], r"references has \['oracle'\], but knows"),
+    (None, "references has None, but knows"),
+])  # fmt: skip
+def test_what_is_no_references_name_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        require_names(["oracle", name])
 
 
-# Random words
+def test_a_run_needs_what_its_references_need():
+    def settings(references, **fields):
+        bare = {"finetuning": {"distillation_weight": 0, "alignment": "none"}}
+        return build_settings({**bare, "evaluation": {"references": references}}, fields)
 
-
-def test_random_words_are_as_many_and_none_of_them_the_tasks_own():
-    own = {r.task: {word for s in TRAIN if s.task == r.task for word in s.instruction.split()} for r in TRAIN}
-    others = {word for words in own.values() for word in words}
-    for seed in range(20):
-        drawn = random_word_instructions(TRAIN, seed)
-        assert {task: len(text.split()) for task, text in drawn.items()} == {"first": 4, "count": 5, "odd": 4}
-        for task, text in drawn.items():
-            assert set(text.split()) <= others - own[task]
-    assert drawn != random_word_instructions(TRAIN, 0) == random_word_instructions(TRAIN[::-1], 0)
-
-
-def test_demonstrations_count_as_words_of_the_instruction():
-    long = [record("first", "say it", demonstrations=(("one two", "one"),)), TRAIN[2]]
-    text = "say it\n\nExample 1: Input: one two Output: one"
-    assert len(random_word_instructions(long)["first"].split()) == len(text.split())
-
-
-def test_a_task_whose_words_are_all_there_are_has_no_random_words():
-    assert set(random_word_instructions([record("a", "say it"), record("b", "say it now")])) == {"a"}
-
-
-# Nearest instructions
-
-
-def test_the_nearest_is_the_one_with_the_highest_cosine_whatever_its_length():
-    # cosines to (1, 0): 0.6, 0.8, 0; to (0, 5): 0.8, 0.6, 1
-    candidates = torch.tensor([[3.0, 4.0], [0.08, 0.06], [0.0, 1.0]])
-    assert nearest_rows(torch.tensor([[1.0, 0.0], [0.0, 5.0]]), candidates) == [1, 2]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_encoding_is_what_the_hypernetwork_pools(make_model, tokenizer, family, monkeypatch):
-    model, tokens = make_model(family, fusion="none"), read_tokens(family, tokenizer)
-    pooled = []
-    forward = type(model.hypernetwork).forward
-
-    def remembered(self, x):
-        pooled.append(x)
-        return forward(self, x)
-
-    monkeypatch.setattr(type(model.hypernetwork), "forward", remembered)
-    texts = ["say the first word", "count"]
-    for text in texts:
-        model.adapter_from_ids(torch.tensor([tokens.instruction(text)]))
-    for asked in (model, model.backbone):
-        for batch_size in (1, 2):
-            encoded = encode_instructions(asked, tokens, texts, batch_size)
-            assert encoded.shape == (2, 32) and torch.allclose(encoded, torch.cat(pooled[:2]), atol=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_backbone_is_made_adaptable_without_a_change(make_backbone, make_model, tokenizer, random_ids, family):
-    backbone, like = make_backbone(family), make_model(family).config
-    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
-    ids = random_ids(2, 5)
-    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if family == "t5" else {})}
-    expected = backbone(**inputs).logits
-    torch.manual_seed(5)
-    made = adaptable(backbone, like, seed=1)
-    drawn = torch.rand(1)
-    assert made.backbone is backbone and torch.equal(backbone(**inputs).logits, expected)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
-    torch.manual_seed(5)
-    assert torch.equal(drawn, torch.rand(1))  # the seed is its own
-    first, again, other = (adaptable(backbone, like, seed).hypernetwork.shared_factors() for seed in (1, 1, 2))
-    for path, a in made.hypernetwork.shared_factors().items():
-        assert a.shape[0] == like.r and torch.equal(a, first[path]) and torch.equal(a, again[path])
-        assert not torch.equal(a, other[path])
-    assert made.config.scaling == like.scaling and made.config.target_modules == like.target_modules
-    assert adaptable(make_model(family).backbone).config.r == 32  # PEFT's and the paper's, where nothing else is said
-
-
-def test_another_familys_target_modules_are_its_own(make_backbone, make_model):
-    made = adaptable(make_backbone("llama"), make_model("t5").config)
-    assert made.config.r == 4 and "q_proj" in made.config.target_modules
-
-
-@pytest.fixture(params=FAMILIES)
-def bank(request, make_model, tokenizer, tmp_path):
-    """Adapters of two tasks and one group, tuned (as it were) on a backbone; with that backbone and its tokens."""
-    family = request.param
-    model, tokens = make_model(family, fusion="none"), read_tokens(family, tokenizer)
-    model.tokenizer = tokenizer
-    bank = AdapterBank(tmp_path / "bank")
-    generator = torch.Generator().manual_seed(0)
-    for name in ("count", "first", "other"):
-        shapes = model.generate_adapter("x")
-        b = {path: torch.randn(x.shape, generator=generator) for path, x in shapes.lora_b.items()}
-        adapter = TagiAdapter(shapes.lora_a, b, shapes.lora_alpha, peft_config=shapes.peft_config)
-        bank.add([name], adapter, [{"reads": "input"}])
-    return bank, model, tokens
-
-
-def test_a_task_is_answered_with_the_adapter_of_its_nearest_instruction(bank):
-    bank, model, tokens = bank
-    start = Answering(model.backbone, tokens, "prompt", 2)
-    # as trained ones are written: nothing can be nearer
-    records = [record("p", "how many letters are there", "c d e"), record("q", "which word is first", "a"),
-               record("r", "what does not belong", "f g")]  # fmt: skip
-    adapters = bank.load()
-    for reads, expected_reads in ((None, "input"), ("prompt", "prompt")):
-        nearest = nearest_adapters(start, bank, TRAIN, records, model.config, reads)
-        assert [nearest.row_of(r) for r in records] == [0, 1, 2]  # "other" is a group
-        assert nearest.reads == expected_reads
-        alone = [
-            Answering(adaptable(model.backbone, model.config), tokens, expected_reads, adapters=adapters[row],
-                      row_of=lambda _: 0).generate([r])[0]
-            for row, r in enumerate(records)
-        ]  # fmt: skip
-        assert nearest.generate(records) == alone
-    assert alone != start.generate(records)
-
-
-def test_the_nearest_is_taken_by_the_encodings(bank):
-    bank, model, tokens = bank
-    start = Answering(model.backbone, tokens, "prompt")
-    asked = [record("p", "say the last letter"), record("q", "sum of the numbers"), record("r", "z")]
-    known = {r.instruction: {"words": 1, "numbers": 0, "other": 2}[r.group] for r in TRAIN}
-
-    def pooled(text):
-        ids = torch.tensor([tokens.instruction(text)])
-        encoder = model.backbone.get_encoder() if tokens.is_encoder_decoder else model.backbone.base_model
-        return masked_mean(encoder(input_ids=ids)[0], torch.ones_like(ids))[0]
-
-    nearest = nearest_adapters(start, bank, TRAIN, asked)
-    for r in asked:
-        cosine = {text: torch.cosine_similarity(pooled(r.instruction), pooled(text), 0).item() for text in known}
-        assert nearest.row_of(r) == known[max(cosine, key=cosine.get)]
-
-
-def test_a_bank_of_other_tasks_is_refused(bank):
-    bank, model, tokens = bank
-    start = Answering(model.backbone, tokens, "prompt")
-    with pytest.raises(ValueError, match="has adapters of count, first, other, …; none is a task or group of the"):
-        nearest_adapters(start, bank, [record("new", "never seen")], TRAIN)
-    with pytest.raises(FileNotFoundError, match="run the stage task_adapters first"):
-        nearest_adapters(start, AdapterBank(bank.folder / "nothing"), TRAIN, TRAIN)
-    assert isinstance(adaptable(model), TagiModel)
+    with pytest.raises(ValueError, match="'nearest_adapter', but there are no task adapters: give task_"):
+        require_references(settings(["nearest_adapter"]))
+    for field, value in (("task_adapters.steps", 1), ("task_adapters.path", "x"), ("task_adapters.collection", "y")):
+        require_references(settings(["nearest_adapter"], **{field: value}))
+    with pytest.raises(ValueError, match="oracle.steps is 0, but the oracle has to be tuned: give at least 1"):
+        require_references(settings(["oracle"], **{"evaluation.oracle.steps": 0}))
+    require_references(settings(["start_prompted"], **{"evaluation.oracle.steps": 0}))
