@@ -248,6 +248,7 @@ def push_saved(
         save(folder)
         with said_in_one_line(repo_id, "push to"):
             api = huggingface_hub.HfApi(token=token)
+            api.whoami()  # else a missing token would be said to be one without rights
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)

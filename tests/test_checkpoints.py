@@ -85,6 +85,10 @@ def assert_equal(one, two):
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
 
 
+def test_what_ships_stays_small():
+    assert len(CODE) <= 19 and sum(len((PACKAGE / name).read_text().splitlines()) for name in CODE) <= 5200
+
+
 # The three lines that must always work
 
 

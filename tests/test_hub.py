@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from hub_stand_in import log_in
 from safetensors import SafetensorError
 
-from modeling_tagi.hub import KINDS, filling, is_repository, kind_in, naming, require_folder_for
+from modeling_tagi.hub import KINDS, HubError, filling, is_repository, kind_in, naming, require_folder_for
 
 # What a folder of each kind has; the first files are those that it has however early it was cut off.
 MADE = {
@@ -234,3 +235,28 @@ def test_a_report_does_not_replace_a_folder_of_that_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="report holds thesis.tex, which is no part of a report"):
         report.write_report(tmp_path, ("title", "lead", []))
     assert (tmp_path / "report" / "thesis.tex").read_text() == "mine"
+
+
+# Pushing without the package, as a checkpoint's own code does
+
+
+def test_without_publishers_the_files_alone_go_up_and_stale_ones_go(make_model, hub, monkeypatch):
+    monkeypatch.setattr("modeling_tagi.hub.PUBLISHERS", {})
+    make_model("t5").generate_adapter([5, 6]).push_to_hub("user/adapter", private=True)
+    assert hub.repositories["user/adapter"].private and "tagi_memory.safetensors" in hub.files("user/adapter")
+    adapter = make_model("t5", "none").generate_adapter([5, 6])
+    commit = adapter.push_to_hub("user/adapter", tag="v1", commit_message="without fusion")
+    names = {"adapter_config.json", "adapter_model.safetensors", "tagi_adapter.json"}
+    assert set(hub.files("user/adapter", "v1")) - {".gitattributes"} == names
+    assert commit.oid == hub.revision("user/adapter", "v1")
+    assert hub.repositories["user/adapter"].messages[-1] == "without fusion"
+    adapter.push_to_hub("user/adapter", revision="trial")
+    assert hub.revision("user/adapter", "trial") and hub.revision("user/adapter") == commit.oid
+
+
+def test_without_publishers_an_error_is_one_line_too(make_model, hub, monkeypatch, tmp_path):
+    monkeypatch.setattr("modeling_tagi.hub.PUBLISHERS", {})
+    log_in(hub, monkeypatch, tmp_path, token=None)
+    for made in (make_model("t5", "none"), make_model("t5", "none").generate_adapter([5, 6])):
+        with pytest.raises(HubError, match="^cannot push to user/one: there is no token"):
+            made.push_to_hub("user/one")
