@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from .configuration_tagi import TagiConfig
+from .configuration_tagi import TagiConfig, new_model_fields
 from .hub import is_repository, said_in_one_line
 
 logger = logging.get_logger(__name__)
@@ -53,7 +53,7 @@ class NamedBackboneMixin:
             quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
                 Checkpoints then leave the backbone out.
             token, cache_dir, local_files_only: As for every transformers model.
-            config_fields: Fields of [`TagiConfig`].
+            config_fields: Fields of [`TagiConfig`]; see `continues_instruction` for what is chosen beside them.
         """
         require_name(name_or_folder, "the backbone")
         require_dtype(dtype)
@@ -68,6 +68,7 @@ class NamedBackboneMixin:
             )
         backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **access)
         revision = commit_of(name, revision, cache_dir) or revision
+        config_fields = new_model_fields(backbone_config, config_fields)
         config = TagiConfig(
             backbone_config=backbone_config, backbone_name_or_path=name, backbone_revision=revision, **config_fields
         )
