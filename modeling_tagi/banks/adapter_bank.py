@@ -53,7 +53,7 @@ class AdapterBank:
         if not bank._index:
             raise FileNotFoundError(
                 f"{name} has no {INDEX_FILE} with task adapters; run the stage task_adapters first, or name "
-                "adapters one by one with task_adapters.collection"
+                "adapters one by one with task_adapters.given"
             )
         return bank
 
@@ -66,7 +66,7 @@ class AdapterBank:
             reads: What the adapters were tuned to read, `"prompt"` or `"input"`.
         """
         index = {name: {"source": str(source), "reads": reads} for name, source in sources.items()}
-        return cls("task_adapters.collection", index)  # named as people know it; there is no such folder
+        return cls("task_adapters.given", index)  # named as people know it; there is no such folder
 
     def __contains__(self, name: str) -> bool:
         return name in self._index

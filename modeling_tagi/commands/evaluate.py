@@ -4,7 +4,7 @@ import json
 
 from ..common.arguments import pair
 from ..common.writing import naming
-from ..training.settings import EvaluationSettings
+from ..training.setting_fields import EvaluationSettings
 from .loading import announce
 from .parsing import add_checkpoint, add_json
 from .scored_data import add_data, settings_of

@@ -69,7 +69,7 @@ def settings_of(options):
         "max_target_length": options.max_target_length,
         "data": {"source": source, "path": path, "t0_eval": options.t0_eval,
                  "options": dict(options.options)},
-        "task_adapters": {"path": options.task_adapters},
+        "task_adapters": {"given": options.task_adapters},
         "evaluation": {
             "splits": options.splits, "max_records": options.max_records, "batch_size": options.batch_size,
             "rank_options": not options.no_rank, "references": options.references, "oracle": dict(options.oracle),

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..common.writing import naming
-from ..training.recipes import recipe_file, recipes
+from ..training.recipes import recipe_fields, recipe_file, recipes
+from ..training.setting_fields import RunSettings, built_settings, default_fields
 from .parsing import take_fields
 
 HELP = "a run's YAML -> a trained checkpoint, its scores and a report"
@@ -35,10 +36,12 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def call(options) -> int:
-    from ..training.settings import load_settings
-
     file = recipe_file(options.config)
-    print(f"reading {file}", flush=True)  # at once: what comes next takes seconds to import
+    print(f"reading {file}", flush=True)
+    built_settings(RunSettings, recipe_fields(file, options.fields))  # refuses a wrong field at once
+
+    from ..training.settings import load_settings  # takes seconds to import, as what follows
+
     settings = load_settings(file, options.fields)
     print(f"everything goes to {settings.output_dir}", flush=True)
 
@@ -68,7 +71,6 @@ def known_fields() -> str:
 
     from ..common.yaml_files import flat
     from ..training.methods import METHODS
-    from ..training.settings import default_fields
 
     found = {"method": " | ".join(METHODS), **flat(default_fields())}
     lines = [f"  --{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]

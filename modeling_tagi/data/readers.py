@@ -55,7 +55,7 @@ class Reader:
                 if name not in _NO_OPTIONS}  # fmt: skip
 
     def checked(self, options: Optional[Mapping[str, Any]], name: str, where: str = "data.options") -> dict[str, Any]:
-        """Options that the reader, called `name`, can take.
+        """Returns options that the reader, called `name`, can take.
 
         Raises:
             ValueError: for one that it does not know, or a value that is not allowed.
@@ -91,7 +91,7 @@ READERS: dict[str, Reader] = {
 
 
 def reader_of(source: Any) -> Reader:
-    """The reader of that name.
+    """Returns the reader of that name.
 
     Raises:
         ValueError: if there is none.

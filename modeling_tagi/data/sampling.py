@@ -6,14 +6,14 @@ from collections import defaultdict
 from itertools import islice
 from typing import Iterator, Sequence
 
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from .records import Record
 from .streams import RecordStream, wording_of
 
 
 class TaskBatchSampler(Sampler[list[int]]):
-    """Batches of `tasks_per_batch` tasks × `examples_per_task` examples, the examples of a task side by side.
+    """Draws batches of `tasks_per_batch` tasks × `examples_per_task` examples, the examples of a task side by side.
 
     Tasks are drawn without replacement while there are enough of them, each with one of its instructions (wordings),
     and examples of that instruction likewise.
@@ -25,7 +25,6 @@ class TaskBatchSampler(Sampler[list[int]]):
         steps: Number of batches.
         seed: Of the draws.
         by: `"task"`, or `"group"` to draw groups (any instruction of any of its tasks).
-        wordings: Different instructions of each task in a batch, `examples_per_task` examples of each.
         every: If true, every batch holds all tasks (or groups) and `tasks_per_batch` is not used.
     """
 
@@ -38,7 +37,6 @@ class TaskBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         by: str = "task",
         every: bool = False,
-        wordings: int = 1,
     ):
         by_unit = defaultdict(lambda: defaultdict(list))
         for index, record in enumerate(records):
@@ -49,8 +47,7 @@ class TaskBatchSampler(Sampler[list[int]]):
         self._records, self._by = records, by
         self._units = [list(wordings.values()) for wordings in by_unit.values()]
         self._tasks = len(self._units) if every else tasks_per_batch
-        self._every, self._wordings = every, wordings
-        self._examples, self._steps, self._seed = examples_per_task, steps, seed
+        self._every, self._examples, self._steps, self._seed = every, examples_per_task, steps, seed
 
     def __len__(self) -> int:
         return self._steps
@@ -59,18 +56,18 @@ class TaskBatchSampler(Sampler[list[int]]):
         return (self.batch(step) for step in range(self._steps))
 
     def batch(self, step: int) -> list[int]:
-        """Indices of the records of one step."""
+        """Returns the indices of the records of one step."""
         rng = random.Random(f"{self._seed} {step}")
         units = self._units if self._every else _draw(rng, self._units, self._tasks)
         return [
             index
             for wordings in units
-            for wording in rng.sample(wordings, min(self._wordings, len(wordings)))
+            for wording in rng.sample(wordings, 1)
             for index in _draw(rng, wording, self._examples)
         ]
 
     def units(self, batch: Sequence[int]) -> list[list[int]]:
-        """What of a batch must stay together: the rows of one instruction, or of one group."""
+        """Returns what of a batch must stay together: the rows of one instruction, or of one group."""
         units = defaultdict(list)
         for index in batch:
             record = self._record(index)
@@ -82,9 +79,9 @@ class TaskBatchSampler(Sampler[list[int]]):
 
 
 class StreamBatchSampler(TaskBatchSampler):
-    """Batches of records, drawn as `TaskBatchSampler` does from what a stream keeps. After each batch records are read
-    on, as many as it had or as it takes to read the whole split in all steps, and take random places among those that
-    are kept of their wording.
+    """Draws batches of records as `TaskBatchSampler` does, from what a stream keeps. After each batch further
+    records are read, as many as it had or as it takes to read the whole split in all steps, and take random places
+    among those that are kept of their wording.
 
     A wording whose records are all kept stays as it is: a stream that fits has the batches that its list would have.
     A step's batch depends on the seed, the stream and the number of steps; to go on from one, what was read before it
@@ -123,7 +120,7 @@ class StreamBatchSampler(TaskBatchSampler):
 
 
 class TextBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (passage, draw): `draw` seeds how that passage is cut.
+    """Draws batches of (passage, draw): `draw` seeds how that passage is cut.
 
     Args:
         passages: How many there are.
@@ -147,13 +144,13 @@ class TextBatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(passage, rng.getrandbits(32)) for passage in chosen]
 
 
-class Shares(Sampler[list]):
-    """Each batch of a sampler as `number` shares one after the other, which accelerate deals out to as many processes:
-    together they have what one process would.
+class BatchShards(Sampler[list]):
+    """Draws each batch of a sampler as `number` shards, one after the other, which accelerate deals out to as many
+    processes: together they have what one process would.
 
     Args:
         sampler: Of the batches. Its `units(batch)`, where it has that, says which draws stay together.
-        number: Shares of each batch. Where it has fewer units, each share is the whole batch, since none may be empty.
+        number: Shards of each batch. Where it has fewer units, each shard is the whole batch: none may be empty.
     """
 
     def __init__(self, sampler, number: int):
@@ -168,6 +165,19 @@ class Shares(Sampler[list]):
             bounds = [len(units) * place // self._number for place in range(self._number + 1)]
             for start, end in zip(bounds, bounds[1:]):
                 yield list(batch) if len(units) < self._number else sum(units[start:end], [])
+
+
+class Drawn(Dataset):
+    """Returns items by whatever a batch sampler draws: records by number, or the draw itself."""
+
+    def __init__(self, records=None):
+        self.records = records
+
+    def __getitem__(self, draw):
+        return self.records[draw] if self.records is not None else draw
+
+    def __len__(self):
+        return len(self.records) if self.records is not None else 0
 
 
 def fewer_tasks(records: Sequence[Record], number: int, seed: int = 0) -> list[Record]:

@@ -1,4 +1,4 @@
-"""The data sources by name: records in splits, text, and what each split may share with training."""
+"""Reads a data source: records in splits, text, and what each split may share with training."""
 
 import os
 from functools import partial
@@ -29,8 +29,7 @@ def read_source(
     text: Optional[str] = None,
     t0_eval: Optional[str] = None,
     options: Optional[dict] = None,
-    streaming: bool = False,
-    buffer: int = 64,
+    streaming: Optional[int] = None,
     train_tasks: Optional[int] = None,
     seed: int = 0,
 ) -> tuple[Splits, list[str], dict]:
@@ -42,8 +41,8 @@ def read_source(
         text: A file or folder of plain text.
         t0_eval: A folder of T0 evaluation sets, added as splits.
         options: Further arguments of the reader.
-        streaming: Whether the train split is read as a `RecordStream`, where the reader can.
-        buffer: Records of each instruction that a stream keeps.
+        streaming: Reads the train split as a `RecordStream`, where the reader can, that keeps so many records of each
+            instruction; `None` reads it whole.
         train_tasks: How many tasks of the train split are kept, see `fewer_tasks`; splits of trained tasks (new
             instances, new wordings) keep those of them. `None` is all.
         seed: The run's; the choice of tasks and a stream's choice of records are drawn by seeds derived from it.
@@ -58,9 +57,9 @@ def read_source(
     """
     reader, options = reader_of(source), check_source(source, options, streaming)
     read = reader.read
-    if streaming:
+    if streaming is not None:
         kept_by = derived_seed(seed, "data", "kept records")
-        read = partial(read, stream=partial(RecordStream, keep=buffer, seed=kept_by))
+        read = partial(read, stream=partial(RecordStream, keep=streaming, seed=kept_by))
     splits = read(_folder(path, "path"), **options) if reader.in_folder else read(**options)
     passages: list[str] = []
     if text is not None:
@@ -72,7 +71,7 @@ def read_source(
     if train_tasks is not None:
         fewer = fewer_tasks(splits["train"], train_tasks, derived_seed(seed, "data", "tasks"))
         kept = {record.task for record in fewer}
-        splits["train"] = splits["train"].of_tasks(kept) if streaming else fewer
+        splits["train"] = splits["train"].of_tasks(kept) if streaming is not None else fewer
         for name in splits.keys() & _OF_TRAINED_TASKS:
             splits[name] = [record for record in splits[name] if record.task in kept]
     report = check_splits(splits, same_tasks={name: kinds for name, kinds in _MAY_SHARE.items() if name in splits})
@@ -80,17 +79,17 @@ def read_source(
     return splits, passages, report
 
 
-def check_source(source: str, options: Optional[dict] = None, streaming: bool = False) -> dict:
-    """The reader's options, of which nothing is read yet.
+def check_source(source: str, options: Optional[dict] = None, streaming: Optional[int] = None) -> dict:
+    """Returns the reader's options, of which nothing is read yet.
 
     Raises:
         ValueError: for a source, option or value that there is not, or a source that cannot be streamed.
     """
     options = reader_of(source).checked(options, source)
-    if streaming and not reader_of(source).streams:
+    if streaming is not None and not reader_of(source).streams:
         able = " or ".join(repr(name) for name, reader in sorted(READERS.items(), reverse=True) if reader.streams)
         raise ValueError(
-            f"data.streaming is on, but source {source!r} is read whole: set it to false, or use {able}"
+            f"data.streaming is on, but source {source!r} is read whole: set it to null, or use {able}"
         )
     return options
 

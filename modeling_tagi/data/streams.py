@@ -44,7 +44,7 @@ class RecordStream(list):
                 raise ValueError(
                     f"the train split has more than {MOST_INSTRUCTIONS} instructions (with their demonstrations), and "
                     "streaming keeps records of each: what changes from record to record belongs into the input; or "
-                    "set data.streaming to false"
+                    "set data.streaming to null"
                 )
         if not kept:
             raise ValueError("the train split has no records to stream; give at least one")

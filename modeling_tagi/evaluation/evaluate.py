@@ -7,7 +7,7 @@ from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
-from ..training.settings import EvaluationSettings, RunSettings
+from ..training.setting_fields import EvaluationSettings, RunSettings
 from .backbones import load_backbone
 from .predict import Answering
 from .references import REFERENCES, Compared, LeftOut, Reference, in_order
@@ -124,7 +124,7 @@ def _references(names: Sequence[str], compared: Compared) -> dict[str, Reference
         if kind.needs_bank and compared.bank is None:
             raise ValueError(
                 f"evaluation.references has {name!r}, but there are no task adapters; give task_adapters.steps or "
-                "task_adapters.path, or leave it out"
+                "task_adapters.given, or leave it out"
             )
         if reads_instructions or not kind.asks_trained:
             made[name] = kind(compared)

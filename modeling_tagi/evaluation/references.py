@@ -8,7 +8,7 @@ from ..banks.adapter_bank import AdapterBank
 from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
-from ..training.settings import OracleSettings, RunSettings
+from ..training.setting_fields import OracleSettings, RunSettings
 from .nearest_adapter import nearest_adapters
 from .oracle import oracle, two_folds
 from .other_instructions import random_word_instructions, wrong_instructions
@@ -209,10 +209,10 @@ def require_references(settings: RunSettings):
     evaluation, tuned = settings.evaluation, settings.task_adapters
     require_names(evaluation.references)
     for name in evaluation.references:
-        if REFERENCES[name].needs_bank and not tuned.steps and not tuned.given:
+        if REFERENCES[name].needs_bank and not tuned.steps and tuned.given is None:
             raise ValueError(
-                f"evaluation.references has {name!r}, but there are no task adapters: give task_adapters.steps, path "
-                "or collection"
+                f"evaluation.references has {name!r}, but there are no task adapters: give task_adapters.steps or "
+                "given"
             )
         if REFERENCES[name].tunes and evaluation.oracle.steps < 1:
             raise ValueError(f"evaluation.oracle.steps is 0, but the {name} has to be tuned: give at least 1")

@@ -74,7 +74,7 @@ def _tokenizer(settings: RunSettings, splits: Splits, text: Sequence[str], notes
         return read_tokenizer(settings, splits["train"], text)
     try:
         return AutoTokenizer.from_pretrained(
-            backbone.name, revision=backbone.revision, local_files_only="model_type" in backbone.config,
+            backbone.name, revision=backbone.revision, local_files_only="model_type" in backbone.shape,
             trust_remote_code=False,
         )
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def backbone_shape(
     backbone = settings.backbone
     if backbone.name is None:
         return backbone_config(settings, vocab_size or backbone.vocab_size), "scratch"
-    declared = made_config(backbone.config) if "model_type" in backbone.config else None
+    declared = made_config(backbone.shape, "shape") if "model_type" in backbone.shape else None
     require_place(backbone.name)
     try:
         # without the network where the recipe says the shape: a plan is to be quick, and the same everywhere
@@ -110,15 +110,15 @@ def backbone_shape(
         if declared is None:
             raise ValueError(
                 f"the shape of the backbone {backbone.name!r} is not to be had ({str(error).splitlines()[0]}); go "
-                "online, name a folder, or say it in the fields of backbone.config: model_type and what makes its size"
+                "online, name a folder, or say it in the fields of backbone.shape: model_type and what makes its size"
             ) from None
-        notes.append(f"{backbone.name} is not on this machine: its shape is what backbone.config says")
+        notes.append(f"{backbone.name} is not on this machine: its shape is what backbone.shape says")
         return declared, "config"
-    wrong = [name for name, value in backbone.config.items() if getattr(found, name, value) != value]
+    wrong = [name for name, value in backbone.shape.items() if getattr(found, name, value) != value]
     if wrong:
         more = f"; {len(wrong) - 1} more differ" if len(wrong) > 1 else ""
         notes.append(
-            f"backbone.config says {wrong[0]} {backbone.config[wrong[0]]!r}, but {backbone.name} has "
+            f"backbone.shape says {wrong[0]} {backbone.shape[wrong[0]]!r}, but {backbone.name} has "
             f"{getattr(found, wrong[0])!r}{more}; planned with the latter"
         )
     return found, "repository"

@@ -116,7 +116,7 @@ def timed_trial(settings: RunSettings, splits: Splits, text: Sequence[str], toke
                     state.bank = _ReadBank(state.bank, state.bank.names if trial.task_adapters.given else own)
                 bar.update(name in names)
             times, bank = _stage_times(settings, trial, stamps), state.bank
-            if bank is not None and settings.finetuning.objective().needs_teacher and "finetuning" in times:
+            if bank is not None and settings.finetuning.needs_teacher and "finetuning" in times:
                 found = times["finetuning"]
                 times["finetuning"] = StageTime(found.once + bank.seconds, found.step)
             own, first, oracle = _answers(

@@ -184,7 +184,7 @@ def _bank_card(folder: Path, entries: dict[str, dict], name: str) -> str:
         "examples. They teach a generator of adapters (TAGI) what an adapter for an instruction should be like.",
         "## Use",
         f"`{INDEX_FILE}` says which folder is whose; each is a PEFT folder. To train a generator with them: "
-        f"`python train.py CONFIG.yaml --task_adapters.path {name}`.",
+        f"`python train.py CONFIG.yaml --task_adapters.given {name}`.",
         "## Tasks",
         "\n".join(["| task | folder | reads | examples |", "| --- | --- | --- | ---: |", *rows]),
         *([f"And {more} more; see `{INDEX_FILE}`."] if more else []),

@@ -246,6 +246,6 @@ def _begin_at(settings: RunSettings, start: RunSettings):
         settings.backbone = copy.deepcopy(settings.backbone)
         settings.backbone.name, settings.backbone.revision = str(folder / "stages" / last / "backbone"), None
         settings.text.steps = settings.instruction_tuning.steps = 0
-    if settings.finetuning.objective().needs_teacher and not settings.task_adapters.given:
-        settings.task_adapters.path = str(folder / "task_adapters")
+    if settings.finetuning.needs_teacher and settings.task_adapters.given is None:
+        settings.task_adapters.given = str(folder / "task_adapters")
     settings.task_adapters.steps = 0

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from ..common.randomness import derived_seed
-from .settings import RunSettings
+from .setting_fields import RunSettings
 
 # Known to every config, or to those written by earlier versions, beside the fields of its class.
 _OF_EVERY_CONFIG = {
@@ -58,7 +58,7 @@ def load_backbone_to_train(settings: RunSettings, source: str, revision: Optiona
     return model
 
 
-def made_config(fields: dict) -> PretrainedConfig:
+def made_config(fields: dict, section: str = "config") -> PretrainedConfig:
     """A backbone's config from its fields, `model_type` among them.
 
     Raises:
@@ -68,12 +68,12 @@ def made_config(fields: dict) -> PretrainedConfig:
     if kind not in CONFIG_MAPPING:
         close = difflib.get_close_matches(str(kind), list(CONFIG_MAPPING.keys()), n=1)
         hint = f"did you mean {close[0]!r}?" if close else "such as 't5' or 'llama'"
-        raise ValueError(f"backbone.config.model_type is {kind!r}, but must be a family of transformers; {hint}")
-    _require_known(CONFIG_MAPPING[kind], fields)
+        raise ValueError(f"backbone.{section}.model_type is {kind!r}, but must be a family of transformers; {hint}")
+    _require_known(CONFIG_MAPPING[kind], fields, f"backbone.{section}")
     try:
         config = AutoConfig.for_model(**{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, **fields})
     except Exception as error:  # configs check their fields each in its own way
-        raise ValueError(f"backbone.config is not one of {kind!r}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"backbone.{section} is not one of {kind!r}: {' '.join(str(error).split())}") from error
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
     return config
@@ -109,7 +109,7 @@ def _named_config(name: str, revision) -> PretrainedConfig:
         raise ValueError(f"backbone.name is {name!r}, which cannot be used: {str(error).splitlines()[0]}") from error
 
 
-def _require_known(kind: type, fields: dict[str, Any]):
+def _require_known(kind: type, fields: dict[str, Any], section: str):
     """Refuses fields that the config's class does not have, and sizes that no model has."""
     try:
         defaults = vars(kind())
@@ -121,12 +121,12 @@ def _require_known(kind: type, fields: dict[str, Any]):
         if name not in known:
             close = difflib.get_close_matches(str(name), sorted(known), n=1)
             hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(known - _OF_EVERY_CONFIG))}"
-            raise ValueError(f"unknown field backbone.config.{name} of a {kind.model_type!r} backbone; {hint}")
+            raise ValueError(f"unknown field {section}.{name} of a {kind.model_type!r} backbone; {hint}")
         default = defaults.get(kind.attribute_map.get(name, name))
         if name.endswith(("_id", "_ids")) or value is None or isinstance(value, bool):
             continue
         counts = type(default) is int and default > 0 or default is None and type(value) is int
         if counts and (type(value) is not int or value < 1):
-            raise ValueError(f"backbone.config.{name} is {value!r}, but must be a whole number of 1 or more")
+            raise ValueError(f"{section}.{name} is {value!r}, but must be a whole number of 1 or more")
         if "drop" in name and isinstance(value, (int, float)) and not 0 <= value <= 1:
-            raise ValueError(f"backbone.config.{name} is {value!r}, but must be a share from 0 to 1")
+            raise ValueError(f"{section}.{name} is {value!r}, but must be a share from 0 to 1")

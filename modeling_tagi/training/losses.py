@@ -4,7 +4,7 @@ Factors are the adapters' own: A `[tasks, rank, d_in]` and B `[tasks, d_out, ran
 of a module is `scaling * B A`.
 """
 
-from typing import Mapping, NamedTuple, Optional, Union
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from ..adapter_algebra import inner_products
 from ..modeling_tagi import prediction_loss
 
-__all__ = ["TopK", "alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss",
-           "predicting", "prediction_loss", "target_logits", "top_k"]  # fmt: skip
+__all__ = ["ALIGNMENTS", "LOSSES", "TopK",
+           "alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss",
+           "predicting", "prediction_loss", "target_logits", "top_k", "update_norm"]  # fmt: skip
 
 Factors = Mapping[str, Tensor]
 
@@ -161,3 +162,33 @@ def alignment_weight(loss: Tensor, weight: Union[str, float]) -> Tensor:
     if isinstance(weight, str):
         raise ValueError(f"alignment_weight is {weight!r}, but must be a number, 'sigmoid' or 'sigmoid_detached'")
     return torch.as_tensor(float(weight), device=loss.device)
+
+
+# L_ins by its name in `finetuning.alignment`; `None` leaves it out. A new one is a function of the generated factors,
+# their scale, the teacher's factors and their scale, and a line here.
+ALIGNMENTS: dict[str, Optional[Callable[..., Tensor]]] = {
+    "factors": alignment_factors,
+    "delta": alignment_delta,
+    "none": None,
+}
+
+
+def update_norm(outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Tensor:
+    """Returns `‖ΔW‖²` of the generated updates, mean over tasks and modules; it keeps them small.
+
+    Args:
+        outputs: The model's, with the `adapter` that it generated.
+        inputs: Of the batch; not used.
+    """
+    adapter, norms = outputs["adapter"], []
+    for path, a in adapter.lora_a.items():
+        a, b = a.float(), adapter.lora_b[path].float() * adapter.scaling
+        norms.append(inner_products(a, b, a, b))
+    return torch.stack(norms).mean()
+
+
+# Further terms of the objective, by their names in `finetuning.losses`, which gives their weights. A new one is a
+# function of what the model returns for a batch and of the batch, a mean over it, and a line here.
+LOSSES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Tensor]] = {
+    "update_norm": update_norm,
+}

@@ -2,8 +2,7 @@
 
 _NO_TEACHER = {
     "task_adapters.steps": 0,
-    "task_adapters.path": None,
-    "task_adapters.collection": None,
+    "task_adapters.given": None,
     "finetuning.distillation_weight": 0.0,
     "finetuning.alignment": "none",
 }
@@ -12,7 +11,6 @@ _NO_GENERATOR = {
     **_NO_TEACHER,
     "pretraining.steps": 0,
     "finetuning.train": "all",
-    "finetuning.instruction_dropout": 0.0,
 }
 
 # What each sets in a run's settings; everything else is as the run has it for TAGI.

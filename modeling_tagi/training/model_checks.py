@@ -9,7 +9,7 @@ from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..tokens import Tokens, instruction_text
 from .backbones import backbone_config
-from .settings import RunSettings
+from .setting_fields import RunSettings
 from .sharding.sharded import require_possible_shares
 from .stages import STAGES
 

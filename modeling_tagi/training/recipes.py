@@ -1,6 +1,11 @@
-"""The recipes that come along: `hub_configs/` of a checkout, which an installed package has inside."""
+"""Recipes: the fields that a run's YAML file gives, and the files in `hub_configs/`, which a wheel has inside."""
 
+import copy
 from pathlib import Path
+from typing import Any, Optional, Union
+
+from ..common.yaml_files import parse_fields, read_recipe
+from .methods import METHODS
 
 _PACKAGE = Path(__file__).parents[1]
 FOLDER = next((x for x in (_PACKAGE / "hub_configs", _PACKAGE.parent / "hub_configs") if x.is_dir()), None)
@@ -28,3 +33,41 @@ def recipe_file(name: str) -> Path:
     raise FileNotFoundError(
         f"there is no configuration {name}; give a YAML file, or the name of a recipe: {', '.join(recipes())}"
     )
+
+
+def recipe_fields(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> dict:
+    """Returns the nested fields of a run's YAML file and of its `base`, with overrides given as texts.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or not the one that it builds on.
+        ValueError: if it is a study's, or something cannot be read.
+    """
+    values = read_recipe(path)
+    if {"config", "methods"} <= set(values):
+        raise ValueError(f"{path} is a study of several runs; start it with: tagi study {path}")
+    return with_overrides(values, parse_fields(overrides))
+
+
+def with_overrides(values: dict, overrides: Optional[dict[str, Any]] = None) -> dict:
+    """Returns nested fields with values for fields by dotted name; `"method"` among them comes first.
+
+    Raises:
+        ValueError: for an unknown method, or a field below one that has none.
+    """
+    values, overrides = copy.deepcopy(values), dict(overrides or {})
+    method = overrides.pop("method", None)
+    if method is not None:
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
+        overrides = {"label": method, **METHODS[method], **overrides}
+    for name, value in overrides.items():
+        *sections, last = name.split(".")
+        place = values
+        for section in sections:
+            if place.get(section) is None:
+                place[section] = {}
+            place = place[section]
+            if not isinstance(place, dict):
+                raise ValueError(f"--{name}: {section!r} has no fields of its own")
+        place[last] = value
+    return values

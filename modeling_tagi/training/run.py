@@ -15,7 +15,7 @@ from ..common.yaml_files import flat
 from ..data.records import Record
 from ..hub import require_folder_for
 from . import stage_keys as keys
-from .settings import RENAMED, RunSettings
+from .setting_fields import RENAMED, RunSettings
 
 SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"

@@ -10,7 +10,7 @@ from ..common.processes import is_main
 from ..common.writing import reading, replacing
 from ..configuration_tagi import TagiConfig
 from ..modeling_tagi import TagiModel
-from .trainer import NotFinite, not_finite
+from .finite import NotFinite, not_finite
 
 
 def save_model(model: TagiModel, folder: Path, backbone_trained: bool):

@@ -10,7 +10,8 @@ from transformers.training_args import OptimizerNames
 from ..configuration_tagi import TagiConfig
 from ..data.collate import READS
 from ..modeling_tagi import TRAINABLE
-from .trainer import KEPT
+from .losses import ALIGNMENTS
+from .objective import Objective
 
 MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
 # Schedules by how well evaluation goes, which no stage runs: the learning rate would never change.
@@ -18,7 +19,7 @@ _UNFED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 _NAMED_VALUES = {
     "finetuning.train": TRAINABLE,
     "finetuning.reads": READS,
-    "finetuning.teacher_cache": (None, *KEPT),
+    "finetuning.alignment": tuple(ALIGNMENTS),
     "task_adapters.by": ("group", "task"),
     "task_adapters.reads": ("prompt", "input"),
     "schedule": tuple(kind.value for kind in SchedulerType if kind.value not in _UNFED_SCHEDULES),
@@ -29,8 +30,8 @@ _MOST_SEED = 2**32 - 1  # numpy's
 _RANGES = {
     **dict.fromkeys(("steps", "push_every", "every", "distillation_steps", "alignment_steps"), (0, None)),
     **dict.fromkeys(
-        ("accumulation", "at_once", "batch_size", "buffer", "examples_per_task", "max_records", "save_every",
-         "tasks_per_batch", "teacher_top_k", "train_tasks", "wordings_per_task", "max_input_length"),
+        ("accumulation", "at_once", "batch_size", "examples_per_task", "max_records", "save_every", "streaming",
+         "tasks_per_batch", "train_tasks", "max_input_length"),
         (1, None),
     ),
     "max_target_length": (2, None),  # a token, and the one that ends it
@@ -44,7 +45,7 @@ _RANGES = {
     **dict.fromkeys(("prediction_weight", "distillation_weight", "alignment_weight"), (0, 1000)),
     "temperature": (None, 1000),  # from where an `Objective` has it
 }  # fmt: skip
-_FREE_SECTIONS = ("options", "config", "tagi", "collection")  # whose fields are not a run's own
+_FREE_SECTIONS = ("options", "config", "shape", "tagi", "given", "losses")  # whose fields are not a run's own
 
 
 def require_sensible(settings):
@@ -101,15 +102,17 @@ def _require_name(name: str, value):
 def _require_places(settings):
     if settings.push_every and settings.push_to_hub is None:
         raise ValueError(f"push_every is {settings.push_every}, but there is nowhere to push to: give push_to_hub")
-    tuned = settings.task_adapters
-    if tuned.path is not None and tuned.collection is not None:
-        raise ValueError("task_adapters has a path and a collection; give one of them")
-    if isinstance(tuned.collection, dict):
-        tuned.sources()
-    if settings.data.streaming and settings.finetuning.teacher_cache is not None:
+    if isinstance(settings.task_adapters.given, dict):
+        settings.task_adapters.given_loras()
+    cache = settings.finetuning.teacher_cache
+    if isinstance(cache, str) and cache != "states" or isinstance(cache, int) and cache < 1:
+        raise ValueError(
+            f"finetuning.teacher_cache is {cache!r}, but must be 'states', a number of tokens to keep, or null"
+        )
+    if settings.data.streaming is not None and settings.finetuning.teacher_cache is not None:
         raise ValueError(
             "finetuning.teacher_cache reads every record before training, and data.streaming keeps only some: set "
-            "one of them to null or false"
+            "one of them to null"
         )
 
 
@@ -121,12 +124,7 @@ def _require_modules(settings):
 
 def _require_something_to_train(settings):
     finetuning = settings.finetuning
-    if not 0 <= finetuning.instruction_dropout < 1:
-        raise ValueError(
-            f"finetuning.instruction_dropout is {finetuning.instruction_dropout}, but must be a share from 0 to less "
-            "than 1"
-        )
-    objective = finetuning.objective()
+    objective = Objective.of(finetuning)
     if finetuning.steps and not objective.lasts(finetuning.steps):
         raise ValueError(
             "finetuning has no loss left before its last step: give finetuning.prediction_weight, or distil or "
@@ -137,10 +135,10 @@ def _require_something_to_train(settings):
             f"finetuning.reads is {finetuning.reads!r}, where no generator is trained, and finetuning.train is "
             f"{finetuning.train!r}: set it to all"
         )
-    if finetuning.reads != "adapter" and finetuning.instruction_dropout:
+    if finetuning.reads != "adapter" and finetuning.losses:
         raise ValueError(
-            f"finetuning.reads is {finetuning.reads!r}, where no hypernetwork reads an instruction: set "
-            "finetuning.instruction_dropout to 0"
+            f"finetuning.reads is {finetuning.reads!r}, where no adapter is generated, which further losses are of: "
+            "set finetuning.losses to {}"
         )
     fusion = TagiConfig(**settings.tagi).fusion  # refuses fields and values that it does not know
     if "hypernetwork" in finetuning.freeze and finetuning.train == "generator" and (
@@ -152,18 +150,18 @@ def _require_something_to_train(settings):
 
 
 def _require_teacher(settings):
-    finetuning, objective = settings.finetuning, settings.finetuning.objective()
-    if finetuning.reads != "adapter" and objective.needs_teacher:
+    finetuning = settings.finetuning
+    if finetuning.reads != "adapter" and finetuning.needs_teacher:
         raise ValueError(
             f"finetuning.reads is {finetuning.reads!r}, but distillation and alignment teach a generated "
             "adapter: set finetuning.distillation_weight to 0 and finetuning.alignment to none"
         )
-    if finetuning.steps and objective.needs_teacher and _without_adapters(settings):
+    if finetuning.steps and finetuning.needs_teacher and _without_adapters(settings):
         raise ValueError(
-            "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps, path or "
-            "collection, or set finetuning.distillation_weight to 0 and finetuning.alignment to none"
+            "finetuning distils or aligns, but there are no task adapters: give task_adapters.steps or "
+            "given, or set finetuning.distillation_weight to 0 and finetuning.alignment to none"
         )
 
 
 def _without_adapters(settings) -> bool:
-    return settings.task_adapters.steps == 0 and not settings.task_adapters.given
+    return settings.task_adapters.steps == 0 and settings.task_adapters.given is None

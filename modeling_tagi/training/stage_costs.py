@@ -12,7 +12,7 @@ from torch import nn
 
 from ..costs.flops import Lengths, TaskFlops
 from ..costs.work import FLOAT, DeviceMemory, TextLengths, UnknownFlops, Work, optimizer_numbers, size_of
-from .settings import RunSettings, StageSettings
+from .setting_fields import RunSettings, StageSettings
 
 
 class RunCosts:

@@ -11,7 +11,7 @@ from ..data.streams import RecordStream
 
 KEY_FILE = "made_of.json"
 _ALL = ("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "backbone")
-_TASKS = ("data.streaming", "data.buffer")
+_TASKS = ("data.streaming",)
 # By stage: the fields (or sections) that its result depends on, whether there are stages before it among them.
 _FIELDS = {
     "text": (*_ALL, "text"),

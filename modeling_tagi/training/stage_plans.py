@@ -4,7 +4,7 @@ import math
 
 from ..banks.stored import KEPT_BYTES
 from ..costs.work import FLOAT, DeviceMemory, Disk, TextLengths, Work, optimizer_states, size_of
-from .settings import RunSettings
+from .setting_fields import RunSettings
 from .stage_costs import RunCosts
 
 
@@ -145,7 +145,7 @@ class Finetuning(StagePlan):
 
     def batch(self, costs, lengths):
         own = self.own(costs)
-        tasks = own.tasks_per_batch * own.wordings_per_task
+        tasks = own.tasks_per_batch
         rows = tasks * own.examples_per_task
         if own.reads != "adapter":
             read = lengths.input + (lengths.instruction if own.reads == "prompt" else 0)
@@ -160,9 +160,9 @@ class Finetuning(StagePlan):
 
     def device_memory(self, costs, lengths):
         own, further = self.own(costs), 0
-        if own.objective().needs_teacher:
+        if own.needs_teacher:
             # no more of the bank than `StoredAdapters` keeps, and what a batch asks for
-            a_batch = own.tasks_per_batch * own.wordings_per_task * costs.adapter_size
+            a_batch = own.tasks_per_batch * costs.adapter_size
             further += min(costs.adapters * costs.adapter_size, max(KEPT_BYTES // FLOAT, a_batch))
             if own.train != "generator":  # the teacher is a copy of the backbone as it was
                 further += size_of(costs.model.backbone)
@@ -182,7 +182,7 @@ class Finetuning(StagePlan):
         drawn = own.steps * self.work(costs, lengths).rows
         records = drawn if costs.records is None else min(drawn, costs.records)
         width = costs.model.config.backbone_config.get_text_config().hidden_size
-        a_token = FLOAT * width if own.teacher_cache == "states" else 2 * FLOAT * own.teacher_top_k
+        a_token = FLOAT * width if own.teacher_cache == "states" else 2 * FLOAT * own.teacher_cache
         return records * lengths.target * a_token
 
 

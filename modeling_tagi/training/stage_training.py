@@ -16,11 +16,12 @@ from ..common.processes import from_main, is_main, wait
 from ..common.randomness import unchanged_randomness
 from ..common.writing import write_text
 from ..modeling_tagi import TagiModel, evaluating
+from .finite import NotFinite
 from .run import Run, Stage
-from .settings import StageSettings
+from .setting_fields import StageSettings
 from .sharding.sharded import end_in_shares, in_shares, shared_copy
 from .task_adapters import AdapterTuner
-from .trainer import NotFinite, TagiTrainer
+from .trainer import TagiTrainer
 
 COMPLETE_FILE = "complete"
 

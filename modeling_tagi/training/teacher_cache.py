@@ -7,7 +7,7 @@ from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Optional, Sequence, Union
 
 import torch
 from filelock import FileLock
@@ -19,8 +19,9 @@ from ..common.console import progress_bar
 from ..data.collate import RecordCollator
 from ..data.records import Record
 from . import losses
-from .trainer import KEPT, Teacher
+from .teacher import Teacher
 
+KEPT = ("states", "top_k")  # of a teacher's answers
 _SHARD = 256  # records; what a run that is killed computes again at most
 
 
@@ -39,6 +40,11 @@ class Kept:
     kind: str = "states"
     k: int = 64
     temperature: float = 1.0
+
+    @classmethod
+    def of(cls, setting: Union[int, str], temperature: float) -> "Kept":
+        """Returns what `finetuning.teacher_cache` says: `"states"`, or a number of tokens."""
+        return cls("states") if setting == "states" else cls("top_k", setting, temperature)
 
     def __post_init__(self):
         if self.kind not in KEPT:

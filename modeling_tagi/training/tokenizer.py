@@ -13,7 +13,7 @@ from ..data.tokenizer import train_tokenizer
 from ..tokens import OUTPUT_HEAD, prompt_text
 from .backbones import backbone_config
 from .run import Run
-from .settings import RunSettings
+from .setting_fields import RunSettings
 from .stage_keys import KEY_FILE, digest_of_records, digest_of_text
 
 FOLDER = "tokenizer"

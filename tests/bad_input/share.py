@@ -14,7 +14,7 @@ SHELL = (
     "batch 0",
     "train_tasks 1e9",
     "method unknown",
-    "dropout 2",
+    "a field that is gone",
     "unknown flag",
     "alignment_weight unknown",
     "reads unknown",
@@ -53,7 +53,7 @@ SHELL = (
     "sni empty Instances",
     "sni test list empty",
     "train: one task, one record",
-    "train: buffer 0",
+    "train: streaming 0",
 )
 PYTHON = (
     "instruction whitespace",

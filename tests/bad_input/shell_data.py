@@ -224,11 +224,11 @@ TRAIN = [
                Either(Refused(("task",))), own_data(rows_of("first", count=1))),
     train_case("train: data_path is broken jsonl late in file", OWN, Refused((r"train\.jsonl, line 13", "JSON")),
                own_data(LATE_BREAK)),
-    train_case("train: streaming of broken jsonl", [*OWN, "--data.streaming", "true"],
+    train_case("train: streaming of broken jsonl", [*OWN, "--data.streaming", "64"],
                Refused((r"train\.jsonl, line 13", "JSON")), own_data(LATE_BREAK)),
-    train_case("train: buffer 0", ["--data.buffer", "0"], Refused((r"data\.buffer",))),
+    train_case("train: streaming 0", ["--data.streaming", "0"], Refused((r"data\.streaming",))),
     train_case("train: streaming builtin",
-               ["--data.source", "builtin", "--data.path", "null", "--data.streaming", "true"],
+               ["--data.source", "builtin", "--data.path", "null", "--data.streaming", "64"],
                Refused((r"streaming", "builtin"))),
 ]  # fmt: skip
 

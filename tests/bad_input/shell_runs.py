@@ -140,7 +140,7 @@ def _a_file(place: Place):
     (place.here / "afile").write_text("mine")
 
 
-COLLECTION = "--task_adapters.collection"
+COLLECTION = "--task_adapters.given"
 NO_TUNING = ("--task_adapters.steps", "0")
 WORDS = ("first", "last", "second")
 OUTPUTS = [
@@ -149,10 +149,10 @@ OUTPUTS = [
     train_case("output_dir below a file", ["--output_dir", "<here>/afile/x"], Refused(("afile", "file|folder")),
                _a_file),
     train_case("output_dir ''", ["--output_dir", ""], Either(Refused(("output_dir",))), writes=("outputs",)),
-    train_case("output_dir is the adapter folder of another run (task_adapters.path)",
-               [*NO_TUNING, "--task_adapters.path", "/nope/x"], Refused(("/nope/x",))),
-    train_case("task_adapters.path of other backbone",
-               [*NO_TUNING, "--task_adapters.path", "<run>/task_adapters", "--backbone.config.d_model", "24"],
+    train_case("output_dir is the adapter folder of another run (task_adapters.given)",
+               [*NO_TUNING, "--task_adapters.given", "/nope/x"], Refused(("/nope/x",))),
+    train_case("task_adapters.given of other backbone",
+               [*NO_TUNING, "--task_adapters.given", "<run>/task_adapters", "--backbone.config.d_model", "24"],
                Refused(("task adapter|bank", "backbone|shape|width|weight"))),
     train_case("collection missing", [*NO_TUNING, COLLECTION, "/nope.yaml"], Refused((r"/nope\.yaml",))),
     train_case("collection broken", [*NO_TUNING, COLLECTION, "<here>/c.yaml"], Refused((r"c\.yaml", "YAML")),

@@ -97,7 +97,7 @@ FIELDS = [
     _refused("method unknown", "method", "magic"),
     _refused("save_every 0", "finetuning.save_every", "0"),
     _refused("accumulation 0", "finetuning.accumulation", "0"),
-    _refused("dropout 2", "finetuning.instruction_dropout", "2", "instruction_dropout"),
+    _refused("a field that is gone", "finetuning.instruction_dropout", "0", "instruction_dropout"),
     _refused("max_grad_norm -1", "finetuning.max_grad_norm", "-1", "max_grad_norm"),
     _refused("weight_decay -1", "finetuning.weight_decay", "-1", "weight_decay"),
     _refused("backbone config unknown key", "backbone.config.n_layrs", "3", "n_layrs"),

@@ -55,7 +55,7 @@ def run_of(backbones, tmp_path):
             "output_dir": str(tmp_path / "run"), "max_input_length": 48, "max_target_length": 8,
             "backbone": {"name": backbones()},
             "tagi": {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4},
-            "task_adapters": {"collection": collection},
+            "task_adapters": {"given": collection},
             "finetuning": {"steps": 2, "tasks_per_batch": 2, "examples_per_task": 2, "alignment": "delta"},
         }  # fmt: skip
         for section, fields in sections.items():
@@ -95,7 +95,7 @@ def test_a_collection_may_be_a_file(run_of, loras, records, tmp_path):
 
 
 def test_a_collections_file_that_is_missing_is_named(run_of, records):
-    with pytest.raises(FileNotFoundError, match="task_adapters.collection names the file nowhere.yaml, which is not"):
+    with pytest.raises(FileNotFoundError, match="task_adapters.given names the file nowhere.yaml, which is not"):
         check(run_of("nowhere.yaml"), records)
 
 
@@ -177,7 +177,7 @@ def test_weights_tell_a_backbone_where_adapters_know_them(run_of, make_model, ma
     AdapterBank(tmp_path / "bank").add(
         ["one", "two"], adapters.described({"backbone": "elsewhere", "backbone_fingerprint": mark})
     )
-    run = run_of(None, task_adapters={"path": str(tmp_path / "bank")})
+    run = run_of(None, task_adapters={"given": str(tmp_path / "bank")})
     check(run, records)  # its name says nothing, and there are no weights yet
     with pytest.raises(ValueError, match="the task adapter of 'one' .*elsewhere, whose weights are not this model's"):
         STAGES["task_adapters"].run(RunState(run, None, records, []))
@@ -191,18 +191,13 @@ def test_a_generated_adapter_with_its_instruction_is_no_teacher(run_of, make_mod
 
 @pytest.mark.parametrize("collection", [{}, {"first": 3}, {"first": ""}, {1: "user/name"}])
 def test_a_collection_that_names_nothing_is_refused(run_of, collection):
-    with pytest.raises(ValueError, match="task_adapters.collection is .*, but must hold a folder or repository"):
+    with pytest.raises(ValueError, match="task_adapters.given is .*, but must hold a folder or repository"):
         run_of(collection)
 
 
 def test_a_missing_lora_is_named(run_of, loras, records, tmp_path):
     with pytest.raises(FileNotFoundError, match="the task adapter of 'swap' .*nowhere.*there is no folder"):
         check(run_of({**loras, "swap": str(tmp_path / "nowhere")}), records)
-
-
-def test_a_path_and_a_collection_are_one_too_many(run_of, loras):
-    with pytest.raises(ValueError, match="task_adapters has a path and a collection; give one of them"):
-        run_of(loras, task_adapters={"path": "bank"})
 
 
 def put(hub, name, folder):

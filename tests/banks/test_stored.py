@@ -3,7 +3,7 @@ import torch
 
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.banks.stored import StoredAdapters
-from modeling_tagi.training.trainer import Teacher
+from modeling_tagi.training.teacher import Teacher
 
 NAMES = [f"task {n}" for n in range(5)]
 

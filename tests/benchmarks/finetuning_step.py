@@ -35,9 +35,10 @@ from modeling_tagi.data.records import Record
 from modeling_tagi.hypernetwork import masked_mean
 from modeling_tagi.modeling_tagi import evaluating, prediction_loss
 from modeling_tagi.seq2seq import Seq2Seq, concat_memory
-from modeling_tagi.training.settings import FinetuningSettings
-from modeling_tagi.training.teacher_cache import Kept, TeacherCache
-from modeling_tagi.training.trainer import KEPT, TagiTrainer, Teacher, frozen_copy
+from modeling_tagi.training.objective import Objective
+from modeling_tagi.training.teacher import Teacher, frozen_copy
+from modeling_tagi.training.teacher_cache import KEPT, Kept, TeacherCache
+from modeling_tagi.training.trainer import TagiTrainer
 
 QUESTION = "time of a finetuning step with distillation, relative to prompted finetuning of the same backbone"
 
@@ -92,7 +93,7 @@ class Steps:
                            False: torch.optim.AdamW(backbone.parameters(), lr=1e-6, fused=True)}  # fmt: skip
         self.arguments = Seq2SeqTrainingArguments(output_dir=folder, report_to=[], use_cpu=options.device == "cpu")
         self.bf16 = options.dtype == "bfloat16"
-        self.objective = FinetuningSettings().objective()  # all losses, with the paper's weights
+        self.objective = Objective()  # all losses, with the paper's weights
         self.kl = replace(self.objective, alignment="none")
 
     def cache(self, kind: str) -> TeacherCache:

@@ -91,19 +91,6 @@ def test_few_passages_are_used_again_with_other_cuts():
     assert len(batch) == 5 and len({draw for _, draw in batch}) == 5
 
 
-def test_several_wordings_of_a_task_come_in_one_batch():
-    records = make()
-    for batch in TaskBatchSampler(records, 2, 3, steps=10, wordings=2):
-        blocks = [[records[index] for index in batch[start:start + 3]] for start in range(0, 12, 3)]
-        assert all(len({(r.task, r.instruction) for r in block}) == 1 for block in blocks)
-        assert len({block[0].task for block in blocks}) == 2 and len({block[0].instruction for block in blocks}) == 4
-
-
-def test_more_wordings_than_there_are_are_all():
-    records = make(wordings=2)
-    assert all(len(batch) == 2 * 2 * 3 for batch in TaskBatchSampler(records, 2, 3, steps=3, wordings=9))
-
-
 def test_fewer_tasks_are_spread_over_groups_and_nested():
     records = make(tasks=9)
     chosen = {n: {r.task for r in fewer_tasks(records, n, seed=4)} for n in (1, 4, 6, 9)}

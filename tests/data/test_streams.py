@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from modeling_tagi.data import streams
 from modeling_tagi.data.records import Record
-from modeling_tagi.data.sampling import Shares, StreamBatchSampler, TaskBatchSampler
+from modeling_tagi.data.sampling import BatchShards, StreamBatchSampler, TaskBatchSampler
 from modeling_tagi.data.sources import read_source
 from modeling_tagi.data.splits import LeakError
 from modeling_tagi.data.streams import RecordStream, number_of, wording_of
@@ -51,7 +51,7 @@ def tables(tmp_path):
 def test_a_stream_that_fits_has_the_batches_of_its_list(tables, suffix):
     records = random.Random(0).sample(list(made(60)), 60)
     folder = tables(records, suffix=suffix)
-    stream = read_source("tables", folder, streaming=True, buffer=12)[0]["train"]
+    stream = read_source("tables", folder, streaming=12)[0]["train"]
     assert isinstance(stream, RecordStream) and list(stream.all()) == records
     plain = TaskBatchSampler(read_source("tables", folder)[0]["train"], 3, 4, steps=30, seed=2)
     ours = drawn(StreamBatchSampler(stream, 3, 4, steps=30, seed=2))
@@ -113,31 +113,31 @@ def test_parts_of_a_stream_take_turns_and_an_empty_one_is_passed_over():
 def test_a_leak_is_found_in_records_that_are_not_kept(tables):
     records = list(made(300))
     clean = tables(records)
-    assert read_source("tables", clean, streaming=True, buffer=2)[2]["train"]["records"] == 300
-    stream = read_source("tables", clean, streaming=True, buffer=2)[0]["train"]
+    assert read_source("tables", clean, streaming=2)[2]["train"]["records"] == 300
+    stream = read_source("tables", clean, streaming=2)[0]["train"]
     hidden = next(record for record in records if record not in stream)
     folder = tables(records, unseen=[Record("new", "do something new", hidden.input.upper(), ("x",))])
     with pytest.raises(LeakError, match="unseen: 1 instance"):
-        read_source("tables", folder, streaming=True, buffer=2)
+        read_source("tables", folder, streaming=2)
 
 
 def test_fewer_tasks_of_a_stream_are_those_of_the_list(tables):
     folder = tables(made(100))
     plain = read_source("tables", folder, train_tasks=3, seed=1)[0]["train"]
-    stream = read_source("tables", folder, streaming=True, buffer=2, train_tasks=3, seed=1)[0]["train"]
+    stream = read_source("tables", folder, streaming=2, train_tasks=3, seed=1)[0]["train"]
     assert {r.task for r in stream} == {r.task for r in plain} and list(stream.all()) == plain
 
 
 def test_what_cannot_be_streamed_is_said(tables, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="data.streaming is on, but source 'builtin' is read whole"):
-        read_source("builtin", streaming=True)
+        read_source("builtin", streaming=64)
     folder = tables(made(10))
     monkeypatch.setattr(streams, "MOST_INSTRUCTIONS", 3)
     with pytest.raises(ValueError, match="more than 3 instructions"):
-        read_source("tables", folder, streaming=True)
+        read_source("tables", folder, streaming=64)
     (tmp_path / "train.jsonl").rename(tmp_path / "train.json")
     with pytest.raises(ValueError, match="may be a list, which is read whole"):
-        read_source("tables", folder, streaming=True)
+        read_source("tables", folder, streaming=64)
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed():
@@ -154,8 +154,8 @@ def test_shares_of_a_batch_are_the_batch_and_split_no_instruction(number):
     for sampler in (
         TaskBatchSampler(records, 6, 2, steps=5), StreamBatchSampler(RecordStream([lambda: records]), 6, 2, steps=5)
     ):
-        shares = list(Shares(sampler, number))
-        assert len(shares) == len(Shares(sampler, number)) == 5 * number
+        shares = list(BatchShards(sampler, number))
+        assert len(shares) == len(BatchShards(sampler, number)) == 5 * number
         for step, batch in enumerate(sampler):
             own = shares[step * number: (step + 1) * number]
             assert sum(own, []) == batch and all(own)
@@ -166,4 +166,4 @@ def test_shares_of_a_batch_are_the_batch_and_split_no_instruction(number):
 def test_a_batch_with_fewer_tasks_than_processes_goes_to_each_whole():
     records = list(made(8, tasks=1))
     (batch,) = sampler = TaskBatchSampler(records, 1, 4, steps=1)
-    assert list(Shares(sampler, 2)) == [batch, batch]
+    assert list(BatchShards(sampler, 2)) == [batch, batch]

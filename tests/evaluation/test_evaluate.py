@@ -16,7 +16,8 @@ from modeling_tagi.evaluation.scores import evaluate_split
 from modeling_tagi.evaluation.statistics import DIFFERENCES, SCORES, mean_interval
 from modeling_tagi.evaluation.tables import table
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.settings import EvaluationSettings, build_settings
+from modeling_tagi.training.setting_fields import EvaluationSettings
+from modeling_tagi.training.settings import build_settings
 
 
 class Scripted:

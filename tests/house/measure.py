@@ -96,7 +96,7 @@ def measure(root: Path, walks: bool) -> dict:
             layer_of(other) > layer_of(name) for name, others in imported.items() for other in others
         ),
         **dict(zip(("files a checkpoint carries", "lines a checkpoint carries"), carried(root))),
-        "settings": int(run(root, "from modeling_tagi.training.settings import default_fields as d\n"
+        "settings": int(run(root, "from modeling_tagi.training.setting_fields import default_fields as d\n"
                                   "c = lambda x: sum(map(c, x.values())) if isinstance(x, dict) and x else 1\n"
                                   "print(c(d()))")),
         **docstrings(trees),

@@ -120,7 +120,7 @@ def test_what_a_teacher_has_said_takes_disk_while_it_is_needed():
 
     # 30 records are drawn at most, of 9 target tokens each: 16 numbers, or 64 of the vocabulary with their numbers
     assert disk("states") - disk(None) == 30 * 9 * 4 * 16
-    assert disk("top_k") - disk(None) == 30 * 9 * 8 * 64
+    assert disk(64) - disk(None) == 30 * 9 * 8 * 64
     assert disk("states", records=12) - disk(None) == 12 * 9 * 4 * 16
 
 
@@ -207,14 +207,14 @@ def test_a_backbone_without_a_shape_is_refused(config):
 
 def test_a_repositorys_own_shape_is_believed_before_the_recipes(config, tmp_path):
     tiny_backbone().save_pretrained(tmp_path / "own")
-    overrides = {"backbone.name": str(tmp_path / "own"), "backbone.config": "{model_type: t5, d_model: 32}"}
+    overrides = {"backbone.name": str(tmp_path / "own"), "backbone.shape": "{model_type: t5, d_model: 32}"}
     plan = plan_run(load_settings(config, overrides), flops_per_second=1e9, with_data=False)
     assert plan["backbone"]["shape_from"] == "repository"
     assert any(f"says d_model 32, but {tmp_path / 'own'} has 16" in note for note in plan["notes"])
 
 
 def test_a_bank_that_is_given_is_not_tuned():
-    settings = build_settings({"task_adapters": {"steps": 9, "path": "bank"}, "finetuning": {"steps": 2}})
+    settings = build_settings({"task_adapters": {"steps": 9, "given": "bank"}, "finetuning": {"steps": 2}})
     assert [stage.name for stage in stages_that_train(settings)] == ["finetuning"]
 
 

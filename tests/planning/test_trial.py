@@ -64,7 +64,7 @@ def test_finetuning_is_tried_with_and_without_what_its_teacher_does(config):
 
 def test_the_seconds_of_phases_count_by_their_lengths(config, tmp_path):
     none = {f"{name}.steps": "0" for name in ("text", "instruction_tuning", "task_adapters", "pretraining")}
-    settings = load_settings(config, {**none, "task_adapters.path": "bank", "finetuning.distillation_steps": "4",
+    settings = load_settings(config, {**none, "task_adapters.given": "bank", "finetuning.distillation_steps": "4",
                                       "finetuning.alignment_steps": "1"})  # fmt: skip
     short = trial._short(settings, str(tmp_path), 5)
     place = tmp_path / "run" / "stages" / "finetuning"

@@ -35,7 +35,7 @@ def test_every_method_is_a_run_with_settings_of_its_own(method):
 def test_hint_is_concatenation_with_pretraining_and_without_a_teacher():
     settings = build_settings(yaml.safe_load(QUICKSTART.read_text()), {"method": "hint"})
     assert settings.tagi["fusion"] == "concat" and settings.pretraining.steps
-    assert not settings.finetuning.objective().needs_teacher and not settings.task_adapters.steps
+    assert not settings.finetuning.needs_teacher and not settings.task_adapters.steps
 
 
 def test_a_field_given_beside_the_method_comes_after_it():
@@ -61,8 +61,8 @@ def test_methods_share_the_start_of_their_seed(study):
     for cell in (tagi, hint):
         assert cell.settings.backbone.name == str(folder / "stages" / "instruction_tuning" / "backbone")
         assert not cell.settings.text.steps and not cell.settings.instruction_tuning.steps
-    assert tagi.settings.task_adapters.path == str(folder / "task_adapters")
-    assert hint.settings.task_adapters.path is None
+    assert tagi.settings.task_adapters.given == str(folder / "task_adapters")
+    assert hint.settings.task_adapters.given is None
 
 
 def test_a_method_with_another_backbone_gets_a_start_of_its_own(study):

@@ -118,7 +118,7 @@ def test_weights_in_shares_compute_in_bfloat16(folder, launcher):
     one, two = folder / "one-bf16", folder / f"two-bf16-{Path(launcher[-1]).stem}"
     for run, by in ((one, ()), (two, launcher)):
         if not run.is_dir():
-            end(start(folder, run.name, by, bf16=True, **{"train_tasks": 2, "finetuning.teacher_cache": "top_k"}))
+            end(start(folder, run.name, by, bf16=True, **{"train_tasks": 2, "finetuning.teacher_cache": 64}))
     for log in sorted(one.glob("stages/*/log*.jsonl")):
         ours, theirs = ([json.loads(line)["loss"] for line in (run / log.relative_to(one)).read_text().splitlines()]
                         for run in (one, two))  # fmt: skip

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from modeling_tagi.studies.settings import cells, load_study
-from modeling_tagi.training.settings import RENAMED, RunSettings, load_settings
-from modeling_tagi.training.trainer import Objective
+from modeling_tagi.training.objective import Objective
+from modeling_tagi.training.setting_fields import RENAMED, RunSettings
+from modeling_tagi.training.settings import load_settings
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 EVERY = sorted({file.relative_to(CONFIGS).as_posix() for file in CONFIGS.rglob("*.y*ml")}
@@ -34,7 +35,7 @@ def test_the_default_config_is_there():
 
 
 def test_the_defaults_are_the_papers(load):
-    assert Objective() == Objective(1.0, 5.0, 3.0, "factors", "sigmoid") == load("").finetuning.objective()
+    assert Objective() == Objective(1.0, 5.0, 3.0, "factors", "sigmoid") == Objective.of(load("").finetuning)
     assert load("").finetuning.learning_rate == 1e-4
 
 
@@ -144,10 +145,10 @@ def test_a_merge_key_still_joins_fields(load):
 def test_distillation_and_alignment_need_task_adapters(load):
     with pytest.raises(ValueError, match="there are no task adapters: give task_adapters.steps"):
         load("finetuning:\n  steps: 10\n")
-    for mended in ("task_adapters:\n  steps: 5\n", "task_adapters:\n  path: somewhere\n"):
-        assert load(f"finetuning:\n  steps: 10\n{mended}").finetuning.objective().needs_teacher
+    for mended in ("task_adapters:\n  steps: 5\n", "task_adapters:\n  given: somewhere\n"):
+        assert load(f"finetuning:\n  steps: 10\n{mended}").finetuning.needs_teacher
     without = load("finetuning:\n  steps: 10\n  distillation_weight: 0\n  alignment: none\n")
-    assert not without.finetuning.objective().needs_teacher
+    assert not without.finetuning.needs_teacher
 
 
 def test_a_missing_config_is_named(tmp_path):
@@ -157,11 +158,16 @@ def test_a_missing_config_is_named(tmp_path):
 
 @pytest.mark.parametrize("text, message", [
     ("finetuning: {reads: prompt, distillation_weight: 0, alignment: none}", "train is 'generator': set it to all"),
-    ("finetuning: {reads: input, train: all, instruction_dropout: 0.1, distillation_weight: 0, alignment: none}",
-     "set finetuning.instruction_dropout to 0"),
+    ("finetuning: {reads: input, train: all, losses: {update_norm: 1}, distillation_weight: 0, alignment: none}",
+     "set finetuning.losses to {}"),
+    ("finetuning: {losses: {norm: 1}}", "losses has 'norm', but knows 'update_norm'"),
+    ("finetuning: {teacher_cache: top_k}", "teacher_cache is 'top_k', but must be 'states', a number of tokens"),
+    ("finetuning: {teacher_cache: 0}", "teacher_cache is 0, but must be 'states', a number of tokens"),
+    ("data: {source: p3, streaming: true}", "data.streaming is True, but must be of type int or null"),
+    ("data: {source: p3, streaming: 0}", "data.streaming is 0, but must be 1 or more"),
     ("finetuning: {steps: 9, prediction_weight: 0, distillation_steps: 5, alignment: none}", "no loss left before"),
     ("finetuning: {freeze: [hypernetwork]}\ntagi: {fusion: none}", "leaves nothing to train"),
-    ("{data: {source: p3, streaming: true}, finetuning: {teacher_cache: states}}", "streaming keeps only some"),
+    ("{data: {source: p3, streaming: 8}, finetuning: {teacher_cache: states}}", "streaming keeps only some"),
     ("tagi: {fusion: both}", "fusion is 'both', but must be one of"),
     ("evaluation: {splits: []}", "splits is \\[\\], but something must be scored"),
     ('label: "a\\nb"', "label is 'a.*b', but must be one line"),
@@ -191,7 +197,8 @@ def test_a_name_of_before_is_refused_with_what_it_is_called_now(load, old, new):
     for text, overrides in ((in_a_file, {}), ("", {old.replace(".", "__"): "1"})):
         with pytest.raises(ValueError) as error:
             load(text, **overrides)
-        assert str(error.value).startswith(f"{old} is called {new} now")
+        said = f"{old} is called {new} now" if new is not None else f"there is no {old} any more; leave it out"
+        assert str(error.value).startswith(said)
 
 
 def test_fields_of_a_section_of_before_are_refused_too(load):

@@ -51,7 +51,7 @@ def test_a_change_to_one_tensor_of_a_large_file_is_seen(tmp_path):
 
 def test_every_setting_of_training_is_some_stages():
     values = {f.name: 0 for f in dataclasses.fields(RunSettings)}
-    used = {name for stage in STAGES for name in settings_of(stage, {**values, "data.buffer": 1})}
+    used = {name for stage in STAGES for name in settings_of(stage, {**values, "data.streaming": 1})}
     elsewhere = {
         "output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every", "publish_instructions",
     }  # fmt: skip

@@ -16,6 +16,7 @@ from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.records import Record
 from modeling_tagi.fit import require_fit
 from modeling_tagi.training import stage_training
+from modeling_tagi.training.finite import NotFinite
 from modeling_tagi.training.model_checks import check_model
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.run_state import RunState, start_model
@@ -23,8 +24,8 @@ from modeling_tagi.training.settings import load_settings
 from modeling_tagi.training.sharding.fsdp import cut
 from modeling_tagi.training.sharding.sharded import require_possible_shares
 from modeling_tagi.training.stages import base, run_stages
+from modeling_tagi.training.teacher import Teacher
 from modeling_tagi.training.tokenizer import read_tokenizer
-from modeling_tagi.training.trainer import NotFinite, Teacher
 
 TEXT = ["red green blue one two three", "four apple pear plum", "cat dog cat red one", "plum blue dog two four pear"]
 STAGES = ["instruction_tuning", "task_adapters", "pretraining", "finetuning"]
@@ -141,7 +142,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, ki
 def test_a_run_with_a_teacher_cache_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, kill, monkeypatch):
     sections = {
         "instruction_tuning": {"steps": 0}, "pretraining": {"steps": 0}, "task_adapters": {"steps": 2},
-        "finetuning": {"teacher_cache": "top_k", "teacher_top_k": 4},
+        "finetuning": {"teacher_cache": 4},
     }  # fmt: skip
     expected = go(make_run("whole cached", **sections), records)[0].state_dict()
     run = make_run("cut cached", **sections)
@@ -344,7 +345,7 @@ def test_the_checkpoint_says_whether_its_backbone_was_trained(make_run, records,
 def test_a_bank_of_an_earlier_run_can_be_used(make_run, records, uninterrupted, monkeypatch):
     trained = count_trained(monkeypatch)
     source = str(uninterrupted[0].folder / "task_adapters")
-    run = make_run("second", task_adapters={"path": source}, pretraining={"steps": 0}, finetuning={"steps": 1})
+    run = make_run("second", task_adapters={"given": source}, pretraining={"steps": 0}, finetuning={"steps": 1})
     _, bank = go(run, records)
     assert str(bank.folder) == source and [name for name, _ in trained] == ["instruction_tuning", "finetuning"]
 
@@ -352,7 +353,7 @@ def test_a_bank_of_an_earlier_run_can_be_used(make_run, records, uninterrupted, 
 def test_a_bank_for_other_tasks_is_refused(make_run, records, uninterrupted):
     source = str(uninterrupted[0].folder / "task_adapters")
     taught = {"name": str(uninterrupted[0].folder / "stages" / "instruction_tuning" / "backbone")}
-    run = make_run("other", backbone=taught, task_adapters={"path": source}, pretraining={"steps": 0},
+    run = make_run("other", backbone=taught, task_adapters={"given": source}, pretraining={"steps": 0},
                    instruction_tuning={"steps": 0})  # fmt: skip
     others = [Record(r.task + "2", r.instruction, r.input, r.targets, r.group + "2") for r in records]
     with pytest.raises(ValueError, match="the bank's adapters are for one, two, …; none of them is a task or group"):
@@ -360,7 +361,7 @@ def test_a_bank_for_other_tasks_is_refused(make_run, records, uninterrupted):
 
 
 def test_a_missing_bank_is_refused_before_any_training_of_the_generator(make_run, records, tmp_path):
-    run = make_run("none", task_adapters={"path": str(tmp_path / "nowhere")}, instruction_tuning={"steps": 0})
+    run = make_run("none", task_adapters={"given": str(tmp_path / "nowhere")}, instruction_tuning={"steps": 0})
     with pytest.raises(FileNotFoundError, match="nowhere has no index.json"):
         go(run, records)
 

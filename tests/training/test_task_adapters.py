@@ -8,9 +8,10 @@ from transformers.trainer_callback import PrinterCallback
 
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.data.collate import RecordCollator
-from modeling_tagi.training.settings import AdapterSettings
+from modeling_tagi.data.sampling import Drawn
+from modeling_tagi.training.setting_fields import AdapterSettings
 from modeling_tagi.training.task_adapters import AdapterTuner
-from modeling_tagi.training.trainer import Drawn, TagiTrainer
+from modeling_tagi.training.trainer import TagiTrainer
 
 FAMILIES = ("t5", "llama")
 

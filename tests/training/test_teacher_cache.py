@@ -6,10 +6,12 @@ from safetensors import safe_open
 from transformers.trainer_callback import PrinterCallback
 
 from modeling_tagi.data.collate import RecordCollator
-from modeling_tagi.data.sampling import TaskBatchSampler
+from modeling_tagi.data.sampling import Drawn, TaskBatchSampler
 from modeling_tagi.training import losses, teacher_cache
+from modeling_tagi.training.objective import Objective
+from modeling_tagi.training.teacher import Teacher, frozen_copy
 from modeling_tagi.training.teacher_cache import Kept, TeacherCache
-from modeling_tagi.training.trainer import Drawn, Objective, TagiTrainer, Teacher, frozen_copy
+from modeling_tagi.training.trainer import TagiTrainer
 
 FAMILIES = ("t5", "llama")
 GROUPS = {"one": 0, "two": 1}

@@ -7,10 +7,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from modeling_tagi.common.randomness import unchanged_randomness
 from modeling_tagi.data.collate import RecordCollator
-from modeling_tagi.data.sampling import StreamBatchSampler, TaskBatchSampler
+from modeling_tagi.data.sampling import Drawn, StreamBatchSampler, TaskBatchSampler
 from modeling_tagi.data.streams import RecordStream
 from modeling_tagi.training import losses
-from modeling_tagi.training.trainer import Drawn, NotFinite, Objective, TagiTrainer, Teacher, dropped, frozen_copy
+from modeling_tagi.training.finite import NotFinite
+from modeling_tagi.training.losses import LOSSES, update_norm
+from modeling_tagi.training.objective import Objective
+from modeling_tagi.training.teacher import Teacher, frozen_copy
+from modeling_tagi.training.trainer import TagiTrainer
 
 FAMILIES = ("t5", "llama")
 PREDICTION = Objective(distillation_weight=0, alignment="none")
@@ -21,7 +25,7 @@ GROUPS = {"one": 0, "two": 1}
 @pytest.fixture
 def make_trainer(records, make_tokens, training_arguments):
     def make(model, batches, family="t5", objective=None, teacher=None, bank=GROUPS, eval_dataset=None,
-             instruction_dropout=0.0, **arguments):  # fmt: skip
+             **arguments):  # fmt: skip
         collator = RecordCollator(make_tokens(family), bank_index=bank if teacher is not None else None)
         trainer = TagiTrainer(
             model=model,
@@ -32,7 +36,6 @@ def make_trainer(records, make_tokens, training_arguments):
             batch_sampler=batches,
             objective=objective,
             teacher=teacher,
-            instruction_dropout=instruction_dropout,
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
@@ -243,10 +246,34 @@ def test_batches_that_do_not_name_their_teachers_are_refused(make_model, make_tr
     ({"alignment": "factor"}, "'factor', but must be one of 'factors', 'delta', 'none'"),
     ({"alignment_weight": "sigmod"}, "'sigmod', but must be a number"),
     ({"temperature": -1.0}, "temperature is -1.0, but must be above 0"),
+    ({"losses": {"norm": 1.0}}, "losses has 'norm', but knows 'update_norm'"),
+    ({"losses": {"update_norm": -1}}, "losses.update_norm is -1, but must be a number from 0 to 1000"),
 ])
 def test_an_objective_checks_its_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         Objective(**fields)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_further_loss_is_a_function_in_a_table_and_its_weight(
+    make_model, make_trainer, records, monkeypatch, accumulation
+):
+    monkeypatch.setitem(LOSSES, "constant", lambda outputs, inputs: outputs["loss"] * 0 + len(inputs["labels"]))
+    model = make_model(trained=True).train()
+    objective = Objective(distillation_weight=0, alignment="none", losses={"constant": 3.0, "update_norm": 0.5})
+    trainer = make_trainer(model, [[0]], objective=objective)
+    trainer.current_gradient_accumulation_steps = accumulation
+    batch = batch_of(trainer, records[:4])
+    outputs = model(**{k: x for k, x in batch.items() if not k.startswith("teacher")})
+    norm = update_norm(outputs, batch)
+    # the mean over modules and tasks of ‖scaling · B A‖²
+    a, b = outputs["adapter"].lora_a, outputs["adapter"].lora_b
+    deltas = [outputs["adapter"].scaling * b[path] @ a[path] for path in a]
+    torch.testing.assert_close(norm, torch.stack([x.square().sum((-1, -2)) for x in deltas]).mean())
+    tokens = (batch["labels"] != -100).sum()
+    for num_items, parts in ((None, 1), (tokens, accumulation)):
+        found = trainer.compute_loss(model, batch, num_items_in_batch=num_items)
+        torch.testing.assert_close(found, outputs["loss"] + (3.0 * 4 + 0.5 * norm) / parts)
 
 
 def test_an_objective_that_falls_over_no_steps_does_not_last():
@@ -451,26 +478,6 @@ def test_distillation_and_alignment_fall_to_nothing_over_their_steps(make_model,
     assert later == pytest.approx(terms["prediction"] + 0.5 * terms["distillation"]) and "alignment" not in left
     teacher.backbone = None  # not run any more
     assert loss_at(4)[0] == pytest.approx(terms["prediction"])
-
-
-def test_a_share_of_the_instructions_tokens_is_dropped_but_never_all():
-    mask = torch.ones(200, 50, dtype=torch.long)
-    mask[:, 40:] = 0
-    torch.manual_seed(0)
-    kept = dropped(mask, 0.25)
-    # 200 * 39 tokens may go: the share's standard deviation is sqrt(0.25 * 0.75 / 7800) = 0.005
-    assert kept[:, 0].all() and not kept[:, 40:].any() and abs(kept[:, 1:40].float().mean() - 0.75) < 0.025
-    assert dropped(mask, 0.0).equal(mask)
-
-
-def test_instruction_dropout_changes_training_and_not_evaluation(make_model, make_trainer, records):
-    model = make_model(trained=True)
-    plain, dropping = (make_trainer(model, [[0]], instruction_dropout=share) for share in (0.0, 0.6))
-    batch = batch_of(plain, records[:4])
-    model.train()
-    assert dropping.compute_loss(model, batch).item() != plain.compute_loss(model, batch).item()
-    model.eval()
-    assert dropping.compute_loss(model, batch).item() == plain.compute_loss(model, batch).item()
 
 
 def test_training_on_a_stream_that_was_cut_off_ends_as_if_it_had_not_been(

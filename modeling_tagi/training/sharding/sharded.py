@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...common.processes import processes
-from ..settings import StageSettings
+from ..setting_fields import StageSettings
 from ..task_adapters import AdapterTuner
 from . import fsdp, zero
 

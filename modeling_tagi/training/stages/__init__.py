@@ -1,7 +1,7 @@
 """The stages of a run, in order. A new one is a file here, a line in `STAGES` and a section in `RunSettings`."""
 
 from ..run_state import RunState
-from ..settings import RunSettings
+from ..setting_fields import RunSettings
 from .base import TrainingStage
 from .finetuning import Finetuning
 from .instruction_tuning import InstructionTuning

@@ -12,14 +12,13 @@ from ...common.writing import replacing
 from ...configuration_tagi import TagiConfig
 from ...data.collate import TextCollator
 from ...data.records import Record
-from ...data.sampling import StreamBatchSampler, TaskBatchSampler, TextBatchSampler
+from ...data.sampling import Drawn, StreamBatchSampler, TaskBatchSampler, TextBatchSampler
 from ...data.streams import RecordStream
 from ..run import Stage
 from ..run_state import RunState
 from ..saved_models import read_model, require_whole, save_model
-from ..settings import RunSettings, StageSettings
+from ..setting_fields import RunSettings, StageSettings
 from ..stage_training import train_stage
-from ..trainer import Drawn
 
 
 class TrainingStage(ABC):
@@ -116,9 +115,8 @@ class TrainingStage(ABC):
         """Returns the draws of every batch of tasks."""
         section = self.section(settings)
         steps, seed = section.steps * section.accumulation, self.seed(settings, "batches")
-        wordings = getattr(section, "wordings_per_task", 1)
         kind = StreamBatchSampler if isinstance(train, RecordStream) else TaskBatchSampler
-        return kind(train, section.tasks_per_batch, section.examples_per_task, steps, seed, wordings=wordings)
+        return kind(train, section.tasks_per_batch, section.examples_per_task, steps, seed)
 
 
 class BackboneStage(TrainingStage):

@@ -11,12 +11,13 @@ from ...common.processes import is_main
 from ...data.collate import RecordCollator
 from ...data.sampling import TaskBatchSampler
 from ...modeling_tagi import TagiModel
+from ..objective import Objective
 from ..run import Stage
 from ..run_state import RunState, start_model
 from ..sharding.sharded import in_shares
 from ..stage_training import Pushes, Scores
+from ..teacher import Teacher, frozen_copy
 from ..teacher_cache import Kept, TeacherCache
-from ..trainer import Teacher, frozen_copy
 from .base import GeneratorStage, device, drawn_from
 from .task_adapters import kind_of
 
@@ -34,14 +35,12 @@ class Finetuning(GeneratorStage):
         if state.settings.pretraining.steps:
             found["pretrained model"] = state.run.folder / "stages" / "pretraining" / "model"
         if self._bank(state) is not None:
-            given = state.settings.task_adapters
-            sources = given.sources() if given.collection is not None else {}
-            found["bank of task adapters"] = sources or state.bank.folder
+            found["bank of task adapters"] = state.settings.task_adapters.given_loras() or state.bank.folder
         return found
 
     def _bank(self, state: RunState) -> Optional[AdapterBank]:
         """Returns the teacher's task adapters; `None` where no teacher is needed."""
-        return state.bank if self.section(state.settings).objective().needs_teacher else None
+        return state.bank if self.section(state.settings).needs_teacher else None
 
     def made(self, state: RunState, folder: Stage, model: TagiModel) -> dict:
         section, bank = self.section(state.settings), self._bank(state)
@@ -60,10 +59,9 @@ class Finetuning(GeneratorStage):
             collator,
             sampler,
             drawn_from(state.train),
-            objective=section.objective(),
+            objective=Objective.of(section),
             teacher=teacher,
             callbacks=self._callbacks(state, folder),
-            instruction_dropout=section.instruction_dropout,
         )
         self.save_model(state, folder, model)
         return facts
@@ -79,7 +77,7 @@ class Finetuning(GeneratorStage):
             teacher,
             collator,
             [state.train[index] for index in drawn],
-            Kept(section.teacher_cache, section.teacher_top_k, section.temperature),
+            Kept.of(section.teacher_cache, section.temperature),
             batch_size=section.tasks_per_batch * section.examples_per_task,
             label=f"{folder.label}: the teacher reads",
         )

@@ -4,7 +4,7 @@ from ...data.collate import RecordCollator
 from ..backbones import load_backbone_to_train
 from ..run import Stage
 from ..run_state import RunState, read_tokens
-from ..settings import RunSettings
+from ..setting_fields import RunSettings
 from .base import BackboneStage, drawn_from
 
 

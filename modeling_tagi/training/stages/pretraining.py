@@ -1,9 +1,9 @@
 """Pretraining of the hypernetwork on text (eq. 3)."""
 
 from ...data.collate import TextCollator
+from ...data.sampling import Drawn
 from ..run import Stage
 from ..run_state import RunState
-from ..trainer import Drawn
 from .base import GeneratorStage, require_text
 
 

@@ -10,15 +10,14 @@ from ...common.processes import is_main, say, wait
 from ...common.writing import reading
 from ...data.collate import RecordCollator
 from ...data.records import Record
-from ...data.sampling import TaskBatchSampler
+from ...data.sampling import Drawn, TaskBatchSampler
 from ...fit import fingerprint
 from ...modeling_tagi import TagiModel
 from ..run import BANK_FOLDER, Stage
 from ..run_state import RunState
 from ..saved_models import require_whole
-from ..settings import RunSettings
+from ..setting_fields import RunSettings
 from ..task_adapters import AdapterTuner
-from ..trainer import Drawn
 from .base import TrainingStage, device
 
 
@@ -33,22 +32,22 @@ class TaskAdapters(TrainingStage):
     description = "a LoRA for each task or group of tasks"
 
     def trains(self, settings: RunSettings) -> bool:
-        return settings.task_adapters.steps > 0 and not settings.task_adapters.given
+        return settings.task_adapters.steps > 0 and settings.task_adapters.given is None
 
     def require(self, settings, config, train, text):
         bank = given_bank(settings)
         if bank is None:
             return
         kind_of(bank.numbers(), train)
-        backbone, objective = settings.backbone, settings.finetuning.objective()
+        backbone, finetuning = settings.backbone, settings.finetuning
         taught = backbone.name is None or settings.text.steps or settings.instruction_tuning.steps
         bank.require_backbone(None if taught else backbone.name, backbone.revision)
         with torch.device("meta"):
             model = TagiModel(config)
-        bank.require_like(model, ranks=objective.needs_teacher and objective.alignment == "factors")
+        bank.require_like(model, ranks=finetuning.needs_teacher and finetuning.alignment == "factors")
 
     def run(self, state: RunState):
-        if state.settings.task_adapters.given:
+        if state.settings.task_adapters.given is not None:
             state.bank = given_bank(state.settings)
             state.bank.require_like(state.model, ranks=False)  # again, now that there are weights
             return
@@ -137,10 +136,11 @@ class TaskAdapters(TrainingStage):
 
 def given_bank(settings: RunSettings) -> Optional[AdapterBank]:
     """Returns the task adapters that are there already; `None` if they are to be tuned, or not needed."""
-    given = settings.task_adapters
-    if given.collection is not None:
-        return AdapterBank.of(given.sources(), given.reads)
-    return AdapterBank.open(given.path) if given.path is not None else None
+    section = settings.task_adapters
+    loras = section.given_loras()
+    if loras is not None:
+        return AdapterBank.of(loras, section.reads)
+    return AdapterBank.open(section.given) if section.given is not None else None
 
 
 def kind_of(numbers: dict[str, int], train: Sequence[Record]) -> str:

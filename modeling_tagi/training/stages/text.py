@@ -1,10 +1,10 @@
 """Language modelling on text: what a backbone from scratch learns first."""
 
 from ...data.collate import TextCollator
+from ...data.sampling import Drawn
 from ..backbones import load_backbone_to_train
 from ..run import Stage
 from ..run_state import RunState, read_tokens
-from ..trainer import Drawn
 from .base import BackboneStage, require_text
 
 
