@@ -2,11 +2,10 @@
 
 import copy
 import dataclasses
-import math
-import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from transformers import PretrainedConfig, Seq2SeqTrainingArguments, Trainer, get_scheduler
@@ -22,15 +21,11 @@ from ..evaluation.references import require_references
 from ..tokens import Tokens
 from ..training.backbones import backbone_config
 from ..training.model_checks import check_model
-from ..training.settings import RunSettings
-from ..training.sharding.sharded import in_shares
-from ..training.stage_costs import RunCosts
-from ..training.stage_plans import stages_that_train
-from .shapes import built_on_meta, flops_of
+from ..training.settings import RunSettings, StageSettings
+from ..training.stages import training_stages
+from .device_memory import require_device_memory
+from .shapes import built_on_meta
 
-# Small tasks have a record several times in a batch; where even the largest would, more than so often, or in batches
-# larger than these, the batch is a mistake.
-_REPEATS, _SMALL = 4, 16
 _LOOKED_AT = 200  # records whose lengths are taken for the memory
 # Those that need nothing but torch and transformers, and no further fields.
 _PLAIN_OPTIMIZERS = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
@@ -38,98 +33,54 @@ _PLAIN_SCHEDULES = {"linear", "cosine", "cosine_with_restarts", "polynomial", "c
                     "inverse_sqrt"}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Holds a run that somebody asks for, as far as it is known when a check is made.
+
+    Args:
+        settings: Of the run.
+        backbone: The config of its backbone.
+        splits, text: Its data.
+        tokenizer: Of its models.
+    """
+
+    settings: RunSettings
+    backbone: Optional[PretrainedConfig] = None
+    splits: Optional[Splits] = None
+    text: Sequence[str] = ()
+    tokenizer: Any = None
+
+    @property
+    def config(self) -> TagiConfig:
+        return TagiConfig(self.backbone, **self.settings.tagi)
+
+
 def check_setup(settings: RunSettings, backbone: PretrainedConfig):
-    """Accepts what can be told before the data is read: the reader's options, optimizers, and a model that can be
-    built on this backbone.
+    """Refuses what can be told before the data is read.
 
     Raises:
         ValueError: naming the field.
     """
-    require_references(settings)
-    check_source(settings.data.source, settings.data.options, settings.data.streaming)
-    for stage in stages_that_train(settings):
-        _require_optimizer(stage.name, getattr(settings, stage.name))
-    built_on_meta(TagiConfig(backbone, **settings.tagi))
+    for check in BEFORE_THE_DATA:
+        check(Asked(settings, backbone))
 
 
 def check_data(settings: RunSettings, splits: Splits, text: Sequence[str]):
-    """Accepts data that there is something to train on in, and to evaluate, in batches of this size.
+    """Refuses data in which there is nothing to train on or to evaluate, or too little for a batch.
 
     Raises:
         ValueError: naming the field or the split.
     """
-    train = splits["train"]
-    if not train:
-        raise ValueError("the train split has no records; check data.path and data.options")
-    for name, records in evaluated_splits(settings, splits).items():
-        if not records:
-            raise ValueError(f"the split {name!r} has no records to evaluate; leave it out by evaluation.splits")
-    counted = {by: _records_of(train, by) for by in ("task", "group")}
-    for name in (stage.name for stage in stages_that_train(settings)):
-        stage = getattr(settings, name)
-        if name in ("text", "pretraining"):
-            if text:
-                _require_drawn(f"{name}.batch_size", stage.batch_size, len(text), "the text has {} passages")
-            continue
-        by = stage.by if name == "task_adapters" else "task"
-        largest = max(counted[by].values())
-        _require_drawn(
-            f"{name}.examples_per_task", stage.examples_per_task, largest, f"the largest {by} has {{}} records"
-        )
-        tasks = len(counted["task"])
-        if name != "task_adapters" and stage.tasks_per_batch > tasks:
-            raise ValueError(
-                f"{name}.tasks_per_batch is {stage.tasks_per_batch}, but there are {tasks} tasks to train on; give at "
-                "most that"
-            )
-
-
-def evaluated_splits(settings: RunSettings, splits: Splits) -> Splits:
-    """The splits that are scored, each with all of its records.
-
-    Raises:
-        ValueError: if there is none, or one that is named is not there.
-    """
-    wanted = settings.evaluation.splits or [name for name in splits if name != "train"]
-    unknown = [name for name in wanted if name not in splits]
-    if unknown:
-        raise ValueError(f"evaluation.splits names {unknown[0]!r}, but the data has {', '.join(splits)}")
-    if not wanted:
-        raise ValueError(
-            "there is nothing to evaluate on: the data has a train split alone. Give it another split, such as a file "
-            "unseen.jsonl with tasks that are not trained on, or name what is to be scored by evaluation.splits"
-        )
-    return {name: splits[name] for name in wanted}
-
-
-def check_memory(settings: RunSettings, config: TagiConfig, adapters: int, lengths: Optional[TextLengths] = None):
-    """Accepts a run that may fit into this machine's memory; the estimate is rough, so that only what is beyond doubt
-    is refused.
-
-    Args:
-        settings: Of the run.
-        config: Of its model.
-        adapters: Task adapters that there are.
-        lengths: Mean lengths of its texts; without them activations are not counted.
-
-    Raises:
-        ValueError: with how much is needed, for what, and how much there is.
-    """
-    if in_shares():  # each process has a part, of which the plan knows nothing
-        return
-    there, what = memory_there()
-    costs = RunCosts(settings, flops_of(config), adapters)
-    for stage in stages_that_train(settings):
-        needs = dataclasses.asdict(stage.device_memory(costs, lengths or TextLengths(1, 1, 1, 3)))
-        activations = needs.pop("activations")
-        known = lengths is not None and not math.isnan(activations)
-        _require_memory(stage.name, needs, activations if known else 0.0, there, what)
+    for check in OF_THE_DATA:
+        check(Asked(settings, splits=splits, text=text))
 
 
 def check_run(settings: RunSettings, tokenizer, splits: Splits, text: Sequence[str], here: bool = True):
-    """Accepts a run that can be trained, now that its data and its tokenizer are there.
+    """Refuses a run that cannot be trained, now that its data and its tokenizer are there.
 
     Args:
+        settings: Of the run.
+        tokenizer, splits, text: Of the run.
         here: Whether on this machine, into whose memory it must fit.
 
     Raises:
@@ -137,25 +88,13 @@ def check_run(settings: RunSettings, tokenizer, splits: Splits, text: Sequence[s
         FileNotFoundError: for a missing bank.
     """
     check_data(settings, splits, text)
-    backbone = backbone_config(settings, len(tokenizer))
-    if backbone.get_text_config().vocab_size < len(tokenizer):
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the backbone's vocab_size is "
-            f"{backbone.get_text_config().vocab_size}; leave it out of backbone.config, or give at least that"
-        )
-    check_model(settings, tokenizer, splits, text)
-    if here:
-        config = TagiConfig(backbone, **settings.tagi)
-        tokens = Tokens.of(tokenizer, config, settings.max_input_length, settings.max_target_length)
-        task = lengths_of(spread(splits["train"], _LOOKED_AT), tokens)
-        passages = [len(tokens.plain(passage)) for passage in text[:_LOOKED_AT]] or [3]
-        lengths = TextLengths(task.instruction, task.input, task.target, sum(passages) / len(passages))
-        by = settings.task_adapters.by
-        check_memory(settings, config, len({getattr(record, by) for record in splits["train"]}), lengths)
+    asked = Asked(settings, backbone_config(settings, len(tokenizer)), splits, text, tokenizer)
+    for check in (*OF_THE_MODEL, *(OF_THIS_MACHINE if here else ())):
+        check(asked)
 
 
 def check_cells(todo: Sequence):
-    """Accepts the runs of a study, before the first of them is trained; data that several read is read once.
+    """Refuses runs of a study, before the first of them is trained; data that several read is read once.
 
     Args:
         todo: The `Cell`s, each behind the start that it needs.
@@ -172,7 +111,7 @@ def check_cells(todo: Sequence):
         try:
             config = backbone_config(settings, settings.backbone.vocab_size)
             check_setup(settings, config)
-            check_memory(settings, TagiConfig(config, **settings.tagi), settings.task_adapters.at_once)
+            require_device_memory(settings, TagiConfig(config, **settings.tagi), settings.task_adapters.at_once)
             if key not in read:
                 read[key] = read_source(
                     **dataclasses.asdict(settings.data), train_tasks=settings.train_tasks, seed=settings.seed
@@ -182,57 +121,22 @@ def check_cells(todo: Sequence):
             raise type(error)(f"{cell.name}: {error}") from error
 
 
-def memory_there() -> tuple[int, str]:
-    """Bytes of the GPU's memory, or of the memory that this process may use, and what they are called."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory, "this GPU"
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(file).read_text().strip()
-        except OSError:
-            continue
-        if limit.isdecimal():
-            there = min(there, int(limit))
-    return there, "this machine"
+def _require_references(asked: Asked):
+    require_references(asked.settings)
 
 
-def _require_memory(stage: str, needs: dict[str, float], activations: float, there: int, what: str):
-    sure, unit = sum(needs.values()), 2**30
-    parts = ", ".join(f"{name} {number / unit:,.1f}" for name, number in needs.items())
-    if sure > there:
-        raise ValueError(
-            f"{stage} needs {sure / unit:,.1f} GiB of memory ({parts}), and {what} has {there / unit:,.1f}: use a "
-            "smaller backbone, tagi.r or tagi.generator_hidden_size, or fewer task adapters at_once"
-        )
-    if sure + activations / 2 > there:  # the estimate of these may be twice what they are
-        raise ValueError(
-            f"{stage} needs about {(sure + activations) / unit:,.1f} GiB of memory ({parts}, activations "
-            f"{activations / unit:,.1f}), and {what} has {there / unit:,.1f}: take fewer rows a batch, and more "
-            "accumulation"
-        )
+def _require_reader(asked: Asked):
+    data = asked.settings.data
+    check_source(data.source, data.options, data.streaming)
 
 
-def _require_drawn(name: str, number: int, there: int, said: str):
-    if number > max(_SMALL, _REPEATS * there):
-        raise ValueError(
-            f"{name} is {number}, but {said.format(there)}, each of which would be in a batch {number / there:,.0f} "
-            f"times; give at most {max(_SMALL, _REPEATS * there)}"
-        )
+def _require_optimizers(asked: Asked):
+    """Refuses optimizers and schedules that transformers cannot make: for want of a package, or of further fields."""
+    for stage in training_stages(asked.settings):
+        _require_optimizer(stage.name, stage.section(asked.settings))
 
 
-def _records_of(train: Sequence[Record], by: str) -> Counter:
-    """How many records each task or group has."""
-    if not isinstance(train, RecordStream):
-        return Counter(getattr(record, by) for record in train)
-    group, found = {record.task: record.group for record in train}, Counter()
-    for (task, *_), number in train.counts.items():
-        found[task if by == "task" else group[task]] += number
-    return found
-
-
-def _require_optimizer(name: str, stage):
-    """Refuses what transformers cannot make: for want of a package, or of fields that a run does not have."""
+def _require_optimizer(name: str, stage: StageSettings):
     if stage.schedule not in _PLAIN_SCHEDULES:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
         try:
@@ -248,3 +152,82 @@ def _require_optimizer(name: str, stage):
             raise ValueError(
                 f"{name}.optimizer is {stage.optimizer!r}, which cannot be used here: {' '.join(str(error).split())}"
             ) from error
+
+
+def _require_shapes(asked: Asked):
+    built_on_meta(asked.config)
+
+
+def _require_records(asked: Asked):
+    if not asked.splits["train"]:
+        raise ValueError("the train split has no records; check data.path and data.options")
+
+
+def _require_evaluation(asked: Asked):
+    for name, records in evaluated_splits(asked.settings, asked.splits).items():
+        if not records:
+            raise ValueError(f"the split {name!r} has no records to evaluate; leave it out by evaluation.splits")
+
+
+def evaluated_splits(settings: RunSettings, splits: Splits) -> Splits:
+    """Returns the splits that are scored, each with all of its records.
+
+    Raises:
+        ValueError: if there is none, or one that is named is not there.
+    """
+    wanted = settings.evaluation.splits or [name for name in splits if name != "train"]
+    unknown = [name for name in wanted if name not in splits]
+    if unknown:
+        raise ValueError(f"evaluation.splits names {unknown[0]!r}, but the data has {', '.join(splits)}")
+    if not wanted:
+        raise ValueError(
+            "there is nothing to evaluate on: the data has a train split alone. Give it another split, such as a file "
+            "unseen.jsonl with tasks that are not trained on, or name what is to be scored by evaluation.splits"
+        )
+    return {name: splits[name] for name in wanted}
+
+
+def _require_batches(asked: Asked):
+    records_of = {by: _records_of(asked.splits["train"], by) for by in ("task", "group")}
+    for stage in training_stages(asked.settings):
+        stage.require_batches(asked.settings, records_of, len(asked.text))
+
+
+def _records_of(train: Sequence[Record], by: str) -> Counter:
+    """Returns how many records each task, or each group, has."""
+    if not isinstance(train, RecordStream):
+        return Counter(getattr(record, by) for record in train)
+    group, found = {record.task: record.group for record in train}, Counter()
+    for (task, *_), number in train.counts.items():
+        found[task if by == "task" else group[task]] += number
+    return found
+
+
+def _require_vocabulary(asked: Asked):
+    tokens, vocabulary = len(asked.tokenizer), asked.backbone.get_text_config().vocab_size
+    if vocabulary < tokens:
+        raise ValueError(
+            f"the tokenizer has {tokens} tokens, but the backbone's vocab_size is {vocabulary}; leave it out of "
+            "backbone.config, or give at least that"
+        )
+
+
+def _require_stages(asked: Asked):
+    check_model(asked.settings, asked.tokenizer, asked.splits, asked.text)
+
+
+def _require_memory(asked: Asked):
+    settings, config, train = asked.settings, asked.config, asked.splits["train"]
+    tokens = Tokens.of(asked.tokenizer, config, settings.max_input_length, settings.max_target_length)
+    task = lengths_of(spread(train, _LOOKED_AT), tokens)
+    passages = [len(tokens.plain(passage)) for passage in asked.text[:_LOOKED_AT]] or [3]
+    lengths = TextLengths(task.instruction, task.input, task.target, sum(passages) / len(passages))
+    adapters = len({getattr(record, settings.task_adapters.by) for record in train})
+    require_device_memory(settings, config, adapters, lengths)
+
+
+# What is asked of a run, in order: each refuses in one message what would fail, or train wrongly, later.
+BEFORE_THE_DATA = (_require_references, _require_reader, _require_optimizers, _require_shapes)
+OF_THE_DATA = (_require_records, _require_evaluation, _require_batches)
+OF_THE_MODEL = (_require_vocabulary, _require_stages)
+OF_THIS_MACHINE = (_require_memory,)

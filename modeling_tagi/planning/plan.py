@@ -10,9 +10,11 @@ from ..common.console import quiet_libraries
 from ..configuration_tagi import TagiConfig, new_model_fields
 from ..costs.work import FLOAT, UnknownFlops, Work, size_of
 from ..training.settings import RunSettings
-from ..training.stage_costs import RunCosts, trained_parameters
-from ..training.stage_plans import StagePlan, stages_that_train
-from .checks import check_data, check_run, check_setup, memory_there
+from ..training.stage_costs import RunCosts
+from ..training.stages import TrainingStage, training_stages
+from ..training.trainable import trained_parameters
+from .checks import check_data, check_run, check_setup
+from .device_memory import memory_there
 from .inputs import Inputs, PlannedLengths, backbone_shape, lengths_of_run, read_inputs
 from .printed import bytes_text
 from .shapes import flops_of
@@ -70,7 +72,7 @@ def plan_run(
     _note_what_is_not_known(costs, number, notes)
     lengths = lengths_of_run(settings, config, inputs)
     device = device_of(settings, flops_per_second, utilisation)
-    planned = stages_that_train(settings)
+    planned = training_stages(settings)
     rows = [_stage_row(stage, costs, lengths, device) for stage in planned]
     around = _trial(planned, rows, costs, inputs, lengths, notes, startup) if device.is_here else None
     plan = {
@@ -118,7 +120,7 @@ def _note_what_is_not_known(costs: RunCosts, adapters: Optional[int], notes: lis
         )
 
 
-def _stage_row(stage: StagePlan, costs: RunCosts, lengths: PlannedLengths, device: Device) -> dict:
+def _stage_row(stage: TrainingStage, costs: RunCosts, lengths: PlannedLengths, device: Device) -> dict:
     """Returns what one stage takes; numbers that are not known are `nan`."""
     steps = stage.steps(costs)
     most = stage.work(costs, lengths.limit).times(steps)
@@ -144,7 +146,7 @@ def _tokens(work: Work) -> dict[str, float]:
 
 
 def _trial(
-    planned: list[StagePlan], rows: list[dict], costs: RunCosts, inputs: Inputs, lengths: PlannedLengths,
+    planned: list[TrainingStage], rows: list[dict], costs: RunCosts, inputs: Inputs, lengths: PlannedLengths,
     notes: list[str], startup: float,
 ) -> Optional[dict[str, float]]:  # fmt: skip
     """Puts the seconds of a trial on this machine into the stages' rows, and returns those of what is no stage that

@@ -29,8 +29,7 @@ from ..pipeline import SCORED_WHILE_TRAINING
 from ..training.run import DONE_FILE, Run
 from ..training.run_state import RunState
 from ..training.settings import RunSettings
-from ..training.stage_plans import stages_that_train
-from ..training.stages import STAGES, wanted_stages
+from ..training.stages import STAGES, training_stages, wanted_stages
 from .checks import evaluated_splits
 
 STEPS = 6  # of each stage; the first also loads what is needed, and is not counted
@@ -131,7 +130,7 @@ def _short(settings: RunSettings, folder: str, longest_target: int) -> RunSettin
     made = copy.deepcopy(settings)
     made.output_dir, made.push_to_hub, made.push_every = str(Path(folder) / "run"), None, 0
     made.max_target_length = min(settings.max_target_length, max(2, longest_target))
-    for stage in (getattr(made, stage.name) for stage in stages_that_train(settings)):
+    for stage in (getattr(made, stage.name) for stage in training_stages(settings)):
         stage.steps, stage.save_every = STEPS, 10**9
     phases = _phases(settings.finetuning)
     if settings.finetuning.steps:
@@ -183,7 +182,7 @@ def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
 def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float]) -> dict[str, StageTime]:
     """Returns what each stage takes, once and for every step, from the moments at which the trial's steps ended."""
     times, rest = {}, list(stamps)
-    for name in (stage.name for stage in stages_that_train(settings)):
+    for name in (stage.name for stage in training_stages(settings)):
         lengths = [length for length, _ in _phases(settings.finetuning)] if name == "finetuning" else [1]
         steps = []
         for _ in lengths:

@@ -13,6 +13,7 @@ from torch import nn
 from ..costs.flops import Lengths, TaskFlops
 from ..costs.work import FLOAT, DeviceMemory, TextLengths, UnknownFlops, Work, optimizer_numbers, size_of
 from .setting_fields import RunSettings, StageSettings
+from .trainable import trained_parameters
 
 
 class RunCosts:
@@ -137,10 +138,3 @@ class RunCosts:
             depth = layers + (formula.decoder_layers if formula.is_encoder_decoder else 0)
             stored = stored / depth + rows * tokens * depth * config.hidden_size * FLOAT
         return stored + logits * FLOAT * rows * scored * config.vocab_size
-
-
-def trained_parameters(model, settings: RunSettings) -> list[nn.Parameter]:
-    """Returns the parameters that the stages of the hypernetwork change."""
-    model.set_trainable(settings.finetuning.train)
-    frozen = {id(x) for name in settings.finetuning.freeze for x in getattr(model, name).parameters()}
-    return [x for x in model.parameters() if x.requires_grad and id(x) not in frozen]

@@ -8,10 +8,11 @@ from tiny import records, write_tiny_data
 from transformers import LlamaConfig
 
 from modeling_tagi import TagiConfig
+from modeling_tagi.costs.work import TextLengths
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
 from modeling_tagi.pipeline import run_experiment
-from modeling_tagi.planning import checks
+from modeling_tagi.planning import checks, device_memory
 from modeling_tagi.planning.plan import plan_run
 from modeling_tagi.planning.shapes import flops_of
 from modeling_tagi.studies.settings import load_study
@@ -19,8 +20,7 @@ from modeling_tagi.studies.study import run_study
 from modeling_tagi.training.backbones import backbone_config, made_config
 from modeling_tagi.training.settings import load_settings
 from modeling_tagi.training.stage_costs import RunCosts
-from modeling_tagi.training.stage_plans import stages_that_train
-from modeling_tagi.training.stages import base
+from modeling_tagi.training.stages import base, training_stages
 
 
 @pytest.fixture
@@ -120,14 +120,14 @@ def test_a_rank_that_no_memory_holds_is_refused_with_numbers(config, tmp_path):
 def test_a_batch_that_no_memory_holds_is_refused_and_one_that_may_fit_is_not(config, monkeypatch):
     settings = load_settings(config)
     tagi = TagiConfig(backbone_config(settings, 60), **settings.tagi)
-    lengths = checks.TextLengths(10, 10, 4, 20)
+    lengths = TextLengths(10, 10, 4, 20)
     costs = RunCosts(settings, flops_of(tagi), 3)
-    needed = max(stage.device_memory(costs, lengths).total for stage in stages_that_train(settings))
-    monkeypatch.setattr(checks, "memory_there", lambda: (needed, "this test"))
-    checks.check_memory(settings, tagi, 3, lengths)
-    monkeypatch.setattr(checks, "memory_there", lambda: (needed / 4, "this test"))
+    needed = max(stage.device_memory(costs, lengths).total for stage in training_stages(settings))
+    monkeypatch.setattr(device_memory, "memory_there", lambda: (needed, "this test"))
+    device_memory.require_device_memory(settings, tagi, 3, lengths)
+    monkeypatch.setattr(device_memory, "memory_there", lambda: (needed / 4, "this test"))
     with pytest.raises(ValueError, match="GiB of memory .*, and this test has"):
-        checks.check_memory(settings, tagi, 3, lengths)
+        device_memory.require_device_memory(settings, tagi, 3, lengths)
 
 
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(config, tmp_path):

@@ -16,8 +16,9 @@ from modeling_tagi.planning.plan import plan_run
 from modeling_tagi.planning.printed import shown
 from modeling_tagi.planning.speed import measured_flops_per_second
 from modeling_tagi.training.settings import build_settings, load_settings
-from modeling_tagi.training.stage_costs import RunCosts, trained_parameters
-from modeling_tagi.training.stage_plans import Finetuning, stages_that_train
+from modeling_tagi.training.stage_costs import RunCosts
+from modeling_tagi.training.stages import STAGES, TrainingStage, training_stages
+from modeling_tagi.training.trainable import trained_parameters
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 
@@ -116,7 +117,7 @@ def test_what_a_teacher_has_said_takes_disk_while_it_is_needed():
     def disk(cache, records=None):
         values = {"finetuning": {"steps": 5, "tasks_per_batch": 2, "examples_per_task": 3, "teacher_cache": cache},
                   "task_adapters": {"steps": 1}}  # fmt: skip
-        return Finetuning().disk(RunCosts(build_settings(values), formula, 3, records), lengths).checkpoints
+        return STAGES["finetuning"].disk(RunCosts(build_settings(values), formula, 3, records), lengths).checkpoints
 
     # 30 records are drawn at most, of 9 target tokens each: 16 numbers, or 64 of the vocabulary with their numbers
     assert disk("states") - disk(None) == 30 * 9 * 4 * 16
@@ -143,7 +144,7 @@ def test_a_training_steps_flops_are_what_torch_counts(train):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(inputs, labels=labels, task_index=torch.arange(6) // 3, instruction_input_ids=instructions,
               instruction_attention_mask=torch.ones_like(instructions)).loss.backward()  # fmt: skip
-    work = Finetuning().work(RunCosts(build_settings(values), TaskFlops(config)), TextLengths(40, 30, 9, 99))
+    work = STAGES["finetuning"].work(RunCosts(build_settings(values), TaskFlops(config)), TextLengths(40, 30, 9, 99))
     assert work.flops == pytest.approx(counter.get_total_flops(), rel=0.1)
     assert (work.rows, work.hypernetwork, work.backbone, work.target, work.teacher) == (6, 80, 180, 54, 0)
 
@@ -215,7 +216,7 @@ def test_a_repositorys_own_shape_is_believed_before_the_recipes(config, tmp_path
 
 def test_a_bank_that_is_given_is_not_tuned():
     settings = build_settings({"task_adapters": {"steps": 9, "given": "bank"}, "finetuning": {"steps": 2}})
-    assert [stage.name for stage in stages_that_train(settings)] == ["finetuning"]
+    assert [stage.name for stage in training_stages(settings)] == ["finetuning"]
 
 
 def test_the_speed_of_this_machine_is_measured():
@@ -253,3 +254,18 @@ def test_a_family_that_no_table_lists_is_planned_but_for_flops_and_time(config):
         assert row["disk"]["kept"] > 0 and row["tokens"]["limit"]["backbone"] > 0
     text = shown(plan)
     assert "* FLOPs and time are not known for a backbone of the family 'opt'" in text and "nan" not in text
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_says_its_work_its_memory_and_its_disk(name):
+    values = {section: {"steps": 3} for section in STAGES}
+    formula, lengths = TaskFlops(TagiConfig(tiny_backbone(), r=2)), TextLengths(40, 30, 9, 99)
+    costs, stage = RunCosts(build_settings(values), formula, adapters=3), STAGES[name]
+    work, memory, disk = stage.work(costs, lengths), stage.device_memory(costs, lengths), stage.disk(costs, lengths)
+    assert stage.reads in ("records", "text") and stage.steps(costs) == 3
+    assert all(number > 0 for number in (work.rows, work.backbone, work.target, work.flops, memory.total, disk.kept))
+    assert min(memory.weights, memory.gradients, memory.optimizer, memory.activations) > 0
+    assert disk.checkpoints > memory.optimizer
+    longer = stage.work(costs, TextLengths(80, 60, 18, 198))
+    assert longer.rows == work.rows and longer.flops > work.flops and longer.target > work.target
+    assert TrainingStage.__abstractmethods__ >= {"batch", "device_memory", "disk"}

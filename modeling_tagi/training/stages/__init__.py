@@ -19,9 +19,9 @@ def wanted_stages(settings: RunSettings) -> list[str]:
     return [name for name, stage in STAGES.items() if stage.wanted(settings)]
 
 
-def training_stages(settings: RunSettings) -> list[str]:
-    """Returns the names of the stages in which a run with these settings takes steps, in order."""
-    return [name for name, stage in STAGES.items() if stage.trains(settings)]
+def training_stages(settings: RunSettings) -> list[TrainingStage]:
+    """Returns the stages in which a run with these settings takes steps, in order."""
+    return [stage for stage in STAGES.values() if stage.trains(settings)]
 
 
 def run_stages(state: RunState):

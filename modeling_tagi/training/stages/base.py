@@ -1,6 +1,7 @@
 """What every stage of a run declares: its name, whether a run has it, what it refuses early, and how it runs."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from pathlib import Path
 from typing import Optional, Sequence, Union
 
@@ -10,15 +11,19 @@ from ...common.processes import is_main
 from ...common.randomness import derived_seed
 from ...common.writing import replacing
 from ...configuration_tagi import TagiConfig
+from ...costs.work import FLOAT, DeviceMemory, Disk, TextLengths, Work, size_of
 from ...data.collate import TextCollator
 from ...data.records import Record
 from ...data.sampling import Drawn, StreamBatchSampler, TaskBatchSampler, TextBatchSampler
 from ...data.streams import RecordStream
+from ..batch_checks import require_drawn
 from ..run import Stage
 from ..run_state import RunState
 from ..saved_models import read_model, require_whole, save_model
 from ..setting_fields import RunSettings, StageSettings
+from ..stage_costs import RunCosts
 from ..stage_training import train_stage
+from ..trainable import set_trainable
 
 
 class TrainingStage(ABC):
@@ -28,10 +33,12 @@ class TrainingStage(ABC):
         name: Of its section in the settings, of its folder, and in messages.
         description: What it does, in a few words.
         stream: Names its random numbers, which are derived from it.
+        reads: What its batches are drawn from, `records` or `text`.
     """
 
     name: str
     description: str
+    reads = "records"
 
     @property
     def stream(self) -> str:
@@ -61,6 +68,56 @@ class TrainingStage(ABC):
             ValueError: naming the field.
             FileNotFoundError: for something named that is not there.
         """
+
+    def require_batches(self, settings: RunSettings, records_of: dict[str, Counter], passages: int):
+        """Refuses batches that the data are too few for.
+
+        Args:
+            settings: Of the run.
+            records_of: How many records each `task`, and each `group`, has.
+            passages: Of text; 0 if there is none.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        section, tasks = self.section(settings), records_of["task"]
+        require_drawn(
+            f"{self.name}.examples_per_task", section.examples_per_task, max(tasks.values()),
+            "the largest task has {} records",
+        )  # fmt: skip
+        if section.tasks_per_batch > len(tasks):
+            raise ValueError(
+                f"{self.name}.tasks_per_batch is {section.tasks_per_batch}, but there are {len(tasks)} tasks to train "
+                "on; give at most that"
+            )
+
+    def trainings(self, costs: RunCosts) -> int:
+        """Returns how many trainings the stage has, one after the other."""
+        return 1
+
+    def steps(self, costs: RunCosts) -> int:
+        """Returns the optimizer steps of all its trainings."""
+        return self.section(costs.settings).steps * self.trainings(costs)
+
+    def work(self, costs: RunCosts, lengths: TextLengths) -> Work:
+        """Returns the work of one optimizer step, with texts of these lengths."""
+        return self.batch(costs, lengths).times(self.section(costs.settings).accumulation)
+
+    @abstractmethod
+    def batch(self, costs: RunCosts, lengths: TextLengths) -> Work:
+        """Returns the work of a batch, on the average."""
+
+    def largest_batch(self, costs: RunCosts, lengths: TextLengths) -> Work:
+        """Returns the work of the batch with most rows."""
+        return self.batch(costs, lengths)
+
+    @abstractmethod
+    def device_memory(self, costs: RunCosts, lengths: TextLengths) -> DeviceMemory:
+        """Returns the bytes that it needs on its device, with texts of these lengths."""
+
+    @abstractmethod
+    def disk(self, costs: RunCosts, lengths: TextLengths) -> Disk:
+        """Returns the bytes that it writes."""
 
     def run(self, state: RunState):
         """Does the stage if the run has it and it is not done, and hands on what it made."""
@@ -122,6 +179,13 @@ class TrainingStage(ABC):
 class BackboneStage(TrainingStage):
     """Declares a stage that teaches the backbone itself, before there is a generator."""
 
+    def device_memory(self, costs: RunCosts, lengths: TextLengths) -> DeviceMemory:
+        return costs.backbone_memory(self.section(costs.settings), self.batch(costs, lengths))
+
+    def disk(self, costs: RunCosts, lengths: TextLengths) -> Disk:
+        saved = FLOAT * size_of(costs.model.backbone)
+        return Disk.of(saved, saved, self.device_memory(costs, lengths).optimizer)
+
     def before(self, state: RunState) -> dict[str, Union[str, Path, dict]]:
         return {"backbone": state.backbone}
 
@@ -146,14 +210,19 @@ class BackboneStage(TrainingStage):
 class GeneratorStage(TrainingStage):
     """Declares a stage that trains the generator, and what `finetuning.train` names beside it."""
 
+    def device_memory(self, costs: RunCosts, lengths: TextLengths) -> DeviceMemory:
+        return costs.model_memory(self.section(costs.settings), self.batch(costs, lengths))
+
+    def disk(self, costs: RunCosts, lengths: TextLengths) -> Disk:
+        saved = FLOAT * size_of(costs.model)
+        return Disk.of(saved, saved, self.device_memory(costs, lengths).optimizer)
+
     def before(self, state: RunState) -> dict[str, Union[str, Path, dict]]:
         return {"backbone": state.model.config.backbone_name_or_path}
 
     def set_trainable(self, state: RunState, model):
         """Lets the model's parameters change, or stay, as the settings say."""
-        model.set_trainable(state.settings.finetuning.train)
-        for name in state.settings.finetuning.freeze:
-            getattr(model, name).requires_grad_(False)
+        set_trainable(model, state.settings)
 
     def save_model(self, state: RunState, folder: Stage, model):
         """Writes the trained model."""
@@ -177,3 +246,9 @@ def require_text(name: str, section: Optional[StageSettings], text: Sequence[str
     """Refuses a stage that reads text where there is none."""
     if section.steps and not text:
         raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
+
+
+def require_passages(name: str, section: StageSettings, passages: int):
+    """Refuses batches of a stage that reads text where there are far fewer passages."""
+    if passages:
+        require_drawn(f"{name}.batch_size", section.batch_size, passages, "the text has {} passages")

@@ -6,8 +6,9 @@ from typing import Optional
 from transformers import TrainerCallback
 
 from ...banks.adapter_bank import AdapterBank
-from ...banks.stored import StoredAdapters
+from ...banks.stored import KEPT_BYTES, StoredAdapters
 from ...common.processes import is_main
+from ...costs.work import FLOAT, Disk, TextLengths, Work, size_of
 from ...data.collate import RecordCollator
 from ...data.sampling import TaskBatchSampler
 from ...modeling_tagi import TagiModel
@@ -15,6 +16,7 @@ from ..objective import Objective
 from ..run import Stage
 from ..run_state import RunState, start_model
 from ..sharding.sharded import in_shares
+from ..stage_costs import RunCosts
 from ..stage_training import Pushes, Scores
 from ..teacher import Teacher, frozen_copy
 from ..teacher_cache import Kept, TeacherCache
@@ -29,6 +31,48 @@ class Finetuning(GeneratorStage):
 
     name = "finetuning"
     description = "hypernetwork on tasks (eqs 4-6)"
+
+    def batch(self, costs, lengths):
+        section = self.section(costs.settings)
+        tasks = section.tasks_per_batch
+        rows = tasks * section.examples_per_task
+        if section.reads != "adapter":
+            read = lengths.input + (lengths.instruction if section.reads == "prompt" else 0)
+            return costs.plain(rows, read, lengths.target)
+        teacher = flops = 0.0
+        if section.distillation_weight:
+            taught = min(section.steps, section.distillation_steps or section.steps) / max(1, section.steps)
+            teacher = rows * taught * costs.read_with_task_adapter(lengths)
+            flops = rows * taught * costs.with_task_adapter(lengths, backbone=1, adapter=1)
+        flops += tasks * costs.generated(lengths.task, section.examples_per_task)
+        return Work(rows, tasks * lengths.instruction, rows * lengths.input, rows * lengths.target, teacher, flops)
+
+    def device_memory(self, costs, lengths):
+        section, further = self.section(costs.settings), 0
+        if section.needs_teacher:
+            # no more of the bank than `StoredAdapters` keeps, and what a batch asks for
+            a_batch = section.tasks_per_batch * costs.adapter_size
+            further += min(costs.adapters * costs.adapter_size, max(KEPT_BYTES // FLOAT, a_batch))
+            if section.train != "generator":  # the teacher is a copy of the backbone as it was
+                further += size_of(costs.model.backbone)
+        logits = 5 if section.distillation_weight else 3  # the teacher's too
+        return costs.model_memory(section, self.batch(costs, lengths), further, logits)
+
+    def disk(self, costs, lengths):
+        saved = FLOAT * size_of(costs.model)
+        optimizer = self.device_memory(costs, lengths).optimizer
+        return Disk.of(saved, saved, optimizer, self._teacher_cache(costs, lengths))
+
+    def _teacher_cache(self, costs: RunCosts, lengths: TextLengths) -> float:
+        """Returns the bytes of the teacher's answers to the records that are drawn, each once."""
+        section = self.section(costs.settings)
+        if section.teacher_cache is None or not section.distillation_weight:
+            return 0.0
+        drawn = section.steps * self.work(costs, lengths).rows
+        records = drawn if costs.records is None else min(drawn, costs.records)
+        width = costs.model.config.backbone_config.get_text_config().hidden_size
+        a_token = FLOAT * width if section.teacher_cache == "states" else 2 * FLOAT * section.teacher_cache
+        return records * lengths.target * a_token
 
     def before(self, state: RunState):
         found = super().before(state)

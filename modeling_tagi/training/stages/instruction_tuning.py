@@ -21,6 +21,11 @@ class InstructionTuning(BackboneStage):
     def wanted(self, settings: RunSettings) -> bool:
         return self.trains(settings) or settings.backbone.name is None
 
+    def batch(self, costs, lengths):
+        section = self.section(costs.settings)
+        rows = section.tasks_per_batch * section.examples_per_task
+        return costs.plain(rows, lengths.instruction + lengths.input, lengths.target)
+
     def made(self, state: RunState, folder: Stage, model=None) -> dict:
         model = load_backbone_to_train(state.settings, state.backbone, state.revision, len(state.tokenizer))
         facts = {}

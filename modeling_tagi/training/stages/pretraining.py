@@ -1,10 +1,11 @@
 """Pretraining of the hypernetwork on text (eq. 3)."""
 
+from ...costs.work import Work
 from ...data.collate import TextCollator
 from ...data.sampling import Drawn
 from ..run import Stage
 from ..run_state import RunState
-from .base import GeneratorStage, require_text
+from .base import GeneratorStage, require_passages, require_text
 
 
 class Pretraining(GeneratorStage):
@@ -12,9 +13,19 @@ class Pretraining(GeneratorStage):
 
     name = "pretraining"
     description = "hypernetwork on text (eq. 3)"
+    reads = "text"
 
     def require(self, settings, config, train, text):
         require_text(self.name, self.section(settings), text)
+
+    def require_batches(self, settings, records_of, passages):
+        require_passages(self.name, self.section(settings), passages)
+
+    def batch(self, costs, lengths):
+        section = self.section(costs.settings)
+        cut, rows = lengths.with_passages_of(section.max_length).cut, section.batch_size
+        flops = rows * costs.generated(cut, 1)
+        return Work(rows, rows * cut.instruction, rows * cut.input, rows * cut.target, flops=flops)
 
     def made(self, state: RunState, folder: Stage, model) -> dict:
         settings = state.settings

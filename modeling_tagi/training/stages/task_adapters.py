@@ -1,5 +1,6 @@
 """Training with instances (section 3.2.2): the bank of task adapters that finetuning learns from."""
 
+import math
 from typing import Optional, Sequence
 
 import torch
@@ -8,15 +9,18 @@ from torch import Tensor
 from ...banks.adapter_bank import AdapterBank
 from ...common.processes import is_main, say, wait
 from ...common.writing import reading
+from ...costs.work import FLOAT, DeviceMemory, Disk, TextLengths, Work, optimizer_states, size_of
 from ...data.collate import RecordCollator
 from ...data.records import Record
 from ...data.sampling import Drawn, TaskBatchSampler
 from ...fit import fingerprint
 from ...modeling_tagi import TagiModel
+from ..batch_checks import require_drawn
 from ..run import BANK_FOLDER, Stage
 from ..run_state import RunState
 from ..saved_models import require_whole
 from ..setting_fields import RunSettings
+from ..stage_costs import RunCosts
 from ..task_adapters import AdapterTuner
 from .base import TrainingStage, device
 
@@ -45,6 +49,44 @@ class TaskAdapters(TrainingStage):
         with torch.device("meta"):
             model = TagiModel(config)
         bank.require_like(model, ranks=finetuning.needs_teacher and finetuning.alignment == "factors")
+
+    def require_batches(self, settings, records_of, passages):
+        section = self.section(settings)
+        require_drawn(
+            f"{self.name}.examples_per_task", section.examples_per_task, max(records_of[section.by].values()),
+            f"the largest {section.by} has {{}} records",
+        )  # fmt: skip
+
+    def trainings(self, costs):
+        return math.ceil(costs.adapters / self.section(costs.settings).at_once)
+
+    def batch(self, costs, lengths):  # the last group may be smaller
+        return self._batch_of(costs.adapters / self.trainings(costs), costs, lengths)
+
+    def largest_batch(self, costs, lengths):
+        return self._batch_of(self._at_once(costs), costs, lengths)
+
+    def device_memory(self, costs, lengths):
+        tuned = costs.adapter_size * self._at_once(costs)
+        return DeviceMemory(
+            weights=FLOAT * (size_of(costs.model.backbone) + tuned),
+            gradients=FLOAT * tuned,
+            optimizer=FLOAT * tuned * optimizer_states(self.section(costs.settings).optimizer),
+            activations=costs.activations(self.largest_batch(costs, lengths), checkpointing=False),
+        )
+
+    def disk(self, costs, lengths):
+        memory = self.device_memory(costs, lengths)
+        return Disk.of(FLOAT * costs.adapter_size * costs.adapters, memory.gradients, memory.optimizer)
+
+    def _at_once(self, costs: RunCosts) -> int:
+        return min(self.section(costs.settings).at_once, costs.adapters)
+
+    def _batch_of(self, adapters: float, costs: RunCosts, lengths: TextLengths) -> Work:
+        rows = adapters * self.section(costs.settings).examples_per_task
+        read = costs.read_with_task_adapter(lengths)
+        flops = rows * costs.with_task_adapter(lengths, backbone=2, adapter=3)
+        return Work(rows, backbone=rows * read, target=rows * lengths.target, flops=flops)
 
     def run(self, state: RunState):
         if state.settings.task_adapters.given is not None:

@@ -5,7 +5,7 @@ from ...data.sampling import Drawn
 from ..backbones import load_backbone_to_train
 from ..run import Stage
 from ..run_state import RunState, read_tokens
-from .base import BackboneStage, require_text
+from .base import BackboneStage, require_passages, require_text
 
 
 class Text(BackboneStage):
@@ -13,9 +13,18 @@ class Text(BackboneStage):
 
     name = "text"
     description = "language modelling on text"
+    reads = "text"
 
     def require(self, settings, config, train, text):
         require_text(self.name, self.section(settings), text)
+
+    def require_batches(self, settings, records_of, passages):
+        require_passages(self.name, self.section(settings), passages)
+
+    def batch(self, costs, lengths):
+        section = self.section(costs.settings)
+        cut = lengths.with_passages_of(section.max_length).cut
+        return costs.plain(section.batch_size, cut.instruction + cut.input, cut.target)
 
     def made(self, state: RunState, folder: Stage, model=None) -> dict:
         settings = state.settings
