@@ -21,7 +21,7 @@ from ..evaluation.references import require_references
 from ..tokens import Tokens
 from ..training.backbones import backbone_config
 from ..training.model_checks import check_model
-from ..training.settings import RunSettings, StageSettings
+from ..training.setting_fields import RunSettings, StageSettings
 from ..training.stages import training_stages
 from .device_memory import require_device_memory
 from .shapes import built_on_meta

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from .settings import RunSettings
+from .setting_fields import RunSettings
 
 
 def set_trainable(model, settings: RunSettings):
