@@ -74,7 +74,7 @@ def numbers(value):
 kept = {k: numbers(results[k]) for k in results if k not in ("run", "seconds", "hub", "schema_version", "example")}
 kept["losses"] = results["run"]["losses"]
 text = json.dumps(kept, sort_keys=True)
-(folder / "results.json").write_text(text.replace('"prompted"', f'"{tuning}"') if tuning != "prompted" else text)
+(folder / "results.json").write_text(text.replace('"prompted"', '"instruction_tuning"'))  # its name of before
 from modeling_tagi import TagiModel
 model = TagiModel.from_pretrained(folder / "run" / "model").eval()
 adapter = model.generate_adapter("say the third word")

@@ -93,10 +93,12 @@ def measure(root: Path, walks: bool) -> dict:
         "circles (modules in one)": sum(map(len, circles(imported))),
         "circles without imports in functions": sum(map(len, circles(eager))),
         "upward imports": sum(
-            layer_of(other) > layer_of(name) for name, others in imported.items() for other in others
+            layer_of(other) > layer_of(name) for name, others in imported.items() for other in others if name and other
         ),
         **dict(zip(("files a checkpoint carries", "lines a checkpoint carries"), carried(root))),
-        "settings": int(run(root, "from modeling_tagi.training.setting_fields import default_fields as d\n"
+        "settings": int(run(root, "try:\n    from modeling_tagi.training.setting_fields import default_fields as d\n"
+                                  "except ImportError:\n"
+                                  "    from modeling_tagi.training.settings import default_fields as d\n"
                                   "c = lambda x: sum(map(c, x.values())) if isinstance(x, dict) and x else 1\n"
                                   "print(c(d()))")),
         **docstrings(trees),
