@@ -44,8 +44,8 @@ def test_a_run_needs_what_its_references_need():
 
     with pytest.raises(ValueError, match="'nearest_adapter', but there are no task adapters: give task_"):
         require_references(settings(["nearest_adapter"]))
-    for field, value in (("task_adapters.steps", 1), ("task_adapters.path", "x"), ("task_adapters.collection", "y")):
-        require_references(settings(["nearest_adapter"], **{field: value}))
+    for field, value in (("steps", 1), ("given", "x"), ("given", {"a": "y"})):
+        require_references(settings(["nearest_adapter"], **{f"task_adapters.{field}": value}))
     with pytest.raises(ValueError, match="oracle.steps is 0, but the oracle has to be tuned: give at least 1"):
         require_references(settings(["oracle"], **{"evaluation.oracle.steps": 0}))
     require_references(settings(["start_prompted"], **{"evaluation.oracle.steps": 0}))

@@ -110,7 +110,7 @@ def test_a_new_reader_is_checked_read_planned_and_described(made, config, toy):
         overrides = {"data.source": toy, "data.path": "null", "data.options": options}
         with pytest.raises(ValueError, match=message):
             plan_run(load_settings(config, overrides), flops_per_second=1e9)
-    with pytest.raises(ValueError, match="source 'toy' is read whole: set it to false, or use 'tables' or 'p3'"):
+    with pytest.raises(ValueError, match="source 'toy' is read whole: set it to null, or use 'tables' or 'p3'"):
         run_experiment(load_settings(config, {"data.source": toy, "data.path": "null", "data.streaming": "64"}))
 
 
