@@ -25,7 +25,7 @@ from ..evaluation.oracle import tune_adapters
 from ..evaluation.predict import Answering
 from ..evaluation.references import REFERENCES
 from ..evaluation.scores import evaluate_split
-from ..pipeline import SCORED_WHILE_TRAINING
+from ..evaluation.while_training import scored_while_training
 from ..training.run import DONE_FILE, Run
 from ..training.run_state import RunState
 from ..training.settings import RunSettings
@@ -87,7 +87,7 @@ class Trial:
         if not every or not steps:
             return 0.0
         first = next(iter(evaluated_splits(settings, splits).values()))
-        records = spread(spread(first, settings.evaluation.max_records), SCORED_WHILE_TRAINING)
+        records = scored_while_training(spread(first, settings.evaluation.max_records))
         return math.ceil(steps / every) * len(records) * self.own
 
 

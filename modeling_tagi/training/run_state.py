@@ -55,6 +55,11 @@ class RunState:
         self._model = model
 
     @property
+    def made_backbone(self) -> bool:
+        """Returns whether the backbone was made or taught by this run, so that it is nowhere else."""
+        return self.backbone != self.settings.backbone.name
+
+    @property
     def tokens(self) -> Tokens:
         """How the model reads the run's texts."""
         return read_tokens(self.run, self.tokenizer, self.model.config)

@@ -221,6 +221,11 @@ class FinetuningSettings(ObjectiveSettings, TaskSettings):
     freeze: list = field(default_factory=list)
     teacher_cache: Union[int, str, None] = None
 
+    @property
+    def makes_adapters(self) -> bool:
+        """Returns whether a generator is finetuned, and not a baseline that reads the instruction or the input."""
+        return self.reads == "adapter" and self.steps > 0
+
 
 @dataclass
 class OracleSettings:
