@@ -9,6 +9,9 @@ from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.tokens import Tokens
 
+# The fixtures, which the folders of tests that train take with `from toy_training import *`.
+__all__ = ["records", "tokenizer", "backbones", "make_model", "make_tokens", "make_bank", "training_arguments"]
+
 WORDS = "red green blue one two three four apple pear plum cat dog".split()
 INSTRUCTIONS = {
     "first": "say the first word",

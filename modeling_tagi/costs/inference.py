@@ -21,12 +21,12 @@ from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..data.sni import read_sni
 from ..data.tokenizer import train_tokenizer
-from ..publishing.cards import is_repository
+from ..hub import is_repository
 from ..tokens import Tokens, instruction_text
 from .flops import PARTS, Lengths, TaskFlops
 
 # Each method's fusion; `None`: the backbone, prompted. Hypter and HyperTuning differ in training alone.
-METHODS = {
+FUSION_OF = {
     "prompted": None,
     "hypter": "none",
     "hypertuning": "none",
@@ -117,7 +117,7 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
         raise ValueError(f"inputs is {inputs}, but a task must have at least 1")
     formulas = _formulas(config)
     methods, base = {}, sum(_parts(formulas, "prompted", lengths, inputs).values())
-    for method in METHODS:
+    for method in FUSION_OF:
         parts = _parts(formulas, method, lengths, inputs)
         total = sum(parts.values())
         methods[method] = {"flops": total, "relative": total / base, "parts": parts}
@@ -195,13 +195,13 @@ def _formulas(config: TagiConfig) -> dict[str, TaskFlops]:
         "backbone_config", "r", "lora_alpha", "target_modules", "fusion_heads", "generator", "generator_hidden_size",
         "generator_index_size", "max_instruction_length",
     )}  # fmt: skip
-    made = {fusion: TaskFlops(TagiConfig(**fields, fusion=fusion)) for fusion in set(METHODS.values()) - {None}}
-    return {method: made[fusion or "none"] for method, fusion in METHODS.items()}
+    made = {fusion: TaskFlops(TagiConfig(**fields, fusion=fusion)) for fusion in set(FUSION_OF.values()) - {None}}
+    return {method: made[fusion or "none"] for method, fusion in FUSION_OF.items()}
 
 
 def _parts(formulas: dict[str, TaskFlops], method: str, lengths: Lengths, inputs: int) -> dict[str, float]:
     formula = formulas[method]
-    return formula.prompted(lengths, inputs) if METHODS[method] is None else formula.adapted(lengths, inputs)
+    return formula.prompted(lengths, inputs) if FUSION_OF[method] is None else formula.adapted(lengths, inputs)
 
 
 def _relative(formulas: dict[str, TaskFlops], method: str, lengths: Lengths, inputs: int) -> float:
@@ -210,7 +210,7 @@ def _relative(formulas: dict[str, TaskFlops], method: str, lengths: Lengths, inp
 
 
 def _curves(formulas: dict[str, TaskFlops], points: Sequence[tuple[Lengths, int]]) -> dict[str, list[float]]:
-    return {method: [_relative(formulas, method, *point) for point in points] for method in METHODS}
+    return {method: [_relative(formulas, method, *point) for point in points] for method in FUSION_OF}
 
 
 def sni_lengths(folder: Path, tokenizer: Optional[str] = None) -> dict[str, dict[str, Lengths]]:
@@ -265,11 +265,11 @@ def tables(made: dict) -> str:
         texts = ", ".join(f"{name} {value:.1f}" for name, value in lengths.items())
         lines.append(f"* {setting}: {texts} (tasks: {len(made['tasks'][setting])})")
     rows = [
-        [cost["setting"], cost["backbone"], *(f"{cost['methods'][m]['relative']:.3f}" for m in METHODS),
+        [cost["setting"], cost["backbone"], *(f"{cost['methods'][m]['relative']:.3f}" for m in FUSION_OF),
          f"{cost['paper_formula']:.3f}", f"{cost['methods']['prompted']['flops'] / 1e12:.1f}"]
         for cost in costs
     ]  # fmt: skip
-    heads = ["setting", "backbone", *METHODS, "paper's formula", "prompted, TFLOP"]
+    heads = ["setting", "backbone", *FUSION_OF, "paper's formula", "prompted, TFLOP"]
     lines += ["", *markdown_table(heads, rows, text=2)]
 
     lines += ["", "Where TAGI's FLOPs go, in shares of prompting's:", ""]

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from toy_records import TRAIN, record
 
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.banks.adapter_bank import AdapterBank
-from modeling_tagi.data.records import Record
 from modeling_tagi.evaluation.backbones import adaptable
 from modeling_tagi.evaluation.nearest_adapter import encode_instructions, nearest_adapters, nearest_rows
 from modeling_tagi.evaluation.predict import Answering
@@ -11,17 +11,6 @@ from modeling_tagi.hypernetwork import masked_mean
 from modeling_tagi.tokens import Tokens
 
 FAMILIES = ("t5", "llama")
-
-
-def record(task, instruction, text="a b", target="b", **fields):
-    return Record(task, instruction, text, (target,), **fields)
-
-
-TRAIN = [
-    record("first", "say the first word", group="words"), record("first", "which word is first", group="words"),
-    record("count", "how many letters are there", group="numbers"),
-    record("odd", "what does not belong", group="other"),
-]  # fmt: skip
 
 
 def read_tokens(family, tokenizer):

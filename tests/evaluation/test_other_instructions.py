@@ -1,17 +1,7 @@
-from modeling_tagi.data.records import Record
+from toy_records import TRAIN, record
+
 from modeling_tagi.evaluation.other_instructions import random_word_instructions, wrong_instructions
 from modeling_tagi.tokens import instruction_text
-
-
-def record(task, instruction, text="a b", target="b", **fields):
-    return Record(task, instruction, text, (target,), **fields)
-
-
-TRAIN = [
-    record("first", "say the first word", group="words"), record("first", "which word is first", group="words"),
-    record("count", "how many letters are there", group="numbers"),
-    record("odd", "what does not belong", group="other"),
-]  # fmt: skip
 
 
 def test_random_words_are_as_many_and_none_of_them_the_tasks_own():

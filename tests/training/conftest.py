@@ -1,9 +1,1 @@
-from toy_training import (  # noqa: F401
-    backbones,
-    make_bank,
-    make_model,
-    make_tokens,
-    records,
-    tokenizer,
-    training_arguments,
-)
+from toy_training import *  # noqa: F401, F403

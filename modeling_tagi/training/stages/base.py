@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Sequence, Union
 
 import torch
 
@@ -176,6 +176,23 @@ class TrainingStage(ABC):
         return kind(train, section.tasks_per_batch, section.examples_per_task, steps, seed)
 
 
+class ReadsText(TrainingStage):
+    """Declares a stage whose batches are drawn from passages of text."""
+
+    reads = "text"
+
+    def require(self, settings: RunSettings, config: TagiConfig, train: Sequence[Record], text: Sequence[str]):
+        if self.trains(settings) and not text:
+            raise ValueError(
+                f"{self.name}.steps is above 0, but there is no text; give --data.text, or --{self.name}.steps 0"
+            )
+
+    def require_batches(self, settings: RunSettings, records_of: dict[str, Counter], passages: int):
+        if passages:
+            size = self.section(settings).batch_size
+            require_drawn(f"{self.name}.batch_size", size, passages, "the text has {} passages")
+
+
 class BackboneStage(TrainingStage):
     """Declares a stage that teaches the backbone itself, before there is a generator."""
 
@@ -240,15 +257,3 @@ def drawn_from(train: Sequence[Record]) -> Drawn:
 def device() -> torch.device:
     """Returns where the run computes."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def require_text(name: str, section: Optional[StageSettings], text: Sequence[str]):
-    """Refuses a stage that reads text where there is none."""
-    if section.steps and not text:
-        raise ValueError(f"{name}.steps is above 0, but there is no text; give --data.text, or --{name}.steps 0")
-
-
-def require_passages(name: str, section: StageSettings, passages: int):
-    """Refuses batches of a stage that reads text where there are far fewer passages."""
-    if passages:
-        require_drawn(f"{name}.batch_size", section.batch_size, passages, "the text has {} passages")

@@ -5,21 +5,14 @@ from ...data.collate import TextCollator
 from ...data.sampling import Drawn
 from ..run import Stage
 from ..run_state import RunState
-from .base import GeneratorStage, require_passages, require_text
+from .base import GeneratorStage, ReadsText
 
 
-class Pretraining(GeneratorStage):
+class Pretraining(ReadsText, GeneratorStage):
     """Trains the hypernetwork on passages cut into a, b and c: it reads a, the backbone reads b and predicts c."""
 
     name = "pretraining"
     description = "hypernetwork on text (eq. 3)"
-    reads = "text"
-
-    def require(self, settings, config, train, text):
-        require_text(self.name, self.section(settings), text)
-
-    def require_batches(self, settings, records_of, passages):
-        require_passages(self.name, self.section(settings), passages)
 
     def batch(self, costs, lengths):
         section = self.section(costs.settings)

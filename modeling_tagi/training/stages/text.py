@@ -5,21 +5,14 @@ from ...data.sampling import Drawn
 from ..backbones import load_backbone_to_train
 from ..run import Stage
 from ..run_state import RunState, read_tokens
-from .base import BackboneStage, require_passages, require_text
+from .base import BackboneStage, ReadsText
 
 
-class Text(BackboneStage):
+class Text(ReadsText, BackboneStage):
     """Trains the backbone to continue passages of text."""
 
     name = "text"
     description = "language modelling on text"
-    reads = "text"
-
-    def require(self, settings, config, train, text):
-        require_text(self.name, self.section(settings), text)
-
-    def require_batches(self, settings, records_of, passages):
-        require_passages(self.name, self.section(settings), passages)
 
     def batch(self, costs, lengths):
         section = self.section(costs.settings)
