@@ -14,7 +14,7 @@ import modeling_tagi
 from modeling_tagi import TagiModel
 
 PACKAGE = Path(modeling_tagi.__file__).parent
-CODE = [file.name for file in PACKAGE.glob("*.py") if file.name not in ("__init__.py", "cli.py", "pipeline.py")]
+CODE = [file.name for file in PACKAGE.glob("*.py") if file.name not in ("__init__.py", "pipeline.py")]
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 PACKAGE = "modeling_tagi"
 # From the bottom up: a module imports from its own layer, and from those before it. Modules and folders of the
-# package; what is named nowhere is flat and ships in every checkpoint.
+# package; what is named nowhere is flat and ships in every checkpoint. `experiments` and `cli` are in old checkouts
+# alone.
 LAYERS = ["", "common", "data", "banks", "costs", "training", "evaluation", "planning", "publishing", "pipeline",
           "experiments", "studies", "commands", "cli"]  # fmt: skip
 

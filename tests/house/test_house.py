@@ -1,4 +1,4 @@
-"""The rules of the house: no modules import each other, and every folder has its layer."""
+"""The rules of the house: imports go down, no modules import each other, and every folder has its layer."""
 
 from pathlib import Path
 
@@ -8,6 +8,16 @@ from imports import LAYERS, circles, layer_of, module_files, modules_imported, s
 ROOT = Path(__file__).parents[2]
 FILES = module_files(ROOT)
 IMPORTED = {name: modules_imported(name, FILES) for name in FILES}
+
+
+def test_imports_go_down_only():
+    upward = [
+        f"{name} ({LAYERS[layer_of(name)] or 'flat'}) imports {other} ({LAYERS[layer_of(other)] or 'flat'})"
+        for name in FILES
+        for other in IMPORTED[name]
+        if name and other and layer_of(other) > layer_of(name)
+    ]
+    assert not upward, "\n".join(upward)
 
 
 def test_no_modules_import_each_other():
