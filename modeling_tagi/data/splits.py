@@ -138,8 +138,8 @@ def require_no_leaks(report: dict) -> None:
     if found:
         raise LeakError(
             f"evaluation splits share with {report['train']['name']!r} what should be new - {'; '.join(found)}. "
-            "Remove it from one side, or from the demonstrations of the very record; if tasks or "
-            "instructions are meant to be shared, say so by same_tasks"
+            "Remove it from one side, or from the demonstrations of the very record. A split with new inputs of "
+            "trained tasks is called seen_tasks, one with new wordings of them new_wordings: these may share tasks"
         )
 
 
