@@ -1,4 +1,4 @@
-"""TagiAdapter: what a generator makes of an instruction, ready to apply, calculate with, tune, save and share."""
+"""TagiAdapter: LoRA weights that a generator writes for an instruction, to apply, combine, tune, save and share."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from .hub import push_saved
 class TagiAdapter:
     """Holds LoRA factors of one or several tasks, by the path of the module inside the backbone.
 
-    `y = W x + (lora_alpha / r) * B A x`, as PEFT has it.
+    They are applied as in PEFT: `y = W x + (lora_alpha / r) * B A x`.
 
     Args:
         lora_a: Path -> A, `[tasks, rank, d_in]`.
@@ -33,7 +33,7 @@ class TagiAdapter:
             `generator_revision`, `backbone`, `backbone_revision`, `backbone_fingerprint`, and the `input_format` of
             the inputs that it is for. Empty inside training.
         peft_config: What an exported adapter_config.json says beyond the above: `task_type`, `fan_in_fan_out`.
-        origin: The model that generated it, while that lives; neither compared nor saved.
+        origin: A weak reference to the model that generated it; neither compared nor saved.
     """
 
     lora_a: dict[str, Tensor]
@@ -66,7 +66,7 @@ class TagiAdapter:
 
         Raises:
             IndexError: if there is no such task, or none is chosen.
-            TypeError: for what is no number.
+            TypeError: if the index is not made of numbers.
         """
         if isinstance(index, slice):
             index = range(len(self))[index]
@@ -97,7 +97,7 @@ class TagiAdapter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its tensors."""
+        """Returns the bytes of all its tensors."""
         memory = self.memory.tensors().values() if self.memory is not None else ()
         return sum(x.nbytes for x in (*self.lora_a.values(), *self.lora_b.values(), *memory))
 
@@ -106,7 +106,7 @@ class TagiAdapter:
         return next(iter(self.lora_a.values())).device
 
     def to(self, *args: Any, **kwargs: Any) -> "TagiAdapter":
-        """Returns it moved and cast as by `Tensor.to`; whole numbers keep their dtype.
+        """Returns the adapter moved and cast as by `Tensor.to`; integer tensors keep their dtype.
 
         Raises:
             ValueError: for a dtype in which the updates would be rounded away, such as int8 or an 8-bit float.
@@ -122,7 +122,7 @@ class TagiAdapter:
         return self._map(move)
 
     def described(self, provenance: Union[dict, Sequence[dict]], peft_config: Optional[dict] = None) -> "TagiAdapter":
-        """Returns it with a record of where each task's adapter comes from (one for all, or one each)."""
+        """Returns the adapter with a record of where each task's adapter comes from (one for all, or one each)."""
         each = [provenance] * len(self) if isinstance(provenance, dict) else provenance
         peft_config = dict(peft_config or self.peft_config)
         return replace(self, provenance=tuple(dict(p) for p in each), peft_config=peft_config)
@@ -131,11 +131,11 @@ class TagiAdapter:
         return self._map(Tensor.detach)
 
     def without_memory(self) -> "TagiAdapter":
-        """Returns the low-rank updates alone: what PEFT applies, and all there is if the generator has no fusion."""
+        """Returns the low-rank updates alone, as PEFT applies them; a generator without fusion writes nothing else."""
         return replace(self, memory=None)
 
     def similarity(self, other: Optional["TagiAdapter"] = None) -> Tensor:
-        """Returns the cosines of the updates ΔW over all modules, exact; without `other`, to itself.
+        """Returns the exact cosines between the updates ΔW of tasks, over all modules; without `other`, among its own.
 
         The adapters may differ in rank, in scale and in the modules they change; a module that one of them leaves
         alone adds to the other's norm only. An update of zero has the cosine 0 with any.
@@ -201,7 +201,7 @@ class TagiAdapter:
         seed: int = 0,
         progress: bool = True,
     ) -> "TagiAdapter":
-        """Tunes the adapter on examples by AdamW, with a learning rate that falls in a line to 0; returns a new one.
+        """Tunes the adapter on examples by AdamW, with a learning rate that falls linearly to 0; returns a new one.
 
         The backbone is frozen, and used without dropout. An instruction memory is used and kept as it is.
 
@@ -210,7 +210,7 @@ class TagiAdapter:
                 and `targets`, of which the first is taken. For an adapter of several tasks a list of such lists, one
                 for each; they are tuned side by side, each as it would be alone.
             steps: Optimizer steps.
-            model: The TagiModel to tune with; `None` is the one that generated the adapter, while that lives.
+            model: The TagiModel to tune with; `None` is the one that generated the adapter, if it is still in memory.
             learning_rate: At its highest.
             batch_size: Examples of each task in a step; all of them where there are no more.
             max_input_length, max_target_length: Tokens kept of each; `None` is all.
@@ -264,8 +264,8 @@ class TagiAdapter:
     ) -> None:
         """Writes a standard PEFT LoRA folder, and the instruction memory in a file of its own, which PEFT ignores.
 
-        The files are written beside, then moved into place, the configuration last: a folder that was cut off in
-        between has none and does not load, rather than be a mixture. Other files in the folder are left alone.
+        The files are written to a temporary folder, then moved into place, the configuration last: after an
+        interruption the folder lacks it and does not load. Other files in the folder are left alone.
 
         Args:
             save_directory: The folder; absent, empty, or an adapter's.
@@ -296,7 +296,7 @@ class TagiAdapter:
         token: Optional[str] = None,
         commit_message: Optional[str] = None,
     ) -> CommitInfo:
-        """Pushes what `save_pretrained` writes to a repository of its own; with a card if the package is installed.
+        """Uploads what `save_pretrained` writes to a repository of its own, with a card if the package is installed.
 
         Args:
             repo_id, private: The repository, which is made if there is none, and whether it is private then.
@@ -304,7 +304,7 @@ class TagiAdapter:
 
         Raises:
             ValueError: if there is not exactly one task, or the repository has such a tag.
-            HubError: an OSError that says in one line why the upload did not come about.
+            HubError: an OSError that says in one line why the upload failed.
         """
         if len(self) != 1:
             raise ValueError(

@@ -1,7 +1,7 @@
 """Calculating with adapters: inner products, weighted sums, merging into a backbone.
 
-Functions here take a [`TagiAdapter`] by its fields. Its updates are ΔW = scaling * B A; none is formed but where it
-goes into a weight.
+Functions here take a [`TagiAdapter`] by its fields. Its updates are ΔW = scaling * B A, which are
+computed in full only to be added to a weight.
 """
 
 import copy
@@ -23,7 +23,7 @@ def inner_products(a: Tensor, b: Tensor, other_a: Tensor, other_b: Tensor) -> Te
     """Returns `⟨B A, B' A'⟩`, the sum of the products of their entries, from rank × rank products.
 
     Args:
-        a, other_a: `[..., rank, d_in]`; the ranks may differ, and what stands before them is broadcast.
+        a, other_a: `[..., rank, d_in]`; the ranks may differ, and leading axes are broadcast.
         b, other_b: `[..., d_out, rank]`.
 
     Returns:
@@ -56,7 +56,7 @@ def _norms(adapter) -> Tensor:
 
 
 def _factors(adapter, path: str) -> tuple[Tensor, Tensor]:
-    """Returns A, and B with the scale in it."""
+    """Returns A, and B multiplied by the scale."""
     return adapter.lora_a[path], adapter.lora_b[path] * adapter.scaling
 
 
@@ -155,8 +155,8 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         b: `[tasks, d_out, old_rank]`.
 
     Returns:
-        A `[tasks, rank, d_in]` and B `[tasks, d_out, rank]`, of equal norm; with zeros where `rank` is more than the
-        product has.
+        A `[tasks, rank, d_in]` and B `[tasks, d_out, rank]`, of equal norm; padded with zeros if the product's rank
+        is below `rank`.
     """
     left, left_r = torch.linalg.qr(b.double())
     right, right_r = torch.linalg.qr(a.double().transpose(1, 2))
@@ -169,7 +169,7 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def with_rank(adapter, rank: int, lora_alpha: float):
-    """Returns the same updates in factors of a higher rank, filled up with zeros, and at another scale.
+    """Returns the same updates in factors of a higher rank, padded with zeros, and with another scale.
 
     Raises:
         ValueError: if `rank` is below the adapter's.
@@ -239,7 +239,7 @@ def require_adapters(whose: str, adapters: Sequence) -> list:
         raise TypeError(f"{whose} got a {type(adapters).__name__}, but takes a list of TagiAdapters")
     adapters = list(adapters)
     for number, adapter in enumerate(adapters):
-        if not hasattr(adapter, "lora_a"):  # not by its class: a checkpoint brings one of its own
+        if not hasattr(adapter, "lora_a"):  # not by its class: a checkpoint's code defines its own
             raise TypeError(
                 f"{whose} takes TagiAdapters (generate_adapter's, or TagiAdapter.from_pretrained's), but number "
                 f"{number} is a {type(adapter).__name__}"

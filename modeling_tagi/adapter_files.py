@@ -1,4 +1,4 @@
-"""Adapters on disk: a standard PEFT folder, with two files beside that PEFT ignores; and what is refused of them."""
+"""Adapters on disk: writes and reads a standard PEFT folder, plus two files that PEFT ignores; refuses bad ones."""
 
 import json
 import math
@@ -35,7 +35,7 @@ _NEUTRAL = {
     "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size",
     "r", "revision", "runtime_config", "target_modules", "task_type",
 }  # fmt: skip
-# Starts that leave the backbone's weights as they are. Others, such as PiSSA, take the factors' start out of them.
+# Initialisations that leave the backbone's weights as they are. Others, such as PiSSA, subtract the initial product.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Field of a PEFT configuration -> what it must be, in words and as a test.
 _FIELDS = {
@@ -125,7 +125,7 @@ def read_adapter(
     Raises:
         FileNotFoundError: if a file of the folder is missing.
         HubError: an OSError that says in one line why it could not be downloaded.
-        ValueError: if it is another kind of adapter, or a file is damaged; the message names the file and the mend.
+        ValueError: if it is another kind of adapter, or a file is damaged; the message names the file and a remedy.
     """
     locate = _locator(name_or_folder, revision, token)
     config_file = locate(CONFIG_FILE)
@@ -243,7 +243,7 @@ def _require_plain_lora(config: dict, file: Path, name):
 
 
 def _require_factors(lora_a: dict[str, Tensor], lora_b: dict[str, Tensor], rank: int, file: Path):
-    """Refuses factors that are no pairs of matrices of `rank` in a floating-point type."""
+    """Refuses factors that are not pairs of floating-point matrices of `rank`."""
     for path, a in lora_a.items():
         b = lora_b[path]
         _require_float({f"A of {path!r}": a, f"B of {path!r}": b}, file)

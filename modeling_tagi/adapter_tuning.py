@@ -1,4 +1,4 @@
-"""Gradient steps on adapters: their factors as parameters, the one loop, and few-shot tuning of a generated adapter.
+"""Gradient steps on adapters: factors as parameters, the training loop, and few-shot tuning of a generated adapter.
 
 Functions here take a [`TagiAdapter`] by its fields, and make new ones from it.
 """
@@ -44,7 +44,7 @@ class AdapterParameters(nn.Module):
 def summed_task_losses(logits: Tensor, labels: Tensor, task_index: Tensor, tasks: int, shifted: bool) -> Tensor:
     """Returns the sum over tasks of each task's mean cross-entropy of target tokens: a scalar, fp32.
 
-    AdamW works number by number, so with this loss tuning adapters side by side is what tuning each alone would be.
+    AdamW works element by element, so with this loss adapters tuned side by side are as if each were tuned alone.
 
     Args:
         logits: `[batch, seq, vocab]`.
@@ -71,7 +71,7 @@ def lower_loss(
     tasks: int,
     bar,
 ):
-    """Lowers a sum of tasks' losses by AdamW without weight decay, at a rate that falls in a line to 0.
+    """Lowers a sum of tasks' losses by AdamW without weight decay, at a learning rate that falls linearly to 0.
 
     Args:
         batches: One for each step; each goes to `loss_of`.
@@ -102,7 +102,7 @@ def _require_finite(value: float, what: str, learning_rate: float):
 
 
 def zero_b(backbone: nn.Module, lora_a: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns B of 0, fp32, `[tasks, d_out, rank]` by path, for A `[tasks, rank, d_in]` by path: no update."""
+    """Returns B of zeros, fp32, `[tasks, d_out, rank]` by path, for A `[tasks, rank, d_in]` by path."""
     made = {}
     for path, a in lora_a.items():
         module = backbone.get_submodule(path)
@@ -112,10 +112,9 @@ def zero_b(backbone: nn.Module, lora_a: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fresh_adapter(model: PreTrainedModel, tasks: int = 1, seed: int = 0):
-    """Returns an adapter that changes nothing, of the generator's rank, scale and modules, to tune from nothing.
+    """Returns an adapter that changes nothing, of the generator's rank, scale and modules, to tune from scratch.
 
-    It has no instruction memory: of the task it knows nothing. A is random as PEFT's, the same for all tasks and for
-    the same seed; B is 0.
+    It has no instruction memory. A is random as in PEFT, the same for all tasks and fixed by the seed; B is 0.
     """
     generator, lora_a = torch.Generator().manual_seed(seed), {}
     for path, shared in model.hypernetwork.shared_factors().items():
@@ -156,7 +155,7 @@ def tune(adapter, records, steps, model, learning_rate, batch_size, lengths, see
 def _tuned_factors(adapter, model, tokens, batches, steps: int, learning_rate: float, progress: bool) -> dict:
     """Returns the tuned `lora_a` and `lora_b`, in the adapter's dtypes and on its device."""
     with torch.inference_mode(False), torch.enable_grad():
-        # tensors made under inference_mode take no part in a graph, copies do
+        # autograd takes no tensors made under inference_mode, but copies of them
         start = adapter.to(model.device).detach()._map(lambda x: x.clone() if x.is_inference() else x)
         start = replace(start, provenance=(), origin=None)  # it fits; each step need not compare it again
         parameters = AdapterParameters(start.lora_a, start.lora_b).to(model.device)

@@ -1,4 +1,4 @@
-"""What is particular to causal backbones: keys and values of the instruction are a prefix of the input's."""
+"""What is particular to causal backbones: keys and values of the instruction are a prefix to those of the input."""
 
 from functools import partial
 from typing import Optional
@@ -27,7 +27,7 @@ class Causal:
         return list(layers_of(backbone.base_model))
 
     def hook(self, backbone: nn.Module):
-        """Registers what `apply_memory` needs."""
+        """Registers the hook that `apply_memory` needs."""
         if window_of(backbone.config) is not None:
             pre_hook_once(backbone.base_model, arguments_pre_hook)
 
@@ -52,7 +52,7 @@ class Causal:
         }
 
     def apply_memory(self, backbone: nn.Module, application: Application, memory: InstructionMemory):
-        """Has windows counted in tokens, where the backbone has one."""
+        """Lets a backbone with a sliding window count it in tokens, not in places of the cache."""
         if memory.prefix_keys is not None and window_of(backbone.config) is not None:
             stack = backbone.base_model
             application.arguments[stack] = partial(windowed_masks, stack)
@@ -60,7 +60,7 @@ class Causal:
     def arguments(
         self, model, application, adapter, task_index: Optional[Tensor], labels: Optional[Tensor], given: dict
     ) -> dict:
-        """Returns the arguments of the backbone's `forward`, of those `given` to the model's."""
+        """Returns the arguments of the backbone's `forward`, from those `given` to the model's."""
         given.pop("decoder_input_ids")
         if adapter is None or adapter.memory is None:
             return given
@@ -84,13 +84,13 @@ class Causal:
         return {**given, "attention_mask": mask, "position_ids": positions, model.cache_name: cache}
 
     def predicted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits and labels, each beside its own: a token's logits are those of the token before."""
+        """Returns logits and labels, aligned: the logits for a token are at the token before it."""
         return logits[:, :-1], labels[:, 1:]
 
     def generate(self, model, input_ids: Optional[Tensor], mask: Tensor, adapter, task_index, config, **kwargs):
-        """Returns the backbone's `generate`, behind a cache of the instruction.
+        """Returns the output of the backbone's `generate`, with the instruction in its cache.
 
-        The backbone knows of the instruction its length alone; its mask covers instruction and input.
+        The backbone does not get the instruction's tokens; its mask covers instruction and input.
         """
         require_no_drafts(model, adapter, config, kwargs.get("assistant_model"))
         if adapter.memory is None:
@@ -108,7 +108,7 @@ class Causal:
         mask = without_start(mask, input_ids, _hidden_start(model), cache)
         if copies > 1 and _hidden_start(model) is not None:
             cache.starts = cache.starts.repeat_interleave(copies, 0)
-        config.use_cache = True  # the prefix has no other place
+        config.use_cache = True  # the prefix lives in the cache
         config.prefill_chunk_size = None  # transformers 5.17 would read chunks as if there were no prefix
         kwargs[model.cache_name] = cache
         return model.backbone.generate(
@@ -144,7 +144,7 @@ def _empty_cache(model, config, prefix: int, length: int) -> Optional[Cache]:
 
 
 def _hidden_start(model) -> Optional[int]:
-    """Returns the token that begins a text, where it is not seen a second time behind an instruction."""
+    """Returns the token that begins a text if inputs behind an instruction hide it; else `None`."""
     return model.config.backbone_config.bos_token_id if model.config.continued else None
 
 
@@ -157,8 +157,8 @@ def prefix_cache(
 ) -> Cache:
     """Returns a new cache, or the empty one that is given, with the instruction's keys and values for every row.
 
-    A new one holds them all, also in layers that see a window alone: what is padding in a batch's longest instruction
-    would otherwise push out tokens of shorter ones.
+    A new one holds them all, also in sliding-window layers: otherwise the padding of shorter instructions, up to the
+    batch's longest, would push out their tokens.
     """
     cache = cache if cache is not None else DynamicCache()
     for layer, (keys, values) in enumerate(zip(memory.prefix_keys.unbind(1), memory.prefix_values.unbind(1))):
@@ -169,10 +169,10 @@ def prefix_cache(
 
 
 def without_start(mask: Tensor, ids: Tensor, start: Optional[int], cache: Cache) -> Tensor:
-    """Returns the mask of rows behind an instruction, which has the token that begins a text already: in rows that
-    begin with it again it is masked, as if it were padding.
+    """Returns the mask of rows behind an instruction, with their beginning-of-text token, if any, masked like padding,
+    since the instruction has begun with it already.
 
-    The cache is marked with these places, which later calls have not got the ids of.
+    The masked places are noted in the cache, since later calls do not get the ids.
 
     Args:
         mask: `[batch, seen + seq]`, of the rows' tokens in the cache and of the new ones.
@@ -193,8 +193,8 @@ def without_start(mask: Tensor, ids: Tensor, start: Optional[int], cache: Cache)
 def windowed_masks(stack: nn.Module, arguments: dict) -> dict:
     """Returns the arguments of a causal backbone's stack of layers, with masks whose window is counted in tokens.
 
-    transformers counts it in places of the cache. Between a row's instruction and its input lie places that are
-    padding, so a row would see less of its instruction in a batch than alone.
+    transformers counts it in places of the cache, padding between a row's instruction and its input included, so a
+    row would see less of its instruction in a batch than alone.
 
     Args:
         stack: The backbone's `base_model`, of a family with a window.

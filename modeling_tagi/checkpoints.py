@@ -1,4 +1,4 @@
-"""Checkpoints: where a model's weights and tokenizer come from, where they go, and what is refused of them."""
+"""Checkpoints: loads, saves and pushes a model's weights and tokenizer, and refuses broken ones."""
 
 import json
 import os
@@ -56,8 +56,8 @@ class CheckpointMixin(NamedBackboneMixin):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Loads a checkpoint as transformers does; a backbone that it lacks from where its config says, quantized if
-        there is a `quantization_config`.
+        """Loads a checkpoint as transformers does. A backbone that it lacks is loaded from where its config says,
+        quantized if there is a `quantization_config`.
 
         Raises:
             OSError: if a file is missing or no safetensors, or the backbone is not where the config says.
@@ -129,7 +129,7 @@ class CheckpointMixin(NamedBackboneMixin):
         return config
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses, always, to build an adapter into the model, as transformers would: it goes with each call."""
+        """Refuses to build an adapter into the model, as transformers would: it is given to each call."""
         raise _no_model(peft_model_id, "it is here already")
 
     def save_pretrained(
@@ -141,8 +141,8 @@ class CheckpointMixin(NamedBackboneMixin):
     ) -> None:
         """Writes the checkpoint as it goes to the Hub: weights, config, code and, where it is known, the tokenizer.
 
-        The files are written beside, then moved into place, the configuration last. Of files that are no checkpoint's,
-        those that would be replaced are refused and all others left alone.
+        The files are written to a temporary folder, then moved into place, the configuration last. Files that are no
+        checkpoint's are left alone; if one of them would be replaced, nothing is written.
 
         Args:
             include_backbone: Whether the backbone's weights go in; without them the checkpoint names the backbone and
@@ -188,11 +188,11 @@ class CheckpointMixin(NamedBackboneMixin):
 
     @contextmanager
     def _config_as_saved(self, include: bool) -> Iterator[None]:
-        """Has the model's config say inside the block what a checkpoint's is to say."""
+        """Changes the model's config, inside the block, to what the checkpoint's config.json is to say."""
         config = self.config
         kept = config.backbone_in_checkpoint, self._keys_to_ignore_on_save
         source = config.backbone_name_or_path, config.backbone_revision
-        if include and not is_repository(source[0]):  # a folder of someone's disk, which nobody needs any more
+        if include and not is_repository(source[0]):  # a local folder, which the checkpoint no longer needs
             config.backbone_name_or_path = config.backbone_revision = None
         quantization = vars(config.backbone_config).pop("quantization_config", None)  # a choice of whoever loads it
         config.backbone_in_checkpoint = include
@@ -225,8 +225,8 @@ class CheckpointMixin(NamedBackboneMixin):
         tags: Optional[Sequence[str]] = None,
         include_backbone: Optional[bool] = None,
     ) -> CommitInfo:
-        """Pushes what `save_pretrained` writes in one commit; if that fails, the repository stays as it was. With the
-        package installed it gets a card, unless a person has edited the one that is there.
+        """Uploads what `save_pretrained` writes in one commit; if that fails, the repository stays as it was. With the
+        package installed the commit has a card, unless a person has edited the one that is there.
 
         Args:
             repo_id, private: The repository, which is made if there is none, and whether it is private then.
@@ -235,7 +235,7 @@ class CheckpointMixin(NamedBackboneMixin):
             include_backbone: As for `save_pretrained`.
 
         Raises:
-            HubError: an OSError that says in one line why it did not come about.
+            HubError: an OSError that says in one line why the push failed.
             ValueError: if the backbone is left out but is not to be had elsewhere, or there is such a tag.
         """
         include = self._includes_backbone(include_backbone)
@@ -252,20 +252,20 @@ class CheckpointMixin(NamedBackboneMixin):
     # What lies beside the weights
 
     def _read_beside(self, access: dict):
-        """Reads the index and the tokenizer now if the caller gave a token, which is not kept, or other `access`."""
+        """Reads the index and the tokenizer now if the caller gave `access`, such as a token, which is not kept."""
         if not access:
             return
         if self.name_or_path:
             self._instruction_index = InstructionIndex.find(self.name_or_path, self._revision, **access)
         try:
             self._find_tokenizer(**access)
-        except ValueError:  # cannot be read: said when it is asked for, since token ids do without
+        except ValueError:  # raised again when it is asked for; token ids need none
             pass
 
     @property
     def instruction_index(self) -> Optional[InstructionIndex]:
-        """Instructions of finetuning, against which new ones are held; `None` if there are none. It is of the weights
-        as they were then: set it to `None`, or to a new one, after further training."""
+        """Returns the index of finetuning's instructions, to which new ones are compared; `None` if there is none. It
+        belongs to the weights as they were then: set it to `None`, or to a new one, after further training."""
         if self._instruction_index is _UNREAD:
             name = self.name_or_path
             self._instruction_index = InstructionIndex.find(name, self._revision) if name else None
@@ -277,7 +277,7 @@ class CheckpointMixin(NamedBackboneMixin):
 
     @property
     def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer, else the backbone's.
+        """Returns the checkpoint's own tokenizer, else the backbone's.
 
         Raises:
             ValueError: if neither has one, or it cannot be read.
@@ -323,7 +323,7 @@ def _has_tokenizer(name: str, revision: Optional[str], **access) -> bool:
 
 
 def _generators_state_dict(model, *args, **kwargs) -> dict:
-    # transformers makes room for what it finds missing, which quantized weights have none for
+    # transformers allocates what it finds missing, which fails for quantized weights
     states = PreTrainedModel.state_dict(model, *args, **kwargs)
     return {key: value for key, value in states.items() if not key.startswith("backbone.")}
 
@@ -332,7 +332,7 @@ def _generators_state_dict(model, *args, **kwargs) -> dict:
 
 
 def _require_no_adapter(name, kwargs: dict):
-    """Refuses a folder that an adapter was written into, or that is an adapter's: transformers would build it in."""
+    """Refuses an adapter, or a checkpoint's folder with one in it, since transformers would build it in."""
     adapter = "adapter_config.json"
     if (Path(name) / adapter).is_file() and (Path(name) / "config.json").is_file():
         raise ValueError(
@@ -353,7 +353,7 @@ def _no_model(adapter, model: str) -> ValueError:
 
 @contextmanager
 def _broken_weights_named(name, kwargs: dict) -> Iterator[None]:
-    """Names the file if reading a checkpoint's weights inside the block fails."""
+    """Turns errors of reading a checkpoint's weights inside the block into one that names the file."""
     options = {option: kwargs[option] for option in ("revision", "cache_dir", "subfolder") if kwargs.get(option)}
     try:
         yield
@@ -385,7 +385,7 @@ def _broken_file(name, options: dict) -> Optional[str]:
 
 
 def _require_whole(name, info: dict):
-    """Refuses a checkpoint that lacks tensors of the model, or has them in other shapes, by transformers' `info`."""
+    """Refuses a checkpoint that, by transformers' `info`, lacks tensors of the model or has them in other shapes."""
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(

@@ -28,7 +28,7 @@ _FOREIGN_FIELDS = {
 
 
 class TagiConfig(PretrainedConfig):
-    r"""Configuration of a [`TagiModel`].
+    r"""Holds the configuration of a [`TagiModel`].
 
     Args:
         backbone_config: Config (object or dict) of the language model that adapters are generated for: any
@@ -148,31 +148,31 @@ class TagiConfig(PretrainedConfig):
 
     @property
     def scaling(self) -> float:
-        """Factor of every low-rank update, `lora_alpha / r`."""
+        """Returns the factor of every low-rank update, `lora_alpha / r`."""
         return self.lora_alpha / self.r
 
     @property
     def continued(self) -> bool:
-        """Whether inputs continue the instruction, which takes one that the language model sees."""
+        """Tells whether inputs continue the instruction, for which the language model must see it (`fusion`)."""
         return self.continues_instruction and self.fusion != "none"
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """As it is written: without where the backbone was loaded from here, which may be anyone's own folder."""
+        """Returns config.json's text, without the path of the loaded backbone, which may be a private folder."""
         fields = json.loads(super().to_json_string(use_diff))
         if isinstance(fields.get("backbone_config"), dict):
             fields["backbone_config"].pop("_name_or_path", None)
         return json.dumps(fields, indent=2, sort_keys=True) + "\n"
 
     def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PretrainedConfig:
-        """The backbone's config: caches, vocabulary and lengths are the backbone's."""
+        """Returns the backbone's config, since caches, vocabulary and lengths are the backbone's."""
         return self.backbone_config if self.backbone_config is not None else self
 
 
 def new_model_fields(backbone_config: PretrainedConfig, fields: dict) -> dict:
     """Returns the fields of a new model's config: those given, and `continues_instruction` where it is to be true.
 
-    The default in `TagiConfig` is how checkpoints read that say nothing. It is chosen here for causal backbones with
-    fusion whose config names the token that begins a text.
+    `TagiConfig`'s default, false, is for older checkpoints without the field. New models with fusion get true if the
+    backbone is causal and its config names a token that begins a text.
     """
     causal = not backbone_config.is_encoder_decoder and getattr(backbone_config, "bos_token_id", None) is not None
     chosen = "continues_instruction" not in fields and causal and fields.get("fusion") != "none"

@@ -6,7 +6,7 @@ from typing import Optional
 
 @dataclass(frozen=True)
 class Family:
-    """Paths are those of modules inside one layer of the encoder or decoder.
+    """Holds what is particular to a family of backbones; paths are those of modules inside one layer.
 
     Args:
         targets: Default target modules. A fused projection (queries, keys and values in one module) is one target, as
@@ -14,13 +14,12 @@ class Family:
         fused_behind: In an encoder, the module whose output is the residual stream behind the layer's self-attention,
             the S_l of eq. 1; `""` for the layer itself, where no module has that output. `None` in causal families,
             all of which are fused behind the layer.
-        memory: In a decoder, where keys and values of the encoder's output are made, as a pattern with `{}` for k and
-            v.
-        limited_positions: Whether positions are numbers up to a limit, beyond which there is no token, instead of
-            distances or rotations.
+        memory: In a decoder, modules that project the encoder's output to keys and values; `{}` stands for k or v.
+        limited_positions: Whether positions are absolute and learned or tabulated up to a limit, which no sequence may
+            exceed, instead of relative or rotary.
         window: How the self-attention's window, if the config sets one, reaches the layers: `"by_layer"`, a mask for
             each kind of layer, or `"everywhere"`, one for all.
-        marks_targets: Whether targets begin with what the tokenizer puts before any text, and not only inputs.
+        marks_targets: Whether targets, like inputs, begin with the tokens that the tokenizer puts before a text.
     """
 
     targets: tuple[str, ...]
@@ -66,12 +65,12 @@ MULTIMODAL = {"gemma3": "gemma3_text"}
 
 
 def family_of(config) -> Optional[Family]:
-    """The family of a backbone's config; `None` for one that is not in the table."""
+    """Returns the family of a backbone's config; `None` for one that is not in the table."""
     return FAMILIES.get(config.model_type)
 
 
 def window_of(config) -> Optional[int]:
-    """How many tokens, itself included, a token can see in some layer; `None` if all before it in every layer."""
+    """Returns how many tokens, itself included, a token sees in sliding-window layers; `None` without such layers."""
     family = family_of(config)
     window = getattr(config, "sliding_window", None) if family is not None and family.window else None
     if window and family.window == "by_layer" and "sliding_attention" not in config.layer_types:
@@ -80,6 +79,6 @@ def window_of(config) -> Optional[int]:
 
 
 def positions_of(config) -> Optional[int]:
-    """How many tokens a sequence can have at most, because there are positions for no more."""
+    """Returns the most tokens that a sequence can have, for want of further positions; `None` if there is no limit."""
     family = family_of(config)
     return config.max_position_embeddings if family is not None and family.limited_positions else None

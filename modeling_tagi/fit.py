@@ -1,6 +1,6 @@
-"""Refusals, before anything is computed: of what is no instruction, input or index, and of what does not fit.
+"""Refuses, before anything is computed, invalid instructions, inputs and indices, and adapters that do not fit.
 
-Adapters are looked at by their fields alone ([`TagiAdapter`]'s), so that this module needs no other one of the model.
+It reads the fields of a [`TagiAdapter`] without importing the class, and so needs no other module of the model.
 """
 
 import os
@@ -79,7 +79,7 @@ def input_list(inputs: Any) -> list[str]:
 
 
 def require_unicode(text: str, what: str):
-    """Refuses a text with half a surrogate pair, which no tokenizer takes."""
+    """Refuses a text with a lone surrogate, which no tokenizer takes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -136,7 +136,7 @@ def require_room(model: PreTrainedModel, rows: int, length: int):
         return
     memory = _memory_of(model.device)
     config = model.backbone.config
-    # a bias for each head, or the mask alone where kernels make no scores
+    # a bias for each head, or the mask alone where fused kernels keep no scores
     heads = config.num_attention_heads if config.is_encoder_decoder else 1
     each = rows * heads * (model.dtype.itemsize if config.is_encoder_decoder else 1)
     if memory is not None and each * length**2 > memory:
@@ -157,7 +157,7 @@ def _memory_of(device: torch.device) -> Optional[int]:
 
 
 def require_fit(adapter, model: PreTrainedModel):
-    """Refuses the adapter of another backbone."""
+    """Refuses an adapter that was made for another backbone."""
     backbones = sorted({str(source.get("backbone")) for source in adapter.provenance}) or ["None"]
     whose = f"the adapter was made for the backbone {', '.join(backbones)}"
     mend = f"generate it with a generator for this model's backbone, {model.adapter_base()['backbone']!r}"
@@ -188,7 +188,7 @@ def require_fit(adapter, model: PreTrainedModel):
 
 
 def _memory_shapes(adapter, model: PreTrainedModel) -> dict[str, tuple[str, tuple, tuple]]:
-    """By part of the memory: what it is, its shape without tasks and tokens, and the shape that the model has."""
+    """Returns for each part of the memory what it is, its shape without tasks and tokens, and the model's shape."""
     memory, shapes = adapter.memory, {}
     config = model.config.backbone_config.get_text_config()
     if memory.states is not None:
@@ -206,7 +206,7 @@ def _memory_shapes(adapter, model: PreTrainedModel) -> dict[str, tuple[str, tupl
 
 
 def _key_heads(config) -> tuple[int, int]:
-    """Heads of a causal backbone's keys, and their width."""
+    """Returns the number of a causal backbone's key heads, and their width."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -218,7 +218,7 @@ def _times(shape: tuple) -> str:
 def require_positions(
     model: PreTrainedModel, input_ids: Tensor, mask: Optional[Tensor], adapter
 ):
-    """Refuses inputs for whose tokens, with the instruction before them in a causal backbone, there is no position."""
+    """Refuses inputs that have more tokens than the backbone has positions; a causal one's instruction counts too."""
     prefix = adapter.memory.mask if adapter.memory is not None and adapter.memory.prefix_keys is not None else None
     limit, longest = positions_of(model.backbone.config), input_ids.shape[1]
     if limit is None or longest + (0 if prefix is None else prefix.shape[1]) <= limit or torch.compiler.is_compiling():
@@ -234,10 +234,10 @@ def require_positions(
 
 
 def require_one_rotation(model: PreTrainedModel, places: int):
-    """Refuses to go on behind an instruction's keys to where the backbone turns earlier tokens in another way.
+    """Refuses sequences behind an instruction that exceed the length where a LongRoPE backbone changes its rotation.
 
-    Phi-3's long rotary embedding does so beyond a limit, which keys that are made already cannot follow; transformers
-    would make them again, of tokens that it does not have.
+    Phi-3 then rotates earlier tokens differently too. The instruction's keys are cached already, and transformers
+    would recompute them from tokens that it does not have.
     """
     rope = getattr(model.backbone.config, "rope_parameters", None) or {}
     limit = rope.get("original_max_position_embeddings")  # also where the config has it beside
@@ -261,7 +261,7 @@ def require_no_drafts(model: PreTrainedModel, adapter, config: GenerationConfig,
 
 
 def require_one_place(model: PreTrainedModel):
-    """Refuses a model that lies on several devices, between which adapters and instructions are not moved."""
+    """Refuses a model that is split over several devices, between which adapters and instructions are not moved."""
     placed_on = list((getattr(model, "hf_device_map", None) or {}).values())
     devices = sorted({str(place) for place in placed_on} - {"cpu", "disk"})
     away = next(model.hypernetwork.parameters()).device.type == "meta" if placed_on else False
@@ -277,7 +277,7 @@ def require_one_place(model: PreTrainedModel):
 
 
 def require_rows(adapter, task_index: Optional[Tensor], rows: int):
-    """Refuses a number of adapters that the batch has no use for."""
+    """Refuses a number of adapters that does not match the batch's rows."""
     if task_index is not None and len(task_index) != rows:
         raise ValueError(
             f"task_index names the adapters of {len(task_index)} rows, but the batch has {rows}; name one for each row"
@@ -290,10 +290,10 @@ def require_rows(adapter, task_index: Optional[Tensor], rows: int):
 
 
 def fingerprint(adapter, backbone: nn.Module) -> Optional[list[float]]:
-    """A few weights that `adapter` changes, to tell another backbone's; `None` where they cannot be read.
+    """Returns a few weights that `adapter` changes, to recognise the backbone by; `None` if they cannot be read.
 
-    Two numbers of each of eight modules: those of another model, or of one that training has changed as a whole,
-    differ. Training that reaches none of the two by more than 2 %, or changes other modules alone, goes unnoticed.
+    It has two numbers of each of eight modules. Those of another model, or after full finetuning, differ. Training
+    that changes none of them by more than 2 %, or other modules alone, goes unnoticed.
     """
     weights = [backbone.get_submodule(path).weight for path in _fingerprinted(adapter)]
     if any(w.device.type == "meta" or not w.is_floating_point() for w in weights):
@@ -303,8 +303,8 @@ def fingerprint(adapter, backbone: nn.Module) -> Optional[list[float]]:
 
 
 def same_weights(one, other) -> Optional[bool]:
-    """Whether two adapters were made for the same weights, whatever their precision, as far as their modules and
-    fingerprints tell; `None` if these say nothing, such as for lack of a module in common."""
+    """Tells whether two adapters were made for the same weights, in any precision, by their modules and fingerprints;
+    returns `None` if these do not tell, such as when no module is in both."""
     for path in one.lora_a.keys() & other.lora_a.keys():
         if any(x[path].shape[axis] != y[path].shape[axis]
                for x, y, axis in ((one.lora_a, other.lora_a, 2), (one.lora_b, other.lora_b, 1))):  # fmt: skip
@@ -317,7 +317,7 @@ def same_weights(one, other) -> Optional[bool]:
                 verdicts.append(True)
                 continue
             weights, others = (_by_module(x, paths) for x, paths in zip((mark, another), places))
-            if weights is None or others is None:  # not of these modules
+            if weights is None or others is None:  # fingerprints of other modules
                 verdicts.append(False)
             elif shared := weights.keys() & others.keys():
                 verdicts.append(all(_alike(weights[path], others[path]) for path in shared))
@@ -325,7 +325,7 @@ def same_weights(one, other) -> Optional[bool]:
 
 
 def require_one_backbone(adapters: Sequence):
-    """Refuses adapters for different backbones, where they tell.
+    """Refuses adapters for different backbones, as far as shapes and fingerprints tell.
 
     Raises:
         ValueError: naming the first two of them.
@@ -351,12 +351,12 @@ def require_one_backbone(adapters: Sequence):
 
 
 def _fingerprinted(adapter) -> list[str]:
-    """Modules whose weights a fingerprint has, two numbers of each."""
+    """Returns the paths of the modules whose weights are in an adapter's fingerprint."""
     return sorted(adapter.lora_a)[:8]
 
 
 def _marks(adapter) -> list:
-    """The different fingerprints of an adapter's tasks."""
+    """Returns the distinct fingerprints of an adapter's tasks."""
     marks = [source.get("backbone_fingerprint") for source in adapter.provenance]
     return [mark for number, mark in enumerate(marks) if mark and mark not in marks[:number]]
 
@@ -368,7 +368,7 @@ def _by_module(mark, paths: Sequence[str]) -> Optional[dict[str, Sequence[float]
 
 
 def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether weights are the same but for their precision: half precision keeps 8 bits, other weights differ by much
+    """Tells whether weights are the same but for their precision: bfloat16 keeps 8 bits, other weights differ by much
     more."""
     return len(one) == len(other) and all(abs(a - b) <= 1e-4 + 0.02 * max(abs(a), abs(b)) for a, b in zip(one, other))
 

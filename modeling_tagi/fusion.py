@@ -13,7 +13,7 @@ from .lora import take_rows
 
 
 class InstructionCrossAttention(nn.Module):
-    """The cross-attention sub-layer of one layer: queries from its states, keys and values from the instruction.
+    """Attends from the states of one layer (queries) to the encoded instruction (keys and values).
 
     eq. 1, `F_l = CrossAttentionLayer_l(S_l, I_x)`, with the normalisation before instead of after the attention, as
     the pre-norm backbones have it, and a gate per channel. The gate starts at zero: a fresh layer is an identity.
@@ -34,20 +34,21 @@ class InstructionCrossAttention(nn.Module):
         self.gate = nn.Parameter(torch.empty(d_model))
 
     def initialise(self):
-        """Draws the projections; the gate is zero."""
+        """Initialises the projections at random and the gate with zeros."""
         for linear in (self.q, self.k, self.v, self.o):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         nn.init.zeros_(self.gate)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[tasks, heads, memory, d_head]` of `memory [tasks, memory, d_model]`, once per task."""
+        """Returns keys and values `[tasks, heads, memory, d_head]` of `memory [tasks, memory, d_model]`."""
         memory = _normalise(memory)
         return self._split(self.k(memory)), self._split(self.v(memory))
 
     def forward(
         self, states: Tensor, keys: Tensor, values: Tensor, mask: Tensor, task_index: Optional[Tensor] = None
     ) -> Tensor:
-        """
+        """Returns the states plus what they attend to in the instruction, times the gate.
+
         Args:
             states: `[batch, seq, d_model]`, the output of the layer's self-attention.
             keys, values: `[tasks, heads, memory, d_head]`.
@@ -68,7 +69,7 @@ class InstructionCrossAttention(nn.Module):
 
 
 def layers_of(stack: nn.Module) -> nn.ModuleList:
-    """The layers of an encoder, a decoder, or a causal backbone's `base_model`."""
+    """Returns the layers of an encoder, a decoder, or a causal backbone's `base_model`."""
     lists = [module for module in stack.children() if isinstance(module, nn.ModuleList)]
     if len(lists) != 1:
         raise ValueError(f"cannot tell which modules of {type(stack).__name__} are its layers; use fusion='none'")
@@ -81,7 +82,7 @@ def _normalise(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InstructionMemory:
-    """What fusion attends to. Made once per instruction; padding is at the end, where `mask` is 0.
+    """Holds encoded instructions, made once each, for fusion to attend to; padding is at the end, where `mask` is 0.
 
     Args:
         mask: `[tasks, memory]`, 1 for a token of the instruction.
@@ -105,13 +106,13 @@ class InstructionMemory:
         return InstructionMemory(**{name: function(value) for name, value in self.tensors().items()})
 
     def trimmed(self) -> "InstructionMemory":
-        """Without the positions that are padding for every task."""
+        """Returns the memory without the positions that are padding for every task."""
         length = max(1, int(self.mask.sum(1).max()))
         tensors = self.tensors().items()
         return InstructionMemory(**{name: x.narrow(_axis(name, x), 0, length).contiguous() for name, x in tensors})
 
     def clear_padding_(self) -> "InstructionMemory":
-        """Zeros, in place, where `mask` is 0: what an encoder makes of padding depends on what was beside it."""
+        """Zeroes padding in place, since an encoder's states at padding depend on the rest of the batch."""
         padding = self.mask == 0
         if padding.any():
             for name, x in self.tensors().items():
@@ -119,7 +120,7 @@ class InstructionMemory:
         return self
 
     def blank(self, tasks: int, length: int, dtype: Optional[torch.dtype] = None) -> "InstructionMemory":
-        """Nothing but padding, for so many tasks, to `put_` memories like this one into."""
+        """Returns a memory of `tasks` tasks that is all padding, into which `put_` writes memories like this one."""
         made = {}
         for name, x in self.tensors().items():
             shape = list(x.shape)
@@ -135,7 +136,7 @@ class InstructionMemory:
 
     @classmethod
     def join(cls, memories: Sequence["InstructionMemory"]) -> "InstructionMemory":
-        """Several as one, in order, with zeros up to the longest."""
+        """Joins several memories into one, in order, padded with zeros to the longest."""
         first, tasks = memories[0], [len(memory.mask) for memory in memories]
         floating = [x.dtype for memory in memories for x in memory.tensors().values() if x.is_floating_point()]
         dtype = reduce(torch.promote_types, floating) if floating else None
@@ -146,5 +147,5 @@ class InstructionMemory:
 
 
 def _axis(name: str, x: Tensor) -> int:
-    """That of the tokens, in a tensor of an instruction memory."""
+    """Returns the token axis of a tensor of an instruction memory."""
     return 1 if name in ("mask", "states") else x.ndim - 2

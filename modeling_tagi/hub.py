@@ -127,7 +127,7 @@ def _sign(folder: Path, kind: str) -> Optional[str]:
 
 
 def _model_kind(folder: Path) -> Optional[str]:
-    """Returns what a config.json is of: a checkpoint, another model, or (`None`) no model."""
+    """Returns what a config.json belongs to: a checkpoint, another model, or (`None`) no model."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except OSError:
@@ -138,7 +138,7 @@ def _model_kind(folder: Path) -> Optional[str]:
 
 
 def _strangers(folder: Path, kind: str) -> list[str]:
-    """Returns what lies in a folder of no known kind and is not harmless to what is to be written."""
+    """Returns the names in a folder of no known kind that writing `kind` there could damage."""
     names = [name for name in _names(folder) if not any(fnmatch(name, pattern) for pattern in _HARMLESS)]
     if kind == "checkpoint":  # what it would replace
         return [name for name in names if name == "config.json" or name.endswith((".py", ".safetensors"))]
@@ -156,10 +156,10 @@ def _names(folder: Path) -> list[str]:
 
 @contextmanager
 def filling(target: Union[str, os.PathLike], last: str, stale: Sequence[str] = ()) -> Iterator[Path]:
-    """Gives a folder to write to, whose files are moved into `target` when the block ends well.
+    """Yields a temporary folder to write to, whose files are moved into `target` if the block ends without an error.
 
-    Other files in `target` are left alone. `last` is taken away first and moved last: whoever is cut off in between
-    leaves a folder without it, which does not load, rather than a mixture.
+    Other files in `target` are left alone. `last` is deleted first and moved last: an interruption in between leaves
+    a folder without it, which does not load, rather than a mixture.
 
     Args:
         target: Where the files go; made if there is none.
@@ -192,12 +192,12 @@ def filling(target: Union[str, os.PathLike], last: str, stale: Sequence[str] = (
 
 @contextmanager
 def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
-    """Names the file or folder in what the system says of a write to it, such as that the disk is full.
+    """Adds the name of `place` to the system's errors of writing inside the block, such as that the disk is full.
 
-    Python names none where a write fails, and safetensors has an error of its own.
+    Python names no file when a write fails, and safetensors raises an error of its own.
 
     Raises:
-        OSError: of the kind that it was, with `place` for its file.
+        OSError: of the same kind, with `place` as its file.
     """
     try:
         yield
@@ -229,7 +229,7 @@ def push_saved(
     card: Optional[dict] = None,
     **commit,
 ):
-    """Pushes what `save` writes into a folder that it is given; with a card where `PUBLISHERS` has the kind.
+    """Uploads what `save` writes into a folder that it is given, with a card if `PUBLISHERS` has the kind.
 
     Args:
         kind: `"checkpoint"` or `"adapter"`.
@@ -260,12 +260,12 @@ def push_saved(
 
 
 class HubError(OSError):
-    """Says in one line why something did not come about with the Hub."""
+    """Says in one line why a push to the Hub or a download failed."""
 
 
 @contextmanager
 def said_in_one_line(name: str, act: str):
-    """Turns what the client, or transformers on top of it, raises into one line that says what to do.
+    """Turns errors of the Hub's client, or of transformers on top of it, into one line that says what to do.
 
     Args:
         name: Of the repository.
@@ -289,7 +289,7 @@ def said_in_one_line(name: str, act: str):
 
 
 def _plain(error: Exception, name: str, act: str) -> Exception:
-    """Returns the error that says it in one line; `error` itself if it is none of the Hub's."""
+    """Returns an error that says the same in one line; `error` itself if it is not about the Hub."""
     origin = _origin(error)
     text = " ".join(str(origin).split()) or type(origin).__name__
     status = getattr(getattr(origin, "response", None), "status_code", None)
@@ -318,7 +318,7 @@ def _plain(error: Exception, name: str, act: str) -> Exception:
 
 
 def _origin(error: Exception) -> Exception:
-    """Returns what the client raised first about a connection or a right, which others have wrapped in their own."""
+    """Returns the client's original error about a connection or a right, which other errors may wrap."""
     found = error if isinstance(error, (OSError, RuntimeError)) or _of_transport(error) else None
     missing = None
     while found is not None:

@@ -57,7 +57,7 @@ class Hypernetwork(nn.Module):
 
     @staticmethod
     def group(path: str) -> str:
-        """Returns the beginning of a target's path that all targets of its MLP have in common."""
+        """Returns the path prefix that all targets of one MLP have in common."""
         layer = re.match(r".*?\.\d+(?=\.)", path)
         return layer.group() if layer else ""
 
@@ -116,10 +116,10 @@ class SharedA(nn.ParameterDict):
     """Holds the part of A that all tasks share, `[rank, d_in]` for each target."""
 
     def initialise(self):
-        """Draws PEFT's initial values, uniform within 1 / sqrt(d_in).
+        """Initialises A as PEFT does, uniform within 1 / sqrt(d_in).
 
-        They depend on the seed alone: with and without fusion A is the same, so that a bank of task adapters can
-        start from it.
+        The values depend on the seed alone and are the same with and without fusion, so that a bank of task adapters
+        can start from them.
         """
         generator = torch.Generator(next(iter(self.values())).device).manual_seed(torch.initial_seed())
         for a in self.values():
@@ -150,7 +150,7 @@ class MlpStack(nn.Module):
         )
 
     def initialise(self):
-        """Draws the weights up to the hidden layer; the outputs are zero."""
+        """Initialises the index and hidden layer at random, and the output layers with zeros."""
         nn.init.normal_(self.index)
         nn.init.normal_(self.hidden_weight, std=self.hidden_weight.shape[1] ** -0.5)
         nn.init.zeros_(self.hidden_bias)
@@ -172,13 +172,13 @@ class MlpStack(nn.Module):
         from_index = torch.einsum("ki,lih->lkh", self.index, self.hidden_weight[:, d_model:])
         # [tasks, layers, kinds, hidden]
         hidden = F.relu(from_pooled.unsqueeze(2) + from_index + self.hidden_bias.unsqueeze(1))
-        hidden = hidden * hidden.shape[-1] ** -0.5  # a step of the optimizer moves the output alike at any width
+        hidden = hidden * hidden.shape[-1] ** -0.5  # an optimizer step then moves the output equally at any width
         factors = {}
         for (shape, kinds), weight in zip(self.kinds_by_shape.items(), self.output_weights):
             d_in, d_out = shape
             flat = torch.einsum("tlkh,lho->tlko", hidden[:, :, kinds], weight)
             a, b = flat.split([self.rank * d_in, self.rank * d_out], dim=-1)
-            # apart in one go: the gradient of each index would be a tensor as large as all of them
+            # unbind instead of indexing: the gradient of each index would be as large as the whole tensor
             a, b = a.unflatten(-1, (self.rank, d_in)), b.unflatten(-1, (d_out, self.rank))
             for paths, *of_layer in zip(self.paths, a.unbind(1), b.unbind(1)):
                 for kind, one_a, one_b in zip(kinds, *(x.unbind(1) for x in of_layer)):

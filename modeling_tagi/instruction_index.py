@@ -1,7 +1,7 @@
-"""What a generator was finetuned on: an index of instructions, to tell when a new one is far from them all.
+"""An index of the instructions that a generator was finetuned on, which tells when a new one is far from them all.
 
 Instructions are compared by the mean of their tokens' input embeddings. The encoded states that the hypernetwork reads
-are no use for this: an encoder that was trained on few kinds of tasks makes something known of anything.
+are of no use here: an encoder that was trained on few kinds of tasks maps anything to something known.
 
 What is written goes wherever the checkpoint goes. A vector of one instruction gives its words away to whoever has the
 embeddings, though not their order; a mean over several instructions tells which words are frequent in them together.
@@ -28,18 +28,18 @@ _NAMED = 3
 
 @torch.no_grad()
 def mean_embeddings(embeddings: nn.Module, instructions: Sequence[Sequence[int]]) -> Tensor:
-    """`[instructions, d_model]`, fp32 on the CPU, of instructions as token ids."""
+    """Returns the mean input embedding of each instruction's tokens, `[instructions, d_model]`, fp32 on the CPU."""
     device = next(embeddings.parameters()).device
     rows = [embeddings(torch.tensor(ids, device=device)).float().mean(0) for ids in map(list, instructions)]
     return torch.stack(rows).cpu()
 
 
 class InstructionIndex:
-    """Instructions of training, or means over groups of them, and how far from the nearest is far.
+    """Holds vectors of training instructions, or means over groups of them, and the distance beyond which one is far.
 
     Args:
         vectors: `[instructions, d_model]`, their `mean_embeddings`; or means of these over groups of instructions.
-        texts: Of each instruction, to be named beside one that is far; `None` if they are not to be known.
+        texts: Of each instruction, to be named in a warning; `None` keeps them private.
         threshold: A Euclidean distance; beyond it an instruction is far.
         notes: How the threshold was found, for people.
     """
@@ -59,11 +59,11 @@ class InstructionIndex:
         self._told: set[str] = set()
 
     def distances(self, vectors: Tensor) -> Tensor:
-        """`[queries, instructions]` of `vectors [queries, d_model]`."""
+        """Returns the Euclidean distances `[queries, instructions]` of `vectors [queries, d_model]`."""
         return torch.cdist(vectors, self.vectors)
 
     def nearest(self, vectors: Tensor, number: int = _NAMED) -> list[list[tuple[float, Optional[str]]]]:
-        """For each of `vectors [queries, d_model]` the nearest instructions: (distance, text), the nearest first."""
+        """Returns the nearest (distance, text) for each of `vectors [queries, d_model]`, the nearest first."""
         found = self.distances(vectors).topk(min(number, len(self.vectors)), largest=False)
         return [
             [(distance, None if self.texts is None else self.texts[place]) for distance, place in zip(row, places)]
@@ -85,7 +85,7 @@ class InstructionIndex:
             )
 
     def save(self, folder: Union[str, os.PathLike]):
-        """Writes both files, beside and then into place."""
+        """Writes both files under temporary names, then moves them into place."""
         beside = {name: Path(folder) / f".{name}.{os.getpid()}" for name in (VECTORS_FILE, TEXTS_FILE)}
         save_file({"vectors": self.vectors.contiguous()}, beside[VECTORS_FILE], metadata={"format": "pt"})
         described = {"threshold": self.threshold, **self.notes}
@@ -97,8 +97,8 @@ class InstructionIndex:
 
     @classmethod
     def find(cls, name_or_folder: str, revision: Optional[str] = None, **given) -> Optional["InstructionIndex"]:
-        """The index of a checkpoint, from its folder or the Hub; `None` if it has none. `given`: `token`, `cache_dir`
-        and `local_files_only`, as everywhere in transformers.
+        """Reads the index of a checkpoint from its folder or the Hub; returns `None` if it has none. `given`: `token`,
+        `cache_dir` and `local_files_only`, as everywhere in transformers.
 
         Raises:
             ValueError: if its files are broken.

@@ -1,7 +1,7 @@
 """Low-rank updates inside any backbone, a different one for each row of a batch if need be.
 
-Forward hooks leave the backbone as it is: its class, its modules and its state-dict keys. What a hook applies is
-found in a variable of the thread, so an adapter is in force for one call in one thread and nowhere else.
+Forward hooks leave the backbone's class, modules and state-dict keys as they are. A hook finds what to apply in a
+thread-local variable, so an adapter is in force for one call in one thread and nowhere else.
 """
 
 import inspect
@@ -22,7 +22,7 @@ CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
 @dataclass
 class Application:
-    """What is applied during one call of a backbone.
+    """Holds what is applied during one call of a backbone.
 
     Args:
         lora: Module -> (A, B), `A [tasks, rank, d_in]` and `B [tasks, d_out, rank]`.
@@ -48,7 +48,7 @@ class Application:
 
     @classmethod
     def of(cls, adapter, backbone: nn.Module, task_index: Optional[Tensor] = None) -> "Application":
-        """The low-rank updates of a [`TagiAdapter`] on `backbone`, without its instruction memory."""
+        """Returns the low-rank updates of a [`TagiAdapter`] on `backbone`, without its instruction memory."""
         routed = [path for path in adapter.lora_a if ".experts." in path]
         if routed and len(adapter) > 1:
             raise ValueError(
@@ -61,7 +61,7 @@ class Application:
         return cls(lora=lora, scaling=adapter.scaling, task_index=needed_index(task_index, len(adapter)))
 
     def by_row(self) -> "Application":
-        """The same, with one gather of the updates now instead of one in every layer of every step."""
+        """Returns the same, with the updates gathered by row once now instead of in every layer of every step."""
         if self.task_index is None:
             return self
         lora = {
@@ -71,12 +71,12 @@ class Application:
         return replace(self, lora=lora, task_index=None)
 
     def cast(self, dtype: torch.dtype) -> "Application":
-        """The same, with updates in the modules' own dtype: cast now instead of in every layer of every step."""
+        """Returns the same, with the updates cast to `dtype` once now instead of in every layer of every step."""
         return replace(self, lora={module: (a.to(dtype), b.to(dtype)) for module, (a, b) in self.lora.items()})
 
     def share(self, memory: Tensor, modules: Sequence[nn.Module]):
-        """Makes `modules`, whose input is to begin with each row's `memory [tasks, memory, d_in]`, work on that once a
-        task instead of once a row."""
+        """Lets `modules` project `memory [tasks, memory, d_in]`, with which each row's input is to begin, once a task
+        instead of once a row."""
         for module in modules:
             hook_once(module, memory_hook)
         self.memory = dict.fromkeys(modules, TaskStates.of(memory, self))
@@ -84,7 +84,7 @@ class Application:
 
 @dataclass
 class TaskStates:
-    """States that belong to the tasks of a batch, and what is applied to them.
+    """Holds states that belong to the tasks of a batch, and what is applied to them.
 
     Args:
         states: `[tasks, seq, d_in]`.
@@ -98,7 +98,7 @@ class TaskStates:
 
     @classmethod
     def of(cls, states: Tensor, application: Application) -> "TaskStates":
-        """The `states` of `application`'s tasks; of its rows, where tasks are more than these."""
+        """Returns the `states` of `application`'s tasks, or of its rows if these are fewer."""
         application, index = replace(application, memory={}), application.task_index
         if index is not None and len(index) < len(states):
             return cls(states[index], application.by_row())
@@ -111,7 +111,7 @@ class _InForce(threading.local):  # and no ContextVar, which torch.compile canno
 
 
 _IN_FORCE = _InForce()
-_HOOKING = threading.Lock()  # held while a hook is looked for and registered
+_HOOKING = threading.Lock()  # held while looking for a hook and registering it
 
 
 @contextmanager
@@ -147,8 +147,8 @@ def keeping_caches(model: nn.Module):
 
 @contextmanager
 def _switched_off(model: nn.Module, *switches: str) -> Iterator[None]:
-    """Sets attributes of the model's modules (or parameters) to `False`, for as many threads as are inside the block;
-    after the last of them all are as they were, whatever was done inside."""
+    """Sets attributes of the model's modules (or parameters) to `False` while any thread is inside the block; when the
+    last one leaves, all have their earlier values again, whatever was done inside."""
     with _SWITCHING:
         held = _SWITCHED_OFF.setdefault(model, {})
         for switch in switches:
@@ -170,7 +170,7 @@ def _switched_off(model: nn.Module, *switches: str) -> Iterator[None]:
 
 
 def find_targets(backbone: nn.Module, target_modules: list[str]) -> dict[str, tuple[int, int]]:
-    """Paths of the modules that `target_modules` names in `backbone`, each with its `(d_in, d_out)`.
+    """Returns the path and `(d_in, d_out)` of each module of `backbone` that `target_modules` names.
 
     Raises:
         ValueError: if a name matches no Linear or Conv1D.
@@ -198,8 +198,8 @@ def _dimensions(module: nn.Module) -> tuple[int, int]:
 
 
 def hook_once(module: nn.Module, hook: Callable):
-    """Registers a forward hook, unless `module` has it: from another model that shares it, by a copy, or by another
-    thread."""
+    """Registers a forward hook, unless `module` has it already: from a model that shares it, from the model it was
+    copied from, or from another thread."""
     if _has(module._forward_hooks, hook):
         return
     with _HOOKING:
@@ -212,7 +212,7 @@ def hook_once(module: nn.Module, hook: Callable):
 
 
 def pre_hook_once(module: nn.Module, hook: Callable):
-    """As `hook_once`, for a forward pre-hook that takes keyword arguments."""
+    """Registers a forward pre-hook that takes keyword arguments, unless `module` has it."""
     with _HOOKING:
         if not _has(module._forward_pre_hooks, hook):
             module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -223,7 +223,7 @@ def _has(hooks: dict, hook: Callable) -> bool:
 
 
 def remove_hooks(backbone: nn.Module):
-    """Takes the hooks of this file from a backbone's modules."""
+    """Removes the hooks of this file from a backbone's modules."""
     ours = (lora_hook, fusion_hook, memory_hook, memory_pre_hook, arguments_pre_hook)
     for module in backbone.modules():
         for hooks, with_kwargs in (
@@ -236,7 +236,7 @@ def remove_hooks(backbone: nn.Module):
 
 
 def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
-    """Forward hook: `output + scaling * B A x`, or no change where no adapter is in force for `module`."""
+    """Returns `output + scaling * B A x`, or `None` if no adapter is in force for `module`; a forward hook."""
     application = _IN_FORCE.application
     if application is None or module not in application.lora:
         return None
@@ -245,7 +245,7 @@ def lora_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor
 
 
 def fusion_hook(module: nn.Module, args: tuple, output):
-    """Forward hook: passes the hidden states (`output`, or its first element) through the fusion of `module`."""
+    """Passes the hidden states (`output`, or its first element) through the fusion of `module`; a forward hook."""
     application = _IN_FORCE.application
     if application is None or module not in application.fusion:
         return None
@@ -256,7 +256,7 @@ def fusion_hook(module: nn.Module, args: tuple, output):
 
 
 def arguments_pre_hook(module: nn.Module, args: tuple, kwargs: dict) -> Optional[tuple]:
-    """Forward pre-hook: passes the keyword arguments through the function that is in force for `module`."""
+    """Passes the keyword arguments through the function that is in force for `module`; a forward pre-hook."""
     application = _IN_FORCE.application
     if application is None or module not in application.arguments:
         return None
@@ -264,7 +264,7 @@ def arguments_pre_hook(module: nn.Module, args: tuple, kwargs: dict) -> Optional
 
 
 def memory_pre_hook(module: nn.Module, args: tuple) -> Optional[tuple]:
-    """Forward pre-hook: takes the tasks' memory from the front of the input, so that `memory_hook` can put it back."""
+    """Removes the tasks' memory from the front of the input, for `memory_hook` to put back; a forward pre-hook."""
     application = _IN_FORCE.application
     if application is None or module not in application.memory:
         return None
@@ -272,7 +272,7 @@ def memory_pre_hook(module: nn.Module, args: tuple) -> Optional[tuple]:
 
 
 def memory_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tensor]:
-    """Forward hook: puts what `module` makes of the memory, once a task, before each row's own output."""
+    """Puts the memory, which `module` projects once a task, before each row's own output; a forward hook."""
     application = _IN_FORCE.application
     if application is None or module not in application.memory:
         return None
@@ -288,7 +288,7 @@ def memory_hook(module: nn.Module, args: tuple, output: Tensor) -> Optional[Tens
 def add_low_rank(
     output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float = 1.0, task_index: Optional[Tensor] = None
 ) -> Tensor:
-    """`output + scaling * B A x`, each row of the batch with its own task's factors.
+    """Returns `output + scaling * B A x`, each row of the batch with its own task's factors.
 
     Rows of one task that lie side by side share its factors in one product, and without gradients the update is
     added where the output lies: at full size new memory costs as much as the update itself.
@@ -320,8 +320,8 @@ def add_low_rank(
 
 
 def needed_index(task_index: Optional[Tensor], tasks: int) -> Optional[Tensor]:
-    """`task_index [batch]`, or `None` where it says only what holds without one: that each of the tasks has as many
-    rows as any other, side by side and in order, as in the batches of training. Then nothing is gathered."""
+    """Returns `task_index [batch]`, or `None` if it is the default, so that nothing need be gathered: rows grouped by
+    task, in order, equally many for each, as in the batches of training."""
     if task_index is None or torch.compiler.is_compiling() or len(task_index) % tasks:  # a graph knows no values
         return task_index
     plain = torch.arange(tasks, device=task_index.device).repeat_interleave(len(task_index) // tasks)
@@ -329,7 +329,7 @@ def needed_index(task_index: Optional[Tensor], tasks: int) -> Optional[Tensor]:
 
 
 def take_rows(per_task: Tensor, rows: int, task_index: Optional[Tensor] = None) -> Tensor:
-    """The task's values for each row of a batch.
+    """Returns the values of its task for each row of a batch.
 
     Beam search multiplies the rows of a batch, copies side by side; each copy keeps its row's task.
 
@@ -362,7 +362,7 @@ def _require_multiple(rows: int, given: int):
 def carry_through_checkpointing(checkpoint: Callable) -> Callable:
     """Wraps a gradient-checkpointing function so that recomputation sees the adapter of the original call.
 
-    The backward pass recomputes a layer after the call has ended, maybe in another thread, when the context is gone.
+    The backward pass recomputes a layer after the call has ended, when no adapter is in force, or in another thread.
     """
 
     def checkpoint_with_application(function, *args, **kwargs):

@@ -59,7 +59,8 @@ TokenIds = Union[Tensor, Sequence[int], Sequence[Sequence[int]]]
 
 @dataclass
 class TagiOutput(ModelOutput):
-    """
+    """Holds what [`TagiModel`] returns.
+
     Args:
         loss: Scalar L_pred, if `labels` were given.
         logits: `[batch, target_len, vocab]` (causal: `[batch, seq, vocab]`).
@@ -89,7 +90,7 @@ _ON_REQUEST = [field.name for field in fields(TagiOutput)][4:]
 
 
 def prediction_loss(logits: Tensor, labels: Tensor, num_items: Optional[Union[int, Tensor]] = None) -> Tensor:
-    """L_pred: cross-entropy of the target tokens.
+    """Returns L_pred, the cross-entropy of the target tokens.
 
     Args:
         logits: `[tokens, vocab]` or `[batch, target_len, vocab]`.
@@ -121,15 +122,15 @@ class TagiPreTrainedModel(PreTrainedModel):
 
 
 class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
-    """A backbone with a generator of adapters for it.
+    """Combines a backbone with a generator of adapters for it.
 
     Args:
         config: What to build.
         backbone: A language model to use instead of a new one made from `config.backbone_config`.
     """
 
-    _checkpointing = False  # also while a thread has put it aside
-    adapter_class = TagiAdapter  # at hand where only the checkpoint's code is: model.adapter_class.from_pretrained
+    _checkpointing = False  # the user's setting, also while `keeping_caches` has turned it off
+    adapter_class = TagiAdapter  # for users who have only the checkpoint's code: model.adapter_class.from_pretrained
 
     def __init__(self, config: TagiConfig, backbone: Optional[PreTrainedModel] = None):
         super().__init__(config)
@@ -156,14 +157,14 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         self.kind.hook(self.backbone)
         self.cache_name = cache_name(self.backbone)
         self.post_init()
-        # the backbone's own, by regular expressions, so that T5's "wo" is not found in "hypernetwork" as well
+        # the backbone's own lists, as regular expressions, so that T5's "wo" does not match "hypernetwork" as well
         for kept in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
             own = getattr(self.backbone, kept, None) or ()
             setattr(self, kept, {rf"^backbone\..*{name}" for name in own})
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go; also where weights are offloaded, which between calls lie nowhere (on `meta`)."""
+        """Returns the device that inputs go to, also if weights are offloaded and are on `meta` between calls."""
         device = next(self.parameters()).device
         placed = (getattr(self, "hf_device_map", None) or {}).values()
         if device.type != "meta" or not placed:
@@ -171,7 +172,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return torch.device(next((place for place in placed if place not in ("cpu", "disk")), "cpu"))
 
     def set_trainable(self, scope: str) -> None:
-        """Says what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
+        """Sets what training changes: `"generator"` (with its fusion), `"generator_and_norms"` (and the backbone's
         norms and embeddings), or `"all"`."""
         if scope not in TRAINABLE:
             raise ValueError(f"set_trainable got {scope!r}, but takes one of {', '.join(map(repr, TRAINABLE))}")
@@ -214,7 +215,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     ) -> TagiAdapter:
         """Reads instructions once and writes an adapter for each.
 
-        The model keeps nothing of it: hold on to the adapter, in memory or with `save_pretrained`, to use it again.
+        The model does not keep the adapter: hold on to it, in memory or with `save_pretrained`, to use it again.
 
         Args:
             instruction: A text, a list of texts, or token ids (`[seq]`, `[tasks, seq]` or a list of lists). A tensor's
@@ -257,18 +258,18 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return replace(adapter.described(provenance, self.peft_config()), origin=weakref.ref(self))
 
     def fresh_adapter(self, tasks: int = 1, seed: int = 0) -> TagiAdapter:
-        """Adapters that change nothing, to tune from nothing; see [`adapter_tuning.fresh_adapter`]."""
+        """Returns adapters that change nothing, to tune from scratch; see [`adapter_tuning.fresh_adapter`]."""
         self.note_training_of_backbone()
         return fresh_adapter(self, tasks, seed)
 
     def peft_config(self) -> dict:
-        """What an exported adapter_config.json says of the backbone."""
+        """Returns what an exported adapter_config.json says of the backbone."""
         fan = any(isinstance(self.backbone.get_submodule(path), Conv1D) for path in self._target_paths())
         return {"task_type": self.kind.task_type, "fan_in_fan_out": fan}
 
     def adapter_base(self) -> dict[str, Optional[str]]:
-        """Which model an exported adapter fits: the stock backbone, or if training changed it the checkpoint's own.
-        None that has a name, if training changed it since the checkpoint was loaded."""
+        """Returns which model an exported adapter fits: the stock backbone, or a trained one in the checkpoint. Both
+        values are `None` if it was trained since the checkpoint was loaded."""
         if self._backbone_is_only_here:
             return {"backbone": None, "backbone_revision": None}
         if self.config.backbone_trained or self.config.backbone_name_or_path is None:
@@ -276,7 +277,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
 
     def adapter_from_ids(self, input_ids: Tensor, attention_mask: Optional[Tensor] = None) -> TagiAdapter:
-        """The differentiable core of `generate_adapter`.
+        """Returns the adapters of instructions, with gradients: the differentiable core of `generate_adapter`.
 
         Args:
             input_ids: `[tasks, instruction_len]`, padded on the right.
@@ -288,8 +289,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def adapter_from_rows(self, rows: Sequence[Sequence[int]], at_most: Optional[int] = None) -> TagiAdapter:
-        """As `adapter_from_ids`, for the token ids of any number of instructions of any lengths: the encoder reads
-        those of like length together, so that little is padding, and the hypernetwork writes all adapters at once.
+        """Returns the adapters of instructions given as token ids of any lengths, without gradients. The encoder reads
+        those of similar length together, for little padding; the hypernetwork writes all adapters at once.
 
         Args:
             rows: Token ids of each instruction.
@@ -318,7 +319,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             return self._written(pooled, memory)
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:
-        """What there is to know of instructions: pooled `[tasks, d_model]`, and what fusion attends to."""
+        """Encodes instructions: returns their mean state `[tasks, d_model]`, and the memory that fusion attends to."""
         require_one_place(self)
         states, read = self.kind.read(self, input_ids, attention_mask)
         memory = None
@@ -367,7 +368,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     # Adapters in use
 
     def encode_inputs(self, inputs: Union[str, Sequence[str]], max_length: Optional[int] = None) -> dict[str, Any]:
-        """Inputs as the model was trained to read them, ready for `generate`.
+        """Tokenizes inputs as the model was trained to read them, ready for `generate`.
 
         Args:
             inputs: A text, or a list of texts; without the instruction.
@@ -400,7 +401,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         cache: Optional[Any] = None,
         **kwargs: Any,
     ) -> TagiOutput:
-        """The backbone with an adapter, given or made on the spot; without either, the bare backbone.
+        """Runs the backbone with an adapter, given or made from `instruction_input_ids`; without either, as it is.
 
         Args:
             input_ids: `[batch, seq]`. With `continues_instruction` a causal backbone does not see the token that
@@ -455,7 +456,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         instruction_attention_mask: Optional[Tensor] = None,
         **kwargs: Any,
     ) -> Any:
-        """As the backbone's `generate`, with the adapters of `forward`. They are made, and fused, once per call.
+        """Generates as the backbone's `generate` does, with the adapters of `forward`, made and fused once per call.
 
         With `input_format="chat"` an output also ends with the model's turn, unless `eos_token_id` says what ends it.
         """
@@ -484,13 +485,13 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
             return self.kind.generate(self, input_ids, mask, adapter, task_index, config, **kwargs)
 
     def _keeping_caches(self):
-        """The block in which a call without gradients is no different where gradient checkpointing is on."""
+        """Turns gradient checkpointing off inside the block for calls without gradients, which need their caches."""
         if torch.is_grad_enabled() or not self.backbone.training or not self._checkpointing:
             return nullcontext()
         return keeping_caches(self.backbone)
 
     def _checked(self, adapter: TagiAdapter, task_index: Any, given: Tensor, mask: Optional[Tensor]):
-        """Returns the needed `task_index [batch]`, if any, after a look at whether adapters and inputs go together."""
+        """Returns the needed `task_index [batch]`, if any; refuses adapters and inputs that do not go together."""
         task_index = checked_index(task_index, len(adapter), self.device)
         require_rows(adapter, task_index, len(given))
         require_positions(self, given, mask, adapter)
@@ -536,7 +537,7 @@ def _first(*tensors: Optional[Tensor]) -> Optional[Tensor]:
 
 
 def _mask_of(input_ids: Tensor, config: GenerationConfig) -> Tensor:
-    """As transformers' own `generate`: padding is left out, unless its token also ends a text."""
+    """Returns the mask that transformers' `generate` infers: 0 at padding, unless its token also ends a text."""
     pad, eos = config.pad_token_id, config.eos_token_id
     if input_ids.is_floating_point():  # embeddings
         return input_ids.new_ones(input_ids.shape[:2], dtype=torch.long)

@@ -29,7 +29,7 @@ class NamedBackboneMixin:
     _revision: Optional[str] = None  # the commit that the model was loaded from
     _cache_dir: Union[str, os.PathLike, None] = None  # where it was loaded from, if not from the usual cache
     _backbone_may_differ = False  # from what it was loaded with: a training step may have reached it
-    _backbone_is_only_here = False  # and no name or folder stands for it
+    _backbone_is_only_here = False  # training changed it since it was loaded, so no name or folder has it
 
     @classmethod
     def from_backbone(
@@ -88,7 +88,7 @@ class NamedBackboneMixin:
         return model
 
     def _expect_training(self):
-        """Notes that this call may be a training step's, which reaches the backbone."""
+        """Notes that this call may be of a training step that changes the backbone."""
         known = self._backbone_may_differ or self._backbone_is_only_here
         if self.training and not known and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._backbone_may_differ = any(parameter.requires_grad for parameter in self.backbone.parameters())
@@ -137,7 +137,7 @@ def load_named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrai
     shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation", "quantization_config")
     loading = {name: kwargs[name] for name in shared if name in kwargs}
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
-    loading["trust_remote_code"] = False  # nobody has allowed the backbone's
+    loading["trust_remote_code"] = False  # the caller has not allowed the backbone's code
     loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
     source, revision = config.backbone_name_or_path, config.backbone_revision
     try:
@@ -167,7 +167,7 @@ def keep_weights(backbone: PreTrainedModel) -> PreTrainedModel:
 
 
 def require_backbone_for_others(config: TagiConfig, included: bool):
-    """Refuses to publish a checkpoint without its backbone, where that is a folder of one's own."""
+    """Refuses to publish a checkpoint without its backbone if that is a local folder, which others do not have."""
     if not included and not is_repository(config.backbone_name_or_path):
         raise ValueError(
             f"the checkpoint leaves out its backbone and names {config.backbone_name_or_path!r} for it, which is no "
@@ -185,7 +185,7 @@ def auto_class(config: TagiConfig):
 
 
 def put_generator_beside(model):
-    """Puts the generator on the device of its backbone, in the type that this computes in."""
+    """Moves the generator to its backbone's device, and casts it to the dtype that the backbone computes in."""
     for part in (model.hypernetwork, model.fusion):
         part.to(device=model.backbone.device, dtype=model.backbone.dtype)
 
@@ -199,7 +199,7 @@ def commit_of(name, revision: Optional[str], cache_dir: Optional[str] = None) ->
 
 
 def given_access(kwargs: dict) -> dict:
-    """Returns those of a caller's arguments that whatever is read of a checkpoint takes too."""
+    """Returns those of a caller's arguments (`ACCESS`) that apply to everything read of a checkpoint."""
     return {name: kwargs[name] for name in ACCESS if kwargs.get(name)}
 
 
@@ -218,7 +218,7 @@ def require_dtype(dtype):
 
 
 def at_hand(name, file: str, **options) -> Optional[str]:
-    """Returns the path of a file of a folder, or of a repository that was loaded before; nothing is downloaded."""
+    """Returns the path of a file in a folder, or in a repository's cache; nothing is downloaded."""
     try:
         return cached_file(str(name), file, local_files_only=True, **options)
     except OSError:
@@ -282,14 +282,14 @@ def differs_from_stored(
     prefix: str = "",
     base: str = "",
 ) -> Optional[bool]:
-    """Tells whether a model's weights are others than those of the files that it was loaded from, number by number.
+    """Tells whether a model's weights differ from the files that it was loaded from, number by number.
 
     Weights that were only cast (to another precision, or there and back) do not differ. The first tensor that does
     ends the reading, and one tensor is read at a time.
 
     Args:
         states: The model's state dict.
-        prefix: What the files' keys have before those of `states`; other keys are passed over.
+        prefix: What the files' keys have before those of `states`; other keys are skipped.
         base: The model's `base_model_prefix`, which files may have or lack.
 
     Returns:

@@ -18,7 +18,7 @@ class Seq2Seq:
     """Reads instructions and inputs with an encoder-decoder backbone. `model` is the [`TagiModel`] around it."""
 
     task_type = "SEQ_2_SEQ_LM"  # PEFT's
-    one_adapter_a_row = False  # in `generate`: keys of the memory are the task's
+    one_adapter_a_row = False  # in `generate`: the memory's keys are computed once a task
 
     def fused_modules(self, backbone: nn.Module) -> list[nn.Module]:
         """Returns the modules behind which cross-attention to the instruction goes: in every layer of the encoder the
@@ -37,7 +37,7 @@ class Seq2Seq:
         return [layer.get_submodule(family.fused_behind) for layer in layers_of(backbone.get_encoder())]
 
     def hook(self, backbone: nn.Module):
-        """Registers what `apply_memory` needs."""
+        """Registers the hooks that `apply_memory` needs."""
         for module in memory_projections(backbone):
             hook_once(module, memory_hook)
 
@@ -48,14 +48,14 @@ class Seq2Seq:
         return states, {"states": states}
 
     def apply_memory(self, backbone: nn.Module, application: Application, memory: InstructionMemory):
-        """Has the decoder's keys and values of the memory made once a task."""
+        """Lets the decoder project the memory to keys and values once a task, instead of once a row."""
         if memory.states is not None:
             application.share(memory.states, memory_projections(backbone))
 
     def arguments(
         self, model, application, adapter, task_index: Optional[Tensor], labels: Optional[Tensor], given: dict
     ) -> dict:
-        """Returns the arguments of the backbone's `forward`, of those `given` to the model's."""
+        """Returns the arguments of the backbone's `forward`, from those `given` to the model's."""
         if given["decoder_input_ids"] is None and labels is not None:
             given["decoder_input_ids"] = model.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
         if adapter is None or adapter.memory is None:
@@ -66,23 +66,23 @@ class Seq2Seq:
         return {**given, "encoder_outputs": states, "attention_mask": mask}
 
     def predicted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns logits and labels, each beside its own."""
+        """Returns logits and labels, aligned as they are."""
         return logits, labels
 
     def generate(self, model, input_ids: Optional[Tensor], mask: Tensor, adapter, task_index, config, **kwargs):
-        """Returns the backbone's `generate`, behind an input that is encoded once."""
-        if kwargs.get("assistant_model") is not None:  # what is looked up lies in the output alone
+        """Returns the output of the backbone's `generate` on an input that is encoded once."""
+        if kwargs.get("assistant_model") is not None:  # prompt lookup searches the output alone, and may stay
             require_no_drafts(model, adapter, config, kwargs["assistant_model"])
         asked = {name: True for name in _ASKED if getattr(config, name)}
         states, mask = _encode(model, adapter, task_index, input_ids, mask, kwargs.pop("inputs_embeds", None), **asked)
-        # the ids beside what they were encoded to: penalties and an assistant model read them
+        # the ids beside their states: repetition penalties and an assistant model read them
         return model.backbone.generate(
             input_ids, encoder_outputs=states, attention_mask=mask, generation_config=config, **kwargs
         )
 
 
 def memory_projections(backbone: nn.Module) -> list[nn.Module]:
-    """Returns the modules that make the decoder's keys and values of what it attends to; none where their place is not
+    """Returns the modules that project what the decoder attends to into keys and values; none if their place is not
     known."""
     family = family_of(backbone.config)
     if family is None or family.memory is None:

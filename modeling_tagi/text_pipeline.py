@@ -9,9 +9,9 @@ PIPELINES = {"text-generation": {"impl": "text_pipeline.TagiPipeline", "pt": ["A
 
 
 class TagiPipeline(Pipeline):
-    """Answers inputs with a [`TagiModel`] as it was trained to read them.
+    """Generates outputs for inputs, formatted as the [`TagiModel`] was trained to read them.
 
-    `pipe(inputs, instruction="…")` or `pipe(inputs, adapter=…)`, where both may also be given when it is made; further
+    Call `pipe(inputs, instruction="…")` or `pipe(inputs, adapter=…)`; either may also be given to `pipeline`. Further
     arguments go to `generate`. Each input gives `[{"generated_text": …}]`, the output alone.
     """
 

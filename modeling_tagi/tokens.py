@@ -1,4 +1,4 @@
-"""Texts to the tokens that a model reads and writes: one way, in training and in use."""
+"""Turns texts into the tokens that a model reads and writes, in the same way in training and in use."""
 
 from array import array
 from functools import lru_cache
@@ -47,8 +47,8 @@ def instruction_text(instruction: str, demonstrations: Optional[Sequence[tuple[s
 
 
 def prompt_head(text: str) -> str:
-    """Returns what stands before the input in a prompt; `text` is `instruction_text`'s. It ends with a line's end,
-    where any tokenizer starts afresh, so that head and input can be tokenized apart."""
+    """Returns the part of a prompt before its input; `text` is from `instruction_text`. It ends with a line break,
+    where any tokenizer splits a text, so that head and input can be tokenized apart."""
     return f"{text}\n\nInput:\n"
 
 
@@ -58,7 +58,7 @@ def prompt_text(instruction: str, input: str, demonstrations: Optional[Sequence[
 
 
 class Tokens:
-    """Tokenizes texts, and remembers their tokens.
+    """Tokenizes texts, and caches their tokens.
 
     Args:
         tokenizer: Any Hugging Face tokenizer.
@@ -177,7 +177,7 @@ class Tokens:
         return [*(ids if length is None else ids[: length - len(end)]), *end]
 
     def _beginning(self, text: str) -> list[int]:
-        """Returns the text's tokens, or at least those that an input keeps: a huge text is not tokenized whole."""
+        """Returns the text's tokens, or of a huge text, which is not tokenized whole, those that an input keeps."""
         if self.max_input_length is not None and len(text) > _HUGE:
             ids = self.plain(text[:_HUGE])
             if len(ids) > self.max_input_length + _UNSETTLED:
@@ -185,7 +185,7 @@ class Tokens:
         return self.plain(text)
 
     def _cut(self, text: str) -> str:
-        """Returns the text of the tokens that an input keeps, since templates take no tokens."""
+        """Returns the text of the tokens that an input keeps, since chat templates take texts."""
         ids = self._beginning(text)
         if self.max_input_length is None or len(ids) <= self.max_input_length:
             return text
@@ -213,7 +213,7 @@ class Tokens:
 
 
 def _start_of(tokenizer) -> list[int]:
-    """Returns the special tokens before a text, those after it left out, even where one token does both (OPT's)."""
+    """Returns the special tokens before a text, without those after it, even if one token does both (OPT's)."""
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     for place in range(len(whole) - len(bare) + 1):
         if whole[place: place + len(bare)] == bare:
@@ -229,8 +229,8 @@ def pad(rows: Sequence[list[int]], value: int, left: bool = False) -> tuple[Tens
 
 
 def alike_in_length(lengths: Sequence[int], at_most: Optional[int] = None, on_cpu: bool = True) -> list[list[int]]:
-    """Returns numbers of rows that are best padded and read together, the shortest first; in their order inside a
-    group of at most `at_most` rows.
+    """Returns row numbers in groups that are best padded and read together, short rows first; a group's are in
+    ascending order, at most `at_most`.
 
     A group ends where the next longer row would add more padding to it than a further pass costs.
     """

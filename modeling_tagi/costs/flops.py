@@ -27,12 +27,12 @@ PARTS = ("instruction", "generator", "input", "output", "lora", "fusion", "memor
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a task's texts, special ones included; means may be fractions.
+    """Holds the lengths of a task's texts in tokens, special ones included; means may be fractions.
 
     Args:
-        instruction: Of the instruction with its demonstrations.
-        input: Of an input.
-        target: Of an output; as many are written, one at a time, with a cache.
+        instruction: Tokens of the instruction with its demonstrations.
+        input: Tokens of an input.
+        target: Tokens of an output, generated one at a time with a cache.
 
     Raises:
         ValueError: if one is less than 1.
@@ -49,7 +49,7 @@ class Lengths:
 
 
 class TaskFlops:
-    """The formula of one configuration. Every token is taken to see all before it, also where there is a window.
+    """Counts FLOPs for one configuration. Every token is taken to attend to all before it, even if there is a window.
 
     Args:
         config: The model; its backbone may be of any size, since nothing is allocated.
@@ -68,7 +68,7 @@ class TaskFlops:
         with torch.device("meta"):
             model = TagiModel(config)
         self.fusion, self.is_encoder_decoder = config.fusion, config.is_encoder_decoder
-        self.model = model  # of shapes alone
+        self.model = model  # on the meta device, without weights
         self.parameters = sum(p.numel() for p in model.backbone.parameters())
         names = {p.rsplit(".", 1)[-1] for p, m in model.backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
         linears = find_targets(model.backbone, sorted(names))
@@ -99,11 +99,11 @@ class TaskFlops:
         self.fusion_score = sum(4 * layer.heads * layer.d_head for layer in model.fusion)
 
     def prompted(self, lengths: Lengths, inputs: int) -> dict[str, float]:
-        """FLOPs of `inputs` inputs, each behind the instruction, by part; only "input" and "output" are above 0."""
+        """Returns the FLOPs of `inputs` prompts, instruction and input each; all parts but "input", "output" are 0."""
         return self._parts(**self._backbone(lengths.instruction + lengths.input, lengths.target, inputs))
 
     def adapted(self, lengths: Lengths, inputs: int, targets_given: bool = False) -> dict[str, float]:
-        """FLOPs of making the adapter once and of `inputs` inputs with it, by part.
+        """Returns the FLOPs of making the adapter once and of `inputs` inputs with it, by part.
 
         With `targets_given`, as in a forward pass of training, all tokens are read at once, and a causal model's last
         one is read too.
@@ -132,7 +132,7 @@ class TaskFlops:
         )
 
     def low_rank(self, read: float, written: float, targets_given: bool = False) -> float:
-        """FLOPs of an adapter's low-rank products for one input."""
+        """Returns the FLOPs of an adapter's low-rank products for one input."""
         if self.is_encoder_decoder:
             reading, writing = self.lora["read"] + self.lora["memory"], self.lora["write"] + self.lora["head"]
             return reading * read + writing * written
@@ -140,7 +140,7 @@ class TaskFlops:
         return self.lora["read"] * (read + written - last) + self.lora["head"] * heads
 
     def forward(self, read: float, target: float, inputs: int) -> float:
-        """FLOPs of the backbone in a forward pass of training, over `inputs` inputs with their targets."""
+        """Returns the backbone's FLOPs in a forward pass of training, over `inputs` inputs with their targets."""
         return sum(self._backbone(read, target, inputs, targets_given=True).values())
 
     def _backbone(self, read: float, written: float, inputs: int, targets_given: bool = False) -> dict[str, float]:
@@ -161,8 +161,8 @@ class TaskFlops:
 
 
 def _places(backbone: nn.Module, is_encoder_decoder: bool) -> Callable[[str], str]:
-    """A function from a module's path to what it reads: "read" tokens of the input, "memory" the encoder's output,
-    "write" and "head" tokens written. A causal model has but "read" and "head", and reads what it has written."""
+    """Returns a function from a module's path to what it reads: "read" tokens of the input, "memory" the encoder's
+    output, "write" and "head" tokens written. A causal model has only "read" and "head", and reads what it wrote."""
     memory = set(memory_projections(backbone))
     written = set(backbone.get_decoder().modules()) if is_encoder_decoder else set()
 

@@ -51,7 +51,7 @@ _LONGEST = 100_000  # tokens of an instruction: beyond that no ratio changes muc
 
 
 def t5_backbone(name: str) -> T5Config:
-    """The config of a T5 v1.1 / LM-Adapt model by its size, from `T5_SHAPES`.
+    """Returns the config of a T5 v1.1 / LM-Adapt model by its size, from `T5_SHAPES`.
 
     Raises:
         ValueError: for another name.
@@ -66,7 +66,7 @@ def t5_backbone(name: str) -> T5Config:
 
 
 def lengths_of(records: Sequence[Record], tokens: Tokens) -> Lengths:
-    """Token lengths of a collection of tasks: means over the tasks of each one's mean, of the first target.
+    """Returns the mean token lengths of a collection of tasks, all weighted equally; of targets the first counts.
 
     Raises:
         ValueError: if there are no records.
@@ -79,7 +79,7 @@ def mean_lengths(lengths: Collection[Lengths]) -> Lengths:
 
 
 def lengths_by_task(records: Sequence[Record], tokens: Tokens) -> dict[str, Lengths]:
-    """Mean token lengths of each task."""
+    """Returns the mean token lengths of each task."""
     if not records:
         raise ValueError("there are no records to take lengths of; give at least one")
     tasks = defaultdict(list)
@@ -97,7 +97,7 @@ def lengths_by_task(records: Sequence[Record], tokens: Tokens) -> dict[str, Leng
 
 
 def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, name: Optional[str] = None) -> dict:
-    """FLOPs of a task of `inputs` inputs by each method, from reading the instruction to the last token written.
+    """Returns each method's FLOPs for a task of `inputs` inputs, from reading the instruction to the last token.
 
     Args:
         config: The TAGI model; `fusion` is set by the method.
@@ -126,7 +126,7 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
     by_inputs = [(lengths, x) for x in INPUT_COUNTS]
     named = config.backbone_name_or_path
     return {
-        # not a folder of someone's disk, which the card would tell the world
+        # not a local folder, which the card would publish
         "backbone": name or (named if is_repository(named) else config.backbone_config.model_type),
         "parameters": formulas["prompted"].parameters,
         "inputs_per_task": inputs,
@@ -139,7 +139,7 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
 
 
 def costs_if_known(config: TagiConfig, lengths: Lengths) -> dict:
-    """As `cost_of_methods`; for a backbone whose FLOPs cannot be counted, `missing` says why, and is all there is."""
+    """Returns `cost_of_methods`, or `{"missing": reason}` for a backbone whose FLOPs cannot be counted."""
     try:
         return cost_of_methods(config, lengths)
     except ValueError as error:
@@ -147,9 +147,9 @@ def costs_if_known(config: TagiConfig, lengths: Lengths) -> dict:
 
 
 def ways_to_cheaper(config: TagiConfig, lengths: Lengths, inputs: int = 100) -> dict[str, float]:
-    """FLOPs of TAGI relative to prompting as it is, with the same outputs for less work, and with parts left out.
+    """Returns TAGI's FLOPs relative to prompting: as it is, with equal outputs for less work, and with parts left out.
 
-    Merged: the low-rank updates are added to the weights once a task.
+    "Merged" means that the low-rank updates are added to the weights once a task.
     """
     formulas = _formulas(config)
     tagi = formulas["tagi"]
@@ -173,8 +173,8 @@ def ways_to_cheaper(config: TagiConfig, lengths: Lengths, inputs: int = 100) -> 
 
 
 def instruction_for(config: TagiConfig, lengths: Lengths, relative: float, inputs: int = 100) -> Optional[int]:
-    """The shortest instruction, in tokens, with which TAGI costs at most `relative` of prompting, for inputs and
-    targets as in `lengths`; `None` if no length does."""
+    """Returns the length of the shortest instruction, in tokens, with which TAGI costs at most `relative` times as
+    much as prompting, for inputs and targets as in `lengths`; `None` if there is none."""
     formulas = _formulas(config)
 
     def enough(t: int) -> bool:
@@ -214,9 +214,9 @@ def _curves(formulas: dict[str, TaskFlops], points: Sequence[tuple[Lengths, int]
 
 
 def sni_lengths(folder: Path, tokenizer: Optional[str] = None) -> dict[str, dict[str, Lengths]]:
-    """The lengths of an SNI folder's tasks, by setting (`Def`, `Def+2Pos`) and task, over all their instances.
+    """Returns the lengths of an SNI folder's tasks, by setting (`Def`, `Def+2Pos`) and task, over all their instances.
 
-    Without `tokenizer`, a folder or name, one is trained on these texts, as T5's is not at hand everywhere.
+    Without `tokenizer`, a folder or name, one is trained on these texts, since T5's needs a download.
     """
     everything = 10**9
     records = {}
@@ -236,7 +236,7 @@ def sni_lengths(folder: Path, tokenizer: Optional[str] = None) -> dict[str, dict
 
 
 def report(backbones: Sequence[str], settings: dict[str, dict[str, Lengths]], inputs: int) -> dict:
-    """The costs of every backbone and setting; what the command writes as JSON and prints as tables."""
+    """Returns the costs of every backbone and setting, which the command writes as JSON and prints as tables."""
     made = {"inputs_per_task": inputs, "tasks": {}, "costs": []}
     for setting, tasks in settings.items():
         lengths = mean_lengths(tasks.values())
@@ -256,7 +256,7 @@ def report(backbones: Sequence[str], settings: dict[str, dict[str, Lengths]], in
 
 
 def tables(made: dict) -> str:
-    """`report`'s result in Markdown."""
+    """Returns `report`'s result in Markdown."""
     costs, n = made["costs"], made["inputs_per_task"]
     settings = list(dict.fromkeys(cost["setting"] for cost in costs))
     lines = [f"FLOPs of a task of {n} inputs relative to prompting. Mean lengths in tokens:", ""]

@@ -35,7 +35,7 @@ class TextLengths:
 
     @property
     def cut(self) -> Lengths:
-        """The mean lengths of a, b and c, where a passage is cut at random: a third each."""
+        """Returns the mean lengths of a, b and c, into which a passage is cut at random: a third each."""
         return Lengths(*[max(1.0, self.passage / 3)] * 3)
 
     def with_passages_of(self, most: float) -> "TextLengths":
@@ -83,7 +83,7 @@ class DeviceMemory:
 
     @property
     def total(self) -> float:
-        """All that is known."""
+        """Returns the sum of the parts that are known."""
         return self.weights + self.gradients + self.optimizer + (0.0 if math.isnan(self.activations)
                                                                  else self.activations)  # fmt: skip
 
@@ -108,10 +108,10 @@ class Disk:
 
 
 class UnknownFlops:
-    """Stands for the FLOPs of a backbone whose family no formula knows: every sum is `nan`, "not known".
+    """Stands in for `TaskFlops` if no formula knows the backbone's family: every sum is `nan`, "not known".
 
     Args:
-        model: The model, of shapes alone.
+        model: The model, on the meta device.
     """
 
     def __init__(self, model: TagiModel):

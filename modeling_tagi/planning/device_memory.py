@@ -20,8 +20,8 @@ from .shapes import flops_of
 def require_device_memory(
     settings: RunSettings, config: TagiConfig, adapters: int, lengths: Optional[TextLengths] = None
 ):
-    """Refuses a run that cannot fit into this machine's memory; the estimate is rough, so that only what is beyond
-    doubt is refused.
+    """Refuses a run that cannot fit into this machine's memory; the estimate is rough, so only clear cases are
+    refused.
 
     Args:
         settings: Of the run.

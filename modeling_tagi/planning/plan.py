@@ -149,8 +149,8 @@ def _trial(
     planned: list[TrainingStage], rows: list[dict], costs: RunCosts, inputs: Inputs, lengths: PlannedLengths,
     notes: list[str], startup: float,
 ) -> Optional[dict[str, float]]:  # fmt: skip
-    """Puts the seconds of a trial on this machine into the stages' rows, and returns those of what is no stage that
-    trains; `None` if nothing was tried."""
+    """Writes the seconds of a trial on this machine into the stages' rows, and returns those of everything else;
+    returns `None` if nothing was tried."""
     predicted = {row["name"]: row["seconds"] / max(1, row["steps"]) for row in rows}
     trial = tried(costs.settings, inputs, predicted, math.ceil(lengths.longest.target), notes)
     if trial is None:

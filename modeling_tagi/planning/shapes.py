@@ -1,4 +1,4 @@
-"""A run's model of shapes alone, without weights."""
+"""A run's model on the meta device: shapes without weights."""
 
 from typing import Union
 

@@ -10,7 +10,7 @@ _SIDE_ON_GPU = 8192
 
 @torch.no_grad()
 def measured_flops_per_second(dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """Of products of square matrices in `dtype`, on the GPU if there is one: the best of several."""
+    """Returns the FLOP/s of products of square matrices in `dtype`, on the GPU if there is one: the best of a few."""
     on_gpu = torch.cuda.is_available()
     device, side = ("cuda", _SIDE_ON_GPU) if on_gpu else ("cpu", _SIDE)
     matrix = torch.randn(side, side, device=device).to(dtype)

@@ -24,7 +24,7 @@ class Device:
     Args:
         name: What plans call it; `given` for one that is not this machine.
         dtype: In which it computes.
-        flops_per_second: As its maker has it, or as measured.
+        flops_per_second: As specified by its maker, or as measured.
         utilisation: Share of that speed that training gets.
     """
 

@@ -40,10 +40,10 @@ _WRITING = 3.0  # seconds for the report, its plots, the card and the checkpoint
 
 @dataclass(frozen=True)
 class StageTime:
-    """Seconds of a stage.
+    """Holds the seconds of a stage.
 
     Args:
-        once: For each training that it has, such as loading and saving; `task_adapters` has one for each group of
+        once: For each training in it, such as loading and saving; `task_adapters` trains once for each group of
             adapters that are tuned side by side.
         step: For an optimizer step.
     """
@@ -57,8 +57,8 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Trial:
-    """What was timed: seconds of each stage, of an answer of the trained model and of its start (each for a record),
-    and of a step of the oracle's tuning."""
+    """Holds what was timed: seconds of each stage, of an answer of the trained model and of its start (each for a
+    record), and of a step of the oracle's tuning."""
 
     stages: dict[str, StageTime]
     own: float
@@ -66,7 +66,7 @@ class Trial:
     oracle: float
 
     def evaluation(self, settings: RunSettings, splits: Splits) -> float:
-        """Seconds of the last stage, with every reference, and of the report."""
+        """Returns the seconds of the last stage, with every reference, and of the report."""
         evaluation, seconds = settings.evaluation, _WRITING
         trained = bool(settings.finetuning.steps or settings.pretraining.steps)
         for records in evaluated_splits(settings, splits).values():
@@ -82,7 +82,7 @@ class Trial:
         return seconds
 
     def scores_on_the_way(self, settings: RunSettings, splits: Splits) -> float:
-        """Seconds of the scores that are taken while finetuning."""
+        """Returns the seconds of the evaluations during finetuning."""
         every, steps = settings.evaluation.every, settings.finetuning.steps
         if not every or not steps:
             return 0.0
@@ -126,7 +126,7 @@ def timed_trial(settings: RunSettings, splits: Splits, text: Sequence[str], toke
 
 
 def _short(settings: RunSettings, folder: str, longest_target: int) -> RunSettings:
-    """The settings of a run of so few steps."""
+    """Returns the settings of the same run, shortened to a few steps."""
     made = copy.deepcopy(settings)
     made.output_dir, made.push_to_hub, made.push_every = str(Path(folder) / "run"), None, 0
     made.max_target_length = min(settings.max_target_length, max(2, longest_target))
@@ -144,21 +144,21 @@ def _short(settings: RunSettings, folder: str, longest_target: int) -> RunSettin
 
 
 def _phases(settings) -> list[tuple[int, int]]:
-    """Length and end, in steps, of each part of finetuning: what a step costs changes where the teacher has done."""
+    """Returns length and end, in steps, of each part of finetuning: a step's cost changes when the teacher ends."""
     ends = {settings.distillation_steps, settings.alignment_steps} - {None}
     ends = sorted({end for end in ends if 0 < end < settings.steps} | {settings.steps})
     return [(end - before, end) for before, end in zip([0, *ends], ends)]
 
 
 class _ReadBank(AdapterBank):
-    """Adapters of a bank that have been read before the clock runs: in a run, each is read but once or twice.
+    """Holds adapters of a bank that are read before the clock starts: in a run, each is read only once or twice.
 
     Args:
-        bank: Some of its adapters are read, and stand for all.
-        names: Under which they are to be had.
+        bank: Some of its adapters are read, and stand in for all.
+        names: Names of all adapters.
 
     Attributes:
-        seconds: Of the run's reading of them all.
+        seconds: What the run will take to read them all.
     """
 
     def __init__(self, bank: AdapterBank, names: Sequence[str]):
@@ -173,7 +173,7 @@ class _ReadBank(AdapterBank):
 
 
 def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
-    """The records of as many tasks or groups as are tuned side by side."""
+    """Returns the records of as many tasks or groups as are tuned side by side."""
     by, at_once = settings.task_adapters.by, settings.task_adapters.at_once
     chosen = set(list(dict.fromkeys(getattr(record, by) for record in train))[:at_once])
     return [record for record in train if getattr(record, by) in chosen]
@@ -195,7 +195,7 @@ def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float])
 
 
 def _answers(settings: RunSettings, model, baseline, tokens, splits: Splits) -> tuple[float, float, float]:
-    """Seconds of an answer by the model and by its start, and of a step of the oracle's tuning."""
+    """Returns the seconds of an answer by the model and by its start, and of a step of the oracle's tuning."""
     evaluation = settings.evaluation
     split, records = next(iter(evaluated_splits(settings, splits).items()))
     records = spread(spread(records, evaluation.max_records), 2 * evaluation.batch_size)
@@ -220,7 +220,7 @@ def _answers(settings: RunSettings, model, baseline, tokens, splits: Splits) -> 
 
 @contextlib.contextmanager
 def _steps() -> Iterator[list[float]]:
-    """The moments at which optimizer steps end within the block."""
+    """Yields a list of the times at which optimizer steps inside the block end."""
     stamps: list[float] = []
     handle = register_optimizer_step_post_hook(lambda *args: stamps.append(time.perf_counter()))
     try:
@@ -231,7 +231,7 @@ def _steps() -> Iterator[list[float]]:
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps what stages say, and their bars, to themselves."""
+    """Hides what stages print, and their progress bars."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

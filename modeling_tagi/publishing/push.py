@@ -31,7 +31,7 @@ def push_folder(
     message: Optional[str] = None,
     token: Optional[str] = None,
 ) -> str:
-    """Pushes a folder to a repository, in one commit and with a card.
+    """Uploads a folder to a repository, in one commit and with a card.
 
     Args:
         folder: Of a run (its `model/` goes up), a checkpoint, an adapter, or a bank of task adapters.
@@ -43,12 +43,12 @@ def push_folder(
         token: By default the one that is logged in.
 
     Returns:
-        The address where it can be looked at.
+        The web address of what was uploaded.
 
     Raises:
         FileNotFoundError: if the folder is not there, is none of these, or lacks a file.
         ValueError: for a broken or unfit folder, files that must not go up, or a tag that exists.
-        HubError: an OSError; if the upload did not come about. Nothing has changed on the Hub then.
+        HubError: an OSError; if the upload failed. Nothing has changed on the Hub then.
     """
     folder = Path(folder)
     kind = _kind_of(folder)
@@ -84,7 +84,7 @@ def push_made(
     token: Optional[str] = None,
     **options,
 ) -> CommitInfo:
-    """Pushes the checkpoint or adapter that `save` writes to a folder, with a card; see `hub.PUBLISHERS`.
+    """Uploads the checkpoint or adapter that `save` writes to a folder, with a card; see `hub.PUBLISHERS`.
 
     Args:
         kind: `"checkpoint"` or `"adapter"`.

@@ -12,10 +12,10 @@ from .uploads import require_right_to_push
 
 
 def repository_of(settings: RunSettings) -> Optional[str]:
-    """The repository that a run is pushed to; it is there, and may be written to, from now on.
+    """Returns the repository that a run is pushed to, and makes sure that it exists and may be written to.
 
     Raises:
-        HubError: if not, before any long work.
+        HubError: if it may not, before any long work.
     """
     if settings.push_to_hub is None:
         return None
@@ -27,7 +27,7 @@ def repository_of(settings: RunSettings) -> Optional[str]:
 def push_on_the_way(
     repo_id: str, folder: Path, settings: RunSettings, save: Callable[[TagiModel, Path], None]
 ) -> Callable[[TagiModel, int], None]:
-    """What pushes a model that is being trained; where that fails, training goes on.
+    """Returns a function that pushes a model while it is trained; if a push fails, training goes on.
 
     Args:
         repo_id: Where to.
@@ -49,7 +49,7 @@ def push_on_the_way(
 
 
 def push_at_the_end(folder: Path, repo_id: str, settings: RunSettings) -> dict:
-    """Pushes a checkpoint that is safe on disk.
+    """Uploads a checkpoint that is already saved on disk, and reports a failure instead of raising it.
 
     Returns:
         `repository`, and its `url`, or the `error` with what to do about it.

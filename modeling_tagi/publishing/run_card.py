@@ -234,14 +234,14 @@ def _licence_data(settings: dict) -> dict:
 
 
 def _nothing_of_others(settings: dict) -> bool:
-    """Tells whether neither the backbone nor the data is somebody else's."""
+    """Tells whether backbone and data both come from this run or package, and from nobody else."""
     reader = READERS.get(settings["data.source"])
     ours = reader is not None and not reader.others
     return settings["backbone.name"] is None and ours and not settings["data.text"]
 
 
 def _described(source: str) -> str:
-    """Returns what the data of a source is; its name, where no such reader is known here."""
+    """Returns the description of a data source; its name, if its reader is not known here."""
     return READERS[source].description if source in READERS else source
 
 

@@ -19,7 +19,7 @@ _READ_FOR_TOKENS = 10_000_000  # bytes; texts are smaller
 
 
 def require_right_to_push(repo_id: str, private: bool = False, token: Optional[str] = None) -> str:
-    """Makes sure, before any long work, that a push will be let in; makes the repository if there is none.
+    """Makes sure, before any long work, that a push will be accepted; makes the repository if there is none.
 
     Returns:
         The repository's whole name, with its owner.
@@ -70,7 +70,7 @@ def upload(
         The commit, which is its address as a text.
 
     Raises:
-        HubError: if it did not come about; nothing has changed on the Hub.
+        HubError: if the upload failed; nothing has changed on the Hub.
         ValueError: for files that must not go up, a card that the Hub does not take, a tag that exists.
     """
     folder = Path(folder)

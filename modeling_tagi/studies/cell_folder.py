@@ -23,7 +23,7 @@ LOG_FILE = "log.txt"
 
 
 def require_as_begun(cells: Sequence[Cell], folder: Path):
-    """Refuses cells that were begun with other settings, before any work; others would lose nothing.
+    """Refuses, before any work, cells that were begun with other settings.
 
     Raises:
         ValueError: naming the cell's folder and what was set.

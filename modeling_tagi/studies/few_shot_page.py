@@ -110,7 +110,7 @@ def table(lines: Sequence[dict]) -> str:
 
 
 def plot(lines: Sequence[dict], path: Path):
-    """Draws the curves with their intervals."""
+    """Plots the curves with their intervals."""
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(7, 5), layout="constrained")

@@ -27,7 +27,8 @@ TAGI_REFERENCES = tuple(name for name, kind in REFERENCES.items() if kind.asks_t
 
 @dataclass
 class Grid:
-    """
+    """Holds one grid of runs: every combination of its methods, seeds and numbers of training tasks.
+
     Args:
         methods: Names of `METHODS`, or `{name: {base: method, field: value}}` for one of your own.
         seeds: Of training; not given, the configuration's one.
@@ -41,13 +42,14 @@ class Grid:
 
 @dataclass
 class StudySettings(Grid):
-    """
+    """Holds what a study's YAML file says.
+
     Args:
         config: The run's YAML file, seen from the study's; it may build on another.
         output_dir: Where the study goes; default `outputs/<study file's name>`.
         overrides: Fields of every run by dotted name.
         also: Further grids, such as more numbers of training tasks for some of the methods.
-        references: What tells what a number means, scored without training a generator for it.
+        references: Baselines that are scored without training a generator.
         workers: Runs side by side.
         threads: CPU threads of each; the figures depend on it in their last digits.
     """
@@ -63,10 +65,10 @@ class StudySettings(Grid):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study.
+    """Holds one run of a study.
 
     Args:
-        name: Of its folder.
+        name: The name of its folder.
         method, seed, train_tasks: Where it is in the grid; the start that runs share has method `start_prompted`.
         settings: Of the run.
         after: Name of the cell that must be done before.
@@ -132,7 +134,7 @@ def _check_grid(grid: Grid, path):
 
 
 def cells(study: StudySettings) -> list[Cell]:
-    """The runs of a study, each after the start it needs.
+    """Returns the runs of a study, each after the start it needs.
 
     A start is the tokenizer, the taught backbone and the task adapters; runs whose settings agree in all that these
     depend on share one.
@@ -166,14 +168,14 @@ def cells(study: StudySettings) -> list[Cell]:
 
 
 def _given(values: Optional[list], name: str, study: StudySettings, base: dict) -> list:
-    """The values of a grid's axis; where it has none, the one that every run has."""
+    """Returns the values of a grid's axis; if it has none, the one that every run has."""
     if values is not None:
         return values
     return [study.overrides.get(name, base.get(name, getattr(RunSettings(), name)))]
 
 
 def _with_references(study: StudySettings) -> Optional[str]:
-    """The method whose wrong instructions are scored: the first that is TAGI."""
+    """Returns the method whose wrong instructions are scored: the first that is TAGI."""
     grids = (study, *(_grid(values) for values in study.also))
     found = (_method(entry) for grid in grids for entry in grid.methods)
     return next((name for name, preset, _ in found if preset == "tagi"), None)
@@ -189,7 +191,7 @@ def _grid(values) -> Grid:
 
 
 def _method(entry) -> tuple[str, str, dict]:
-    """Name, the method of `METHODS` it is made of, and further fields."""
+    """Returns a method's name, the method of `METHODS` that it builds on, and the fields that it changes."""
     if isinstance(entry, str):
         name, own = entry, {}
     elif isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), dict):
@@ -210,7 +212,7 @@ def _name(method: str, seed: int, train_tasks: Optional[int]) -> str:
 
 
 def _start(base: dict, fields: dict, folder: Path, study: StudySettings, starts: dict[str, Cell]) -> Cell:
-    """The start for a cell with these fields: one of `starts`, or a new one."""
+    """Returns the start for a cell with these fields: one of `starts`, or a new one."""
     shared = {name: value for name, value in fields.items() if _is_shared(name)}
     shared |= {"pretraining.steps": 0, "finetuning.steps": 0, "evaluation.references": []}
     settings = build_settings(base, shared)
@@ -237,7 +239,7 @@ def _is_shared(name: str) -> bool:
 
 
 def _begin_at(settings: RunSettings, start: RunSettings):
-    """Points a run at the start's backbone and task adapters instead of making its own."""
+    """Sets a run to use the start's backbone and task adapters instead of making its own."""
     folder = Path(start.output_dir)
     taught = [name for name in ("text", "instruction_tuning") if getattr(start, name).steps]
     scratch = start.backbone.name is None
