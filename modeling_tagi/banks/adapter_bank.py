@@ -22,11 +22,11 @@ class AdapterBank:
     """Reads and writes task adapters by name: a PEFT folder each, and an index file.
 
     Args:
-        folder: Where they are, or are to be.
-        index: Name -> what the index says of it; `None` reads the folder's.
+        folder: The folder of the adapters, which need not exist yet.
+        index: Name -> the index's entry for that adapter; `None` reads the folder's index.
 
     Raises:
-        ValueError: if the folder's index is none, or names what is not in the folder.
+        ValueError: if the folder's index is damaged, or names folders outside of the bank.
     """
 
     def __init__(self, folder, index: Optional[dict[str, dict]] = None):
@@ -38,7 +38,7 @@ class AdapterBank:
         """Opens an existing bank: a folder, or a repository on the Hub, `user/name` or `user/name@revision`.
 
         Raises:
-            FileNotFoundError: if it is not.
+            FileNotFoundError: if there is no such bank.
         """
         bank = cls(name)
         if not bank.folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[^@]+)?", str(name)):
@@ -59,14 +59,14 @@ class AdapterBank:
 
     @classmethod
     def of(cls, sources: Mapping[str, str], reads: str = "prompt") -> "AdapterBank":
-        """Returns a bank of adapters that others have made; nothing is read yet.
+        """Returns a bank of LoRAs that others have tuned, without reading them yet.
 
         Args:
             sources: Task (or group) -> a PEFT LoRA folder, or a repository `user/name` or `user/name@revision`.
             reads: What the adapters were tuned to read, `"prompt"` or `"input"`.
         """
         index = {name: {"source": str(source), "reads": reads} for name, source in sources.items()}
-        return cls("task_adapters.given", index)  # named as people know it; there is no such folder
+        return cls("task_adapters.given", index)  # the setting's name, for messages; there is no such folder
 
     def __contains__(self, name: str) -> bool:
         return name in self._index
@@ -80,7 +80,7 @@ class AdapterBank:
 
     @property
     def reads(self) -> str:
-        """What the adapters were tuned to read: `"prompt"` or `"input"`."""
+        """Returns what the adapters were tuned to read: `"prompt"` or `"input"`."""
         kinds = {entry.get("reads", "prompt") for entry in self._index.values()}
         if len(kinds) > 1:
             raise ValueError(f"{self.folder}: some adapters read the prompt and some the input; keep them apart")
@@ -105,7 +105,7 @@ class AdapterBank:
         self._index.add(entries)
 
     def load(self, names: Optional[Sequence[str]] = None) -> TagiAdapter:
-        """Reads some of them, or all, as one adapter; those of lower rank are filled up with zeros.
+        """Reads the named adapters, or all, stacked into one; those of lower rank are padded with zeros.
 
         Raises:
             FileNotFoundError: if there is none, or an adapter is missing.
@@ -118,14 +118,16 @@ class AdapterBank:
         return joined([self.read(name) for name in (self.names if names is None else names)])
 
     def one_by_one(self, check_finite: bool = True) -> Iterator[tuple[str, TagiAdapter]]:
-        """Yields each adapter with a text that says which it is; one at a time is in memory. See `read`."""
+        """Yields a text that identifies an adapter, and the adapter, one at a time; see `read`."""
         for name, entry in self._index.items():
             where = f"the task adapter of {name!r} ({entry.get('source') or self.folder / entry['folder']})"
             yield where, self.read(name, check_finite=check_finite)
 
     def require_like(self, model: nn.Module, ranks: bool):
-        """Refuses adapters that do not fit a generator: of other modules, shapes or (if `ranks`) rank, or made for
-        other weights than its backbone's, where that is known and the weights are there.
+        """Refuses adapters that do not fit a generator.
+
+        An adapter does not fit if its modules, its shapes or (if `ranks`) its rank differ, or if it was made for
+        other weights than the backbone's, as far as that is known and the weights are there.
 
         Raises:
             ValueError: naming the adapter, what arrived and what was expected.
@@ -145,12 +147,13 @@ class AdapterBank:
                 raise ValueError(f"{where}: {error}") from error
 
     def require_backbone(self, name: Optional[str], revision: Optional[str] = None):
-        """Refuses adapters that name another backbone, before it is loaded. `require_like` looks at those with a
-        fingerprint of the weights.
+        """Refuses adapters that name another backbone, before the backbone is loaded.
+
+        Adapters with a fingerprint of the weights are left to `require_like`.
 
         Args:
-            name, revision: The backbone to be used; a `name` of `None` is one that the run makes or trains, which no
-                adapter from elsewhere fits.
+            name, revision: The backbone to be used. A `name` of `None` stands for one that the run makes or trains,
+                which no adapter from elsewhere fits.
 
         Raises:
             ValueError: naming the adapter, its backbone and the one that is used.
@@ -178,10 +181,10 @@ class AdapterBank:
     def read(
         self, name: str, device: Union[str, torch.device] = "cpu", check_finite: bool = True
     ) -> TagiAdapter:
-        """Reads one of them as it was saved; on a CPU its file is mapped.
+        """Reads one adapter as it was saved; on a CPU its file is memory-mapped.
 
         Args:
-            check_finite: Whether its numbers are read, and NaN and infinity refused.
+            check_finite: Whether to read all of its numbers, and to refuse NaN and infinity.
 
         Raises:
             FileNotFoundError: if it is missing.
@@ -203,7 +206,7 @@ class AdapterBank:
 
 
 def joined(adapters: Sequence[TagiAdapter]) -> TagiAdapter:
-    """Returns several adapters as one; those of lower rank are filled up with zeros.
+    """Returns several adapters stacked into one; those of lower rank are padded with zeros.
 
     Raises:
         ValueError: if they differ in their modules.
@@ -217,7 +220,7 @@ def joined(adapters: Sequence[TagiAdapter]) -> TagiAdapter:
 
 
 def _difference(path: str, theirs: Optional[tuple], ours: Optional[tuple]) -> str:
-    """Returns how the A of an adapter and of the generator differ, and what mends it."""
+    """Returns how an adapter's A differs from the generator's, and how to mend that, for a message."""
     mend = "set tagi.r and tagi.target_modules as the adapters have them"
     if theirs and ours and theirs[1:] == ours[1:]:
         mend += ", or finetuning.alignment to delta, which takes any rank"

@@ -1,4 +1,4 @@
-"""The index of a bank of task adapters: a JSON file, and beside it the lines of what was added since."""
+"""The index of a bank of task adapters: a JSON file, and a file of JSON lines with what was added to it since."""
 
 import json
 import os
@@ -10,17 +10,18 @@ from filelock import FileLock
 
 INDEX_FILE = "index.json"
 ADDED_FILE = "index-added.jsonl"
-_REWRITTEN_AT = 1 / 16  # of all were added since the file was written: then n additions cost O(n), not O(n²)
+# The index is written anew when this fraction of it was added since: n additions then cost O(n), not O(n²).
+_REWRITTEN_AT = 1 / 16
 
 
 class BankIndex(dict):
-    """Holds what is known of each adapter by its name, in the order in which they were added.
+    """Holds the entry of each adapter by its name, in the order in which they were added.
 
     Args:
-        folder: Of the bank; what it has is read.
+        folder: The bank's folder, whose index is read if there is one.
 
     Raises:
-        ValueError: if what is there is no index, or names what is not in the folder.
+        ValueError: if the index is damaged, or names folders outside of the bank.
     """
 
     def __init__(self, folder: Path):
@@ -42,12 +43,12 @@ class BankIndex(dict):
                 self._added, self._whole = self._added + len(entries), self._whole + len(line)
 
     def _on_disk(self) -> list:
-        """Returns what tells whether another process has written since: time and size of the files."""
+        """Returns times and sizes of the files, by which to tell whether another process has written to them."""
         files = [self.folder / INDEX_FILE, self.folder / ADDED_FILE]
         return [(file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None for file in files]
 
     def add(self, entries: dict[str, dict]):
-        """Adds `entries`, on disk too, to what is there now. If that is cut off, all or none of them are there."""
+        """Adds `entries` in memory and on disk; if the process is killed meanwhile, all or none of them are on disk."""
         with self._lock:
             if self._on_disk() != self._seen:
                 self._read()
@@ -63,7 +64,7 @@ class BankIndex(dict):
             self._seen = self._on_disk()
 
     def write(self):
-        """Writes the file anew, whole; nothing is left beside."""
+        """Writes the whole index to its file anew, and removes the file of additions."""
         with self._lock:
             beside = self.folder / f".{INDEX_FILE}"
             beside.write_text(json.dumps({"adapters": self}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -74,7 +75,7 @@ class BankIndex(dict):
 
 
 def _parsed(file: Path, text: bytes, field: Optional[str] = None) -> dict[str, dict]:
-    """Returns the entries of an index, which may come from the Hub: refuses folders that are not beside it."""
+    """Returns the entries of an index, which may come from the Hub, and refuses folders that are not beside it."""
     try:
         entries = json.loads(text)
         entries = entries if field is None else entries[field]

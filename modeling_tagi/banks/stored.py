@@ -1,4 +1,4 @@
-"""A bank's adapters by number, read when a batch asks for them: of thousands, a few are in memory."""
+"""A bank's adapters by number, read when a batch needs them, so that only a few of thousands are in memory."""
 
 from collections import OrderedDict
 from typing import Sequence, Union
@@ -15,13 +15,13 @@ KEPT_BYTES = 2 * 2**30
 class StoredAdapters:
     """Reads adapters from a bank on demand, instead of holding them all in memory.
 
-    `stored[index]` gives what a [`TagiAdapter`] of all of them would. On a CPU the files are mapped, not read: the
-    system takes their pages back when it needs them.
+    `stored[index]` is equal to indexing a [`TagiAdapter`] of all adapters. On a CPU the files are memory-mapped, so the
+    system can take their pages back when it needs them.
 
     Args:
-        bank: Where they are.
-        device: Where they are wanted.
-        max_bytes: Size of the adapters that are kept, those used last; a batch's own are there in any case.
+        bank: The bank to read from.
+        device: The device of the adapters that are returned.
+        max_bytes: Most bytes of adapters to keep, those used last; a batch's own are in memory in any case.
     """
 
     def __init__(self, bank: AdapterBank, device: Union[str, torch.device] = "cpu", max_bytes: int = KEPT_BYTES):
@@ -34,7 +34,7 @@ class StoredAdapters:
         return len(self._names)
 
     def __getitem__(self, index: Union[Sequence[int], Tensor]) -> TagiAdapter:
-        """Returns those of `index [tasks]` as one adapter, of the highest rank among them.
+        """Returns the adapters of `index [tasks]` stacked into one, of the highest rank among them.
 
         Raises:
             IndexError: if there is no such adapter.

@@ -1,10 +1,10 @@
-"""Loads checkpoints and adapters for the commands, and says so."""
+"""Loads checkpoints and adapters for the commands, and tells the user so."""
 
 import sys
 
 
 def announce(text: str):
-    """Prints at a terminal what comes next, before the imports that take seconds; a file needs no such line."""
+    """Prints to a terminal (not to a file) what comes next, before the imports that take seconds."""
     if sys.stderr.isatty():
         print(f"{text} …", file=sys.stderr, flush=True)
 

@@ -61,12 +61,12 @@ def _train(arguments: list[str]) -> int:
 
 
 def _split(module, arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the arguments that argparse is to read, and those that it cannot tell apart."""
+    """Splits the arguments into those for argparse, and those that the command reads itself."""
     return module.split(arguments) if hasattr(module, "split") else (arguments, [])
 
 
 def _call(module, options, rest: list[str], name: str) -> int:
-    """Hands the command what its parser left over, and calls it."""
+    """Gives the command the arguments that its parser left over, calls it, and returns its exit code."""
     from .parsing import refuse_rest
 
     options.rest = rest

@@ -1,4 +1,4 @@
-"""Arguments that several commands have, and what becomes of those that a parser does not know."""
+"""Arguments that several commands share, and the handling of those that a parser does not know."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from ..common.arguments import fields
 
 
 def take_fields(options):
-    """Reads what the parser left over as fields of a run, `options.fields`; refuses anything else."""
+    """Reads the arguments that the parser left over as a run's fields into `options.fields`; refuses anything else."""
     try:
         options.fields = fields(options.rest)
     except ValueError as error:
@@ -14,18 +14,18 @@ def take_fields(options):
 
 
 def refuse_rest(options):
-    """Refuses what the parser left over, if it left something."""
+    """Refuses arguments that the parser left over, if there are any."""
     if options.rest:
         options.refuse(f"unrecognized arguments: {' '.join(options.rest)}")
 
 
 def add_checkpoint(parser: argparse.ArgumentParser):
-    """Adds the checkpoint that a command works with."""
+    """Adds the argument `checkpoint`, which the command works with."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a TAGI checkpoint: folder, or USER/NAME on the Hub")
 
 
 def add_instruction(parser: argparse.ArgumentParser, help: str, **options):
-    """Adds an instruction and the demonstrations that belong to it."""
+    """Adds the arguments for an instruction and for the demonstrations that belong to it."""
     parser.add_argument("instruction", metavar="INSTRUCTION", help=help, **options)
     parser.add_argument(
         "--demonstration", nargs=2, action="append", metavar=("INPUT", "OUTPUT"),
@@ -34,5 +34,5 @@ def add_instruction(parser: argparse.ArgumentParser, help: str, **options):
 
 
 def add_json(parser: argparse.ArgumentParser, help: str = "print the result as JSON instead"):
-    """Adds `--json`."""
+    """Adds the option `--json`."""
     parser.add_argument("--json", action="store_true", help=help)

@@ -1,4 +1,4 @@
-"""Which data `tagi evaluate` and `tagi compare` score, and how: their arguments, and the settings these stand for."""
+"""The arguments of `tagi evaluate` and `tagi compare` that say which data to score, and the settings they stand for."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from ..common.arguments import pair, positive
 
 
 def add_data(parser: argparse.ArgumentParser):
-    """Adds what says which data is scored, and how it is read."""
+    """Adds the arguments that say which data to score, and how to read it."""
     from ..data.readers import READERS
 
     add = parser.add_argument

@@ -1,4 +1,4 @@
-"""The commands of `tagi`. To add one is a file in this folder and a line here."""
+"""The commands of `tagi`. To add one, write a file in this folder and a line here."""
 
 from importlib import import_module
 

@@ -28,7 +28,7 @@ def add_arguments(parser):
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Returns the configuration if it comes first, or `--help`; and the fields, whose values may look like options."""
+    """Splits off the configuration, if it comes first, or `--help` from the fields, whose values may look like options."""
     if any(text in ("-h", "--help") for text in arguments):
         return ["--help"], []
     own = [text for text in arguments[:1] if not text.startswith("-")]
@@ -66,7 +66,7 @@ def call(options) -> int:
 
 
 def known_fields() -> str:
-    """Returns every field of a run with its default; what they mean is in modeling_tagi/training/settings.py."""
+    """Returns every field of a run with its default; modeling_tagi/training/setting_fields.py says what they mean."""
     import json
 
     from ..common.yaml_files import flat

@@ -1,13 +1,13 @@
-"""The arguments of commands: a parser whose errors are one line, and kinds of values."""
+"""The arguments of commands: a parser whose errors are one line, and types of values."""
 
 import argparse
 from typing import Callable, Optional
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses arguments; says what is wrong with them in one line, where argparse would print the usage before it.
+    """Parses arguments, and reports what is wrong with them in one line, without the usage that argparse prints first.
 
-    `further` returns what `--help` ends with, if that takes long to find out.
+    `further`, if set, returns the end of the help; it is only called for `--help`, and so may take long.
     """
 
     further: Optional[Callable[[], str]] = None

@@ -1,4 +1,4 @@
-"""What a program prints: progress bars, and no noise of libraries; and the circumstances of a figure."""
+"""What a program prints: progress bars, and nothing of libraries; and under which circumstances it measured a figure."""
 
 import importlib.metadata
 import platform
@@ -13,11 +13,11 @@ from .processes import is_main
 
 
 def quiet_libraries():
-    """Silences what libraries print on their own: bars for files that load, notes on what will change one day."""
+    """Silences what libraries print on their own, such as progress bars for loading files and deprecation warnings."""
     logging.disable_progress_bar()
-    # a note that checkpoints are sorted by their number, where the file system keeps no times
+    # silences a note that checkpoints are sorted by number if the file system keeps no times
     logging.get_logger("transformers.trainer_utils").setLevel(logging.ERROR)
-    # what is wrong with a file is said in the one message that refuses it
+    # the one message that refuses a file says what is wrong with it
     logging.get_logger("transformers.modeling_utils").addFilter(_is_no_load_report)
     logging.get_logger("datasets.packaged_modules.parquet.parquet").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -28,7 +28,7 @@ def _is_no_load_report(record) -> bool:
 
 
 def progress_bar(*args, **kwargs) -> tqdm:
-    """Returns a bar of the main process; in a file, where every change is a line, it seldom changes."""
+    """Returns a progress bar that the main process shows; it updates seldom in a file, where each update is a line."""
     kwargs["disable"] = kwargs.get("disable", False) or not is_main()
     return tqdm(*args, **{"dynamic_ncols": True, "leave": False, "mininterval": 0.2 if sys.stderr.isatty() else 30,
                           **kwargs})  # fmt: skip

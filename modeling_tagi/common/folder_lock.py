@@ -10,16 +10,16 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def alone_in(folder: Path, lock_file: str = ".lock") -> Iterator[None]:
-    """Keeps other processes out of a folder; a folder that is made here and stays empty is removed again.
+    """Keeps other processes out of a folder during the block; removes the folder if it is new and stays empty.
 
     If the process is killed, the system releases the lock.
 
     Args:
         folder: Where the process works.
-        lock_file: What is locked, in the folder.
+        lock_file: Name of the file in the folder that is locked.
 
     Raises:
-        ValueError: at once, if another process is in there.
+        ValueError: at once, if another process holds the lock.
         OSError: at once, if the folder cannot be made or written to.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]

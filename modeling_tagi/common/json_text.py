@@ -1,4 +1,4 @@
-"""JSON as data has it: read strictly, with errors that say what is wrong and where."""
+"""Strict reading of JSON in data, with errors that say what is wrong and where."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ def parse_json(text: str) -> Any:
     """Returns the value of a JSON text.
 
     Raises:
-        json.JSONDecodeError: for what is no JSON.
+        json.JSONDecodeError: for a text that is not JSON.
         ValueError: for a field that is given twice in one object, or a text nested too deeply.
     """
     try:

@@ -1,4 +1,4 @@
-"""Names from elsewhere, such as those of tasks in someone's data, as names of files and folders."""
+"""Safe names of files and folders from names in untrusted data, such as those of tasks."""
 
 import hashlib
 import os
@@ -11,11 +11,11 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt
 
 
 def file_name(name: str) -> str:
-    """Turns any text into the name of a file or folder: different texts into different names, ordinary ones into
-    themselves.
+    """Returns a safe name of a file or folder for any text: different names for different texts.
 
-    Ordinary is what has only ASCII letters, digits, `_`, `.` and `-`, neither begins nor ends with `-` or `.`, and has
-    at most 80 characters. Of any other text this much is kept, with eight digits of its SHA-256 behind it.
+    An ordinary text is its own name: it has only ASCII letters, digits, `_`, `.` and `-`, neither begins nor ends with
+    `-` or `.`, and has at most 80 characters. Of any other text as much is kept, followed by eight digits of its
+    SHA-256.
     """
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:_LONGEST_NAME].rstrip("-.")
     looks_hashed = re.search(r"-[0-9a-f]{8}$", plain)  # or one text could be chosen to meet another's name
@@ -29,7 +29,7 @@ def require_names(names: Iterable[str], listed_in: Union[str, os.PathLike]):
     """Refuses a list from elsewhere that names a file outside of the list's own folder.
 
     Args:
-        names: Of files, without their endings; they may lie in folders below.
+        names: Names of files without their endings, which may lie in folders below.
         listed_in: The list's file, for the message.
 
     Raises:

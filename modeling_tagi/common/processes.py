@@ -7,11 +7,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-_PATIENCE = timedelta(hours=6)  # of one process for the others: a teacher's cache takes long to fill, a model to push
+_PATIENCE = timedelta(hours=6)  # how long a process waits for others, such as for the main one to push a model
 
 
 def processes() -> PartialState:
-    """Returns accelerate's account of them; a lone process is one of one."""
+    """Returns accelerate's state of the run's processes, which may be a single one."""
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
@@ -21,7 +21,7 @@ def is_main() -> bool:
 
 
 def wait():
-    """Waits until every process is here."""
+    """Waits until every process has called this."""
     processes().wait_for_everyone()
 
 
@@ -32,7 +32,7 @@ def say(text: str):
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """Returns in every process what `make` returns in the main one; it is called there alone."""
+    """Calls `make` in the main process alone, and returns its result in every process."""
     if processes().num_processes == 1:
         return make()
     return broadcast_object_list([make() if is_main() else None])[0]
@@ -44,12 +44,12 @@ def of_this_process(items: Sequence) -> list:
 
 
 def gathered(items: list) -> list:
-    """Returns in every process the lists of all of them as one."""
+    """Returns the concatenated lists of all processes, in every process."""
     return gather_object(items) if processes().num_processes > 1 else items
 
 
 def end():
-    """Ends the group of processes in good order, when all are done."""
+    """Waits for all processes, then shuts down their process group."""
     wait()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

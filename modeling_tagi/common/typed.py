@@ -1,4 +1,4 @@
-"""Values of a wanted type, from what YAML gives."""
+"""Conversion of values that YAML gives to a setting's type."""
 
 import types
 import typing
@@ -9,7 +9,7 @@ def typed(value: Any, kind, name: str) -> Any:
     """Returns the value as a `kind`, such as `int` or `Optional[float]`; a number in quotes is a number.
 
     Raises:
-        ValueError: for a value of another kind, naming it by `name`.
+        ValueError: for a value of another type, which the message calls `name`.
     """
     kinds = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
     kinds = [typing.get_origin(k) or k for k in kinds]

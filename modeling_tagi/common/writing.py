@@ -1,4 +1,4 @@
-"""Files and folders that are written beside and moved into place, and read with one message for what is damaged."""
+"""Files and folders that are written beside and moved into place, and read with one message if they are damaged."""
 
 import errno
 import os
@@ -14,17 +14,17 @@ from safetensors import SafetensorError
 
 from .. import hub
 
-# What torch says of a write that failed, whatever the reason.
+# What torch says of a failed write, whatever the reason.
 _TORCH_WRITES = re.compile(r"iostream error|unexpected pos|PytorchStreamWriter failed")
 _SMALL = 4 << 20  # bytes
 
 
 @contextmanager
 def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
-    """Names the file or folder in what the system or torch says of a write to it, such as that the disk is full.
+    """Adds the name of a file or folder to the error of a write to it, such as that the disk is full.
 
     Raises:
-        OSError: of the kind that it was, with `place` for its file.
+        OSError: of the same class as the error, with `place` as its file name.
     """
     with hub.naming(place):
         try:
@@ -47,7 +47,7 @@ class Damaged(ValueError):
 
 @contextmanager
 def reading(what: Path, mend: str) -> Iterator[None]:
-    """Turns whatever is raised while something of a run is read into one message that names it and says how to go on.
+    """Turns any error while a run's file or folder is read into one message that names it and says how to go on.
 
     Raises:
         Damaged: with that message.
@@ -65,7 +65,7 @@ def reading(what: Path, mend: str) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str):
-    """Writes beside, then moves into place."""
+    """Writes a text to a file beside `path`, then moves it into place."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):
@@ -77,7 +77,7 @@ def write_text(path: Path, text: str):
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yields a folder to write to, which takes the place of `target` when the block ends well."""
+    """Yields a folder to write to, which replaces `target` if the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in sorted(target.parent.glob(f".{target.name}-*")):  # of a run that was killed in here
         if leftover.name.endswith("-old") and not target.exists():

@@ -10,7 +10,7 @@ BASE = "base"
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a field that is given twice, of which YAML would keep the last."""
+    """Loads YAML, but refuses a field that is given twice, of which plain YAML keeps the last."""
 
     def construct_mapping(self, node, deep=False):
         if isinstance(node, yaml.MappingNode):
@@ -28,10 +28,10 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML text.
+    """Returns the value of a YAML text.
 
     Raises:
-        ValueError: where it is not YAML, naming the line and what is wrong there; for a field that is given twice.
+        ValueError: if it is not YAML, with the line and what is wrong there, or if a field is given twice.
     """
     try:
         return yaml.load(text, _UniqueKeys)
@@ -46,11 +46,11 @@ def load_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Union[str, Path]) -> dict:
-    """The fields of a YAML file, as they stand there.
+    """Reads the fields of a YAML file, without those of its `base`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        ValueError: if it is not YAML, or holds no fields.
     """
     path = Path(path)
     if not path.is_file():
@@ -68,9 +68,9 @@ def read_yaml(path: Union[str, Path]) -> dict:
 
 
 def read_recipe(path: Union[str, Path], _below: tuple[Path, ...] = ()) -> dict:
-    """The fields of a YAML file on top of those of the file that its `base` names, seen from its own folder.
+    """Reads the fields of a YAML file on top of those of its `base`, a path relative to the file's own folder.
 
-    Fields with fields of their own are joined field by field; any other value takes the place of the base's.
+    Fields with fields of their own are merged field by field; any other value replaces the base's.
 
     Raises:
         FileNotFoundError: if the file or a base is missing.
@@ -94,8 +94,10 @@ def read_recipe(path: Union[str, Path], _below: tuple[Path, ...] = ()) -> dict:
 
 
 def joined(below: dict, above: dict) -> dict:
-    """Nested fields of both; where both have a value, that of `above`. A model's config takes the place of one of
-    another `model_type`, whose fields it does not know."""
+    """Merges nested fields; if both have a value, that of `above` is taken.
+
+    A model's config replaces one of another `model_type` as a whole, since it does not know that one's fields.
+    """
     if "model_type" in above and above["model_type"] != below.get("model_type"):
         return copy.deepcopy(above)
     made = copy.deepcopy(below)
@@ -106,7 +108,7 @@ def joined(below: dict, above: dict) -> dict:
 
 
 def parse_fields(texts: Optional[dict[str, str]]) -> dict[str, Any]:
-    """The values of fields given as texts, such as `{"finetuning.steps": "100"}`.
+    """Parses the values of fields given as texts, such as `{"finetuning.steps": "100"}`.
 
     Raises:
         ValueError: for a text that is not YAML.
@@ -121,7 +123,7 @@ def parse_fields(texts: Optional[dict[str, str]]) -> dict[str, Any]:
 
 
 def flat(values: dict, prefix: str = "") -> dict:
-    """Nested fields as one dict by dotted name."""
+    """Flattens nested fields into one dict by dotted name."""
     found = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:

@@ -36,12 +36,13 @@ NEW_WORDINGS_PER_FAMILY = 3
 
 @dataclass(frozen=True)
 class Family:
-    """Tasks that differ in their arguments only.
+    """Holds a family of tasks, which differ only in their arguments.
 
     Args:
         tasks: How many of the argument tuples become tasks.
         arguments: The argument tuples to choose from.
-        plan: Draws (nouns the list must have, nouns it must not have), from the random stream and the arguments.
+        plan: Draws the nouns that the list must have and those that it must not have, from the random stream and the
+            arguments.
         answer: The right output, from the words and the arguments. None if the list does not fit the task.
         wordings: Six instructions, one a line; those after the first four are kept for "new_wordings".
         options: The two possible answers, from the arguments; instances then alternate between them.
@@ -78,7 +79,7 @@ def _with_nouns(rng, *nouns):
 
 
 def _members(low, high):
-    """A plan for between `low` and `high` words of the category that is the first category among the arguments."""
+    """Returns a plan that draws `low` to `high` words of a category, the first one among the arguments."""
 
     def plan(rng, *arguments):
         members = CATEGORIES[next(argument for argument in arguments if argument in CATEGORIES)]
@@ -337,8 +338,11 @@ FAMILIES = {
 
 
 def _draw(rng, include=(), exclude=(), evaluation=False):
-    """Five to eight words. A checksum of the list says whether it may be used for evaluation or only in training, so
-    the two never share an input, whatever other tasks draw."""
+    """Returns a list of five to eight words.
+
+    A checksum of the list decides whether it belongs to evaluation or to training, so the two never share an input,
+    whichever tasks draw it.
+    """
     rest = [noun for noun in NOUNS if noun not in include and noun not in exclude]
     while True:
         words = [*include, *rng.sample(rest, rng.randint(5, 8) - len(include))]
@@ -348,7 +352,7 @@ def _draw(rng, include=(), exclude=(), evaluation=False):
 
 
 def _records(seed, split, name, arguments, instances):
-    """The instances of one task in one split."""
+    """Returns the records of one task in one split."""
     family, task = FAMILIES[name], f"{name}:{','.join(arguments)}"
     rng = random.Random(f"{seed} {task} {split}")
     options = family.options(*arguments) if family.options else None
@@ -358,7 +362,7 @@ def _records(seed, split, name, arguments, instances):
         i = len(records)
         words = _draw(rng, *family.plan(rng, *arguments), evaluation=split != "train")
         text, target = " ".join(words), family.answer(words, *arguments)
-        # i // 4 keeps the answer from going with the wording.
+        # i // 4 keeps the answer from correlating with the wording.
         if target is None or text in used or (options and target != options[(i + i // 4) % 2]):
             continue
         used.add(text)
@@ -368,7 +372,7 @@ def _records(seed, split, name, arguments, instances):
 
 
 def _words(tasks, wordings):
-    """The words of the tasks' instructions."""
+    """Returns the words that occur in the tasks' instructions."""
     return {
         word
         for name, arguments in tasks
@@ -378,7 +382,7 @@ def _words(tasks, wordings):
 
 
 def _assign(seed):
-    """The tasks of each split as (family, arguments). Draws again if an evaluated word is never trained."""
+    """Returns the tasks of each split as (family, arguments); redraws until every evaluated word is also trained."""
     for attempt in range(1000):
         tasks = {"train": [], "dev": [], "unseen": [], "new_wordings": []}
         for name, family in FAMILIES.items():
@@ -396,10 +400,10 @@ def _assign(seed):
 
 
 def builtin_suite(seed: int = 0, train_instances: int = 40, eval_instances: int = 10) -> Splits:
-    """The records of the splits "train", "dev", "unseen" and "new_wordings".
+    """Returns the records of the splits "train", "dev", "unseen" and "new_wordings".
 
-    "dev" and "unseen" hold tasks that are not trained on, "new_wordings" trained tasks in wordings that are not. No
-    input of "train" occurs in another split.
+    "dev" and "unseen" hold tasks that are not trained on; "new_wordings" holds trained tasks in wordings that are not
+    trained on. No input of "train" occurs in another split.
     """
     return {
         split: [

@@ -108,9 +108,9 @@ THEMES = (_story, _places, _copies, _changes, _kinds, _categories, _signs, _echo
 
 
 def builtin_text(seed: int = 0, passages: int = 20000) -> list[str]:
-    """Passages of about 25 to 50 words in the suite's vocabulary, without its instructions.
+    """Returns passages of about 25 to 50 words in the suite's vocabulary, without its instructions.
 
-    The end of a passage can be told from its beginning: entities, lists and their order come back.
+    The end of a passage can be predicted from its beginning: entities, lists and their order recur.
     """
     rng = random.Random(f"{seed} text")
     return [rng.choice(THEMES)(rng) for _ in range(passages)]

@@ -1,4 +1,4 @@
-"""Records and passages to tensors: each instruction of a batch once, with an index from the rows to it."""
+"""Collators of records and passages: a batch holds each instruction once, and for each row the number of its own."""
 
 import random
 from typing import Callable, Optional, Sequence
@@ -16,9 +16,9 @@ READS = ("adapter", "prompt", "input")  # how a model comes to know the instruct
 def instruction_tensors(
     tokens: Tokens, texts: Sequence[str], teachers: Optional[Sequence[int]] = None
 ) -> dict[str, Tensor]:
-    """The distinct ones among `texts` (one a row), and the `task_index [batch]` from the rows to them.
+    """Returns tensors of the distinct instructions among `texts` (one per row), with the `task_index [batch]` of rows.
 
-    With `teachers` (one a row), one text with two teachers is in twice, and `teacher_index [tasks]` tells them apart.
+    With `teachers` (one per row), a text with two teachers occurs twice, and `teacher_index [tasks]` tells them apart.
     """
     rows = list(zip(texts, teachers if teachers is not None else [-1] * len(texts)))
     position = {row: index for index, row in enumerate(dict.fromkeys(rows))}
@@ -34,12 +34,12 @@ def instruction_tensors(
 
 
 class RecordCollator:
-    """Training batches of records.
+    """Collates records into training batches.
 
     Args:
         tokens: How texts become tokens.
         reads: `"adapter"`: the model reads the input, the hypernetwork the instruction. `"prompt"`: the model reads
-            both in one text. `"input"`: the input is all there is.
+            both in one text. `"input"`: the model reads the input alone.
         bank_index: Task or group name -> number of its task adapter. With `"adapter"` it adds `teacher_*` tensors
             (what the teacher reads) and `teacher_index [tasks]`, -1 for a task without an adapter; else
             `adapter_index [batch]`.
@@ -47,8 +47,8 @@ class RecordCollator:
         teacher_reads: `"prompt"` or `"input"`.
 
     Attributes:
-        answers: What gives the `teacher_*` tensors of records instead, such as a `TeacherCache`; `None` if the teacher
-            is to read them.
+        answers: Returns the `teacher_*` tensors of records in place of what the teacher would read, such as a
+            `TeacherCache`; `None` if the teacher reads every batch.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class RecordCollator:
         self.answers: Optional[Callable[[Sequence[Record]], dict[str, Tensor]]] = None
 
     def number(self, record: Record) -> int:
-        """Of the record's task adapter; -1 if there is none."""
+        """Returns the number of the record's task adapter; -1 if there is none."""
         return self.bank_index.get(getattr(record, self.bank_by), -1)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class RecordCollator:
 
 
 class TextCollator:
-    """Batches of raw text, cut into a, b and c (eq. 3).
+    """Collates passages of raw text into batches, each passage cut into a, b and c (eq. 3).
 
     Args:
         tokens: How texts become tokens.

@@ -26,22 +26,22 @@ def read_p3(
     max_eval_per_task: Optional[int] = None,
     stream: Optional[Callable[..., RecordStream]] = None,
 ) -> Splits:
-    """Splits by how far they are from training: "train" and four evaluation splits.
+    """Returns P3 in five splits: "train", and four to evaluate on, by how far they are from training.
 
-    "seen_templates" has new instances of the templates trained on, "unseen_templates" the same instances through
-    templates kept out of training, "valid_datasets" and "unseen_datasets" data sets kept out. The instruction is the
-    template's text; the group is the data set. Left out are records whose template and instance could not be told
-    apart, records that repeat another, evaluation records whose input is also in the training fold, and in the last
-    three splits those whose wording is trained on.
+    "seen_templates" has new instances of the templates trained on, and "unseen_templates" the same instances through
+    templates kept out of training; "valid_datasets" and "unseen_datasets" have data sets kept out of training. The
+    instruction is the template's text; the group is the data set. The reader drops records whose template and instance
+    could not be told apart, records that repeat another, evaluation records whose input is also in the training fold,
+    and from the last three splits the records whose wording is trained on.
 
     Args:
         folder: Holds `splits.json` and `{train,valid,test}/<data set>.jsonl.gz`.
         held_out_templates: Templates kept out of each training data set that has at least 4; at least 2, unless 0,
             where it has 9 or more. A template whose wording another training template shares is never kept out.
         max_per_template: Most training records of a template; None for all.
-        seed: Of the choice of templates and records.
+        seed: Seeds the choice of templates and records.
         max_eval_per_task: Most records of a task in each evaluation split; None for all.
-        stream: Makes a stream of the train split, whose records are then not read at once; repeated ones stay in it.
+        stream: Makes a stream of the train split, instead of reading all of its records; repeated ones stay in it.
 
     Raises:
         FileNotFoundError: if `splits.json` or a file that it calls for is missing.
@@ -91,12 +91,12 @@ def read_p3(
 
 
 def read_t0_eval(folder: Union[str, Path], max_eval_per_task: Optional[int] = None, seed: int = 0) -> Splits:
-    """One split `t0_<name>` for each `<name>.jsonl.gz` of `folder`: the official validation records, with options.
+    """Returns a split `t0_<name>` for each `<name>.jsonl.gz` in `folder`: official validation records, with options.
 
     Args:
         folder: Holds files such as `rte.jsonl.gz`, each instance through every template.
         max_eval_per_task: Most records of a template; None for all.
-        seed: Of the draw of these.
+        seed: Seeds the draw of these.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -116,7 +116,7 @@ def read_t0_eval(folder: Union[str, Path], max_eval_per_task: Optional[int] = No
 
 
 def _datasets(path: Path) -> dict[str, list[str]]:
-    """Names of the data sets of train, valid and test, each in one of them."""
+    """Reads the names of the data sets of train, valid and test; each belongs to one of these."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; it must list the data sets of train, valid and test")
     try:
@@ -136,7 +136,7 @@ def _datasets(path: Path) -> dict[str, list[str]]:
 
 
 def _folds(path: Path, allowed: tuple[str, ...]) -> Iterator[tuple[str, Record]]:
-    """Each record of a file with its fold, which must be one of `allowed`."""
+    """Yields each record of a file with its fold, which must be one of `allowed`."""
     for fold, record in _read(path, "fold"):
         if fold not in allowed:
             raise ValueError(
@@ -152,7 +152,7 @@ def _training_records(path: Path, kept_out: set[str]) -> Iterator[Record]:
 
 
 def _passing(read: Iterable[tuple[str, Record]], fold: str, kept: list[Record]) -> Iterator[Record]:
-    """Every record; those of one fold are kept on the way."""
+    """Yields every record, and appends those of `fold` to `kept` as they pass."""
     for own, record in read:
         if own == fold:
             kept.append(record)
@@ -160,7 +160,7 @@ def _passing(read: Iterable[tuple[str, Record]], fold: str, kept: list[Record]) 
 
 
 def _read(path: Path, split_field: str) -> Iterator[tuple[str, Record]]:
-    """Each record whose template and instance could be told apart, with its `split_field`."""
+    """Yields each record whose template and instance could be told apart, with the value of its `split_field`."""
     unaligned = 0
     for where, row in read_json_rows(path):
         if not field(row, "aligned", where):
@@ -182,7 +182,7 @@ def _read(path: Path, split_field: str) -> Iterator[tuple[str, Record]]:
 
 
 def _choose_templates(records: Iterable[Record], count: int, seed: int) -> set[str]:
-    """Names of the templates to keep out of training; see `read_p3`."""
+    """Returns the names of the templates to keep out of training; see `read_p3`."""
     templates, wordings = defaultdict(dict), defaultdict(set)
     for record in records:
         templates[record.group][record.task] = None

@@ -1,6 +1,6 @@
-"""The readers of data by name: all that anything needs to know of one is here.
+"""The readers of data by name; the rest of the package knows a reader only by its entry here.
 
-A further one is a function that gives `Splits`, and a line in `READERS`.
+To add one, write a function that returns `Splits`, and add a line to `READERS`.
 """
 
 import difflib
@@ -22,15 +22,16 @@ _NO_OPTIONS = ("folder", "stream")
 
 @dataclass(frozen=True)
 class Reader:
-    """
+    """Describes a reader of data: its function, its options and what comes with the data.
+
     Args:
-        read: Gives the records by split. Its further arguments are its options, each with its type. An argument
-            `folder` gets what `data.path` names. One with an argument `stream` can give its train split as a
+        read: Returns the records by split. Its arguments are its options, each with its type, but for two: `folder`
+            receives the folder that `data.path` names; with `stream`, the function can return its train split as a
             `RecordStream`, which it makes by `stream(sources)`.
-        description: What the data is, as a card says it.
+        description: What the data is, for a model card.
         least: The smallest value of options that are numbers.
-        text: Passages that come with the data, for a seed; `None` if there are none.
-        others: Whether the data is anyone else's, under terms of theirs.
+        text: Returns the passages that come with the data, for a seed; `None` if there are none.
+        others: Whether the data belongs to others, so that their terms apply.
     """
 
     read: Callable[..., Splits]
@@ -49,16 +50,16 @@ class Reader:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The type of each option."""
+        """Returns the type of each option by its name."""
         hints = typing.get_type_hints(self.read)
         return {name: hints.get(name, object) for name in inspect.signature(self.read).parameters
                 if name not in _NO_OPTIONS}  # fmt: skip
 
     def checked(self, options: Optional[Mapping[str, Any]], name: str, where: str = "data.options") -> dict[str, Any]:
-        """Returns options that the reader, called `name`, can take.
+        """Returns the options for the reader called `name`, checked and converted to their types.
 
         Raises:
-            ValueError: for one that it does not know, or a value that is not allowed.
+            ValueError: for an option that it does not know, or a value that is not allowed.
         """
         known, made = self.options, {}
         for option, value in (options or {}).items():

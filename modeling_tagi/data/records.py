@@ -9,7 +9,7 @@ from ..common.json_text import is_unicode
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example of one task.
+    """Holds one example of one task.
 
     Args:
         task: Name of the task. Records of one task may carry different wordings of its instruction.
@@ -80,7 +80,7 @@ _everything = attrgetter(*(field.name for field in fields(Record)))
 
 
 def record_bytes(record: Record) -> bytes:
-    """Returns all that a record holds as bytes, for a hash: those of two different records differ."""
+    """Returns all fields of a record as bytes to hash; two different records give different bytes."""
     return repr(_everything(record)).encode("utf-8", "surrogatepass")
 
 

@@ -1,4 +1,4 @@
-"""Which records make a batch: drawn anew for every step from (seed, step) alone, so a resumed run draws the same."""
+"""Samplers of batches; each step's draw depends on the seed and the step alone, so a resumed run draws the same."""
 
 import math
 import random
@@ -13,17 +13,17 @@ from .streams import RecordStream, wording_of
 
 
 class TaskBatchSampler(Sampler[list[int]]):
-    """Draws batches of `tasks_per_batch` tasks × `examples_per_task` examples, the examples of a task side by side.
+    """Samples batches of `tasks_per_batch` tasks × `examples_per_task` examples, the examples of a task side by side.
 
-    Tasks are drawn without replacement while there are enough of them, each with one of its instructions (wordings),
-    and examples of that instruction likewise.
+    Tasks are drawn without replacement if there are enough of them, each with one of its instructions (wordings), and
+    so are the examples of that instruction.
 
     Args:
         records: What to draw from.
         tasks_per_batch: Unique instructions in a batch.
         examples_per_task: Examples of each.
         steps: Number of batches.
-        seed: Of the draws.
+        seed: Seeds the draws.
         by: `"task"`, or `"group"` to draw groups (any instruction of any of its tasks).
         every: If true, every batch holds all tasks (or groups) and `tasks_per_batch` is not used.
     """
@@ -67,7 +67,7 @@ class TaskBatchSampler(Sampler[list[int]]):
         ]
 
     def units(self, batch: Sequence[int]) -> list[list[int]]:
-        """Returns what of a batch must stay together: the rows of one instruction, or of one group."""
+        """Groups the draws of a batch that must stay on one process: those of one instruction, or of one group."""
         units = defaultdict(list)
         for index in batch:
             record = self._record(index)
@@ -79,13 +79,14 @@ class TaskBatchSampler(Sampler[list[int]]):
 
 
 class StreamBatchSampler(TaskBatchSampler):
-    """Draws batches of records as `TaskBatchSampler` does, from what a stream keeps. After each batch further
-    records are read, as many as it had or as it takes to read the whole split in all steps, and take random places
-    among those that are kept of their wording.
+    """Samples batches of records as `TaskBatchSampler` does, from a stream's kept records, which it renews as it goes.
 
-    A wording whose records are all kept stays as it is: a stream that fits has the batches that its list would have.
-    A step's batch depends on the seed, the stream and the number of steps; to go on from one, what was read before it
-    is read again.
+    After each batch it reads further records: as many as the batch had, or if that is more, as many as it takes to
+    read the whole split over all steps. Each replaces a random kept record of its wording.
+
+    If all records of a wording are kept, they stay: a stream that fits into memory gives the batches that a list
+    would. A step's batch depends on the seed, the stream and the number of steps; to resume at a step, the sampler
+    reads again what was read before it.
 
     Args:
         stream: What to draw from.
@@ -120,13 +121,13 @@ class StreamBatchSampler(TaskBatchSampler):
 
 
 class TextBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Draws batches of (passage, draw): `draw` seeds how that passage is cut.
+    """Samples batches of (passage, draw) pairs; `draw` seeds how the passage is cut.
 
     Args:
-        passages: How many there are.
+        passages: Number of passages to draw from.
         batch_size: Passages a batch.
         steps: Number of batches.
-        seed: Of the draws.
+        seed: Seeds the draws.
     """
 
     def __init__(self, passages: int, batch_size: int, steps: int, seed: int = 0):
@@ -145,12 +146,13 @@ class TextBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class BatchShards(Sampler[list]):
-    """Draws each batch of a sampler as `number` shards, one after the other, which accelerate deals out to as many
-    processes: together they have what one process would.
+    """Splits each batch of a sampler into `number` shards, which accelerate deals out to as many processes.
+
+    Together the processes have the batch that a single one would have.
 
     Args:
-        sampler: Of the batches. Its `units(batch)`, where it has that, says which draws stay together.
-        number: Shards of each batch. Where it has fewer units, each shard is the whole batch: none may be empty.
+        sampler: Yields the batches. Its `units(batch)`, if it has that method, says which draws stay together.
+        number: Shards of each batch. If a batch has fewer units, each shard is the whole batch, for none may be empty.
     """
 
     def __init__(self, sampler, number: int):
@@ -168,7 +170,7 @@ class BatchShards(Sampler[list]):
 
 
 class Drawn(Dataset):
-    """Returns items by whatever a batch sampler draws: records by number, or the draw itself."""
+    """Serves what a batch sampler draws: records by number or, without records, the draws themselves."""
 
     def __init__(self, records=None):
         self.records = records
@@ -181,8 +183,9 @@ class Drawn(Dataset):
 
 
 def fewer_tasks(records: Sequence[Record], number: int, seed: int = 0) -> list[Record]:
-    """The records of `number` tasks, as many of each group as of any other where there are enough; drawn by `seed`, so
-    that a smaller number's tasks are among a larger one's.
+    """Returns the records of `number` tasks, drawn by `seed` as evenly over the groups as their sizes allow.
+
+    The tasks of a smaller number are among those of a larger one.
 
     Raises:
         ValueError: if there are not so many tasks.

@@ -25,11 +25,11 @@ def read_sni(
     seed: int = 0,
     first_eval_instances: bool = False,
 ) -> Splits:
-    """Splits of the English tasks: "train", "seen_tasks" (further instances of its tasks) and "unseen" (other tasks).
+    """Returns the English tasks: "train", "seen_tasks" (further instances of those) and "unseen" (other tasks).
 
-    The instruction is the first definition, the group the first category; there are no options. An instance without
-    output, one that repeats another of its task, and one that is among the task's positive examples are left out;
-    so is an evaluation instance whose input a training task has too (for "seen_tasks": has among those trained on).
+    The instruction is the first definition, the group the first category; there are no options. An instance is left
+    out if it has no output, repeats another of its task, or is among the task's positive examples. An evaluation
+    instance is also left out if a training task has its input (for "seen_tasks": if an instance trained on has it).
 
     Args:
         folder: Holds `tasks/<task>.json`.
@@ -38,7 +38,7 @@ def read_sni(
         max_eval_instances: Most instances of a task in "unseen".
         positive_examples: Demonstrations of each record, the first of the task's (2 in the paper's Def + 2 Pos).
         seen_instances: Most instances of a task in "seen_tasks", disjoint from its training instances.
-        seed: Of the shuffle that instances are drawn by. Fewer instances are always a part of more.
+        seed: Seeds the shuffle by which instances are drawn; a smaller limit keeps a part of a larger one's instances.
         first_eval_instances: Whether "unseen" has the first instances of each task, as SNI's script has, instead of
             drawn ones.
 
@@ -99,7 +99,7 @@ def _task_names(path: Path) -> list[str]:
 
 
 def _read_task(path: Path, positive_examples: int) -> list[Record]:
-    """Records of one task in the file's order; none if it is not English."""
+    """Reads the records of one task in the file's order; none if the task is not English."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file, though a list of tasks names it; add it or take the name out")
     try:
@@ -140,5 +140,5 @@ def _read_task(path: Path, positive_examples: int) -> list[Record]:
 
 
 def _first(value: Any) -> str:
-    """`value` itself if it is a text, else its first entry: SNI has both forms."""
+    """Returns `value` itself if it is a text, else its first entry: SNI has both forms."""
     return value if isinstance(value, str) else value[0]

@@ -33,7 +33,7 @@ def read_source(
     train_tasks: Optional[int] = None,
     seed: int = 0,
 ) -> tuple[Splits, list[str], dict]:
-    """Reads a source and checks that nothing leaks from training into what is to be new.
+    """Reads a source, and checks that no evaluation split shares with training what should be new.
 
     Args:
         source: A name of `READERS`, such as `builtin`, `p3`, `sni` or `tables`.
@@ -41,8 +41,8 @@ def read_source(
         text: A file or folder of plain text.
         t0_eval: A folder of T0 evaluation sets, added as splits.
         options: Further arguments of the reader.
-        streaming: Reads the train split as a `RecordStream`, where the reader can, that keeps so many records of each
-            instruction; `None` reads it whole.
+        streaming: How many records of each instruction to keep while the train split is read as a `RecordStream`;
+            `None` reads it whole.
         train_tasks: How many tasks of the train split are kept, see `fewer_tasks`; splits of trained tasks (new
             instances, new wordings) keep those of them. `None` is all.
         seed: The run's; the choice of tasks and a stream's choice of records are drawn by seeds derived from it.
@@ -80,10 +80,10 @@ def read_source(
 
 
 def check_source(source: str, options: Optional[dict] = None, streaming: Optional[int] = None) -> dict:
-    """Returns the reader's options, of which nothing is read yet.
+    """Returns the reader's options, checked, without reading any data.
 
     Raises:
-        ValueError: for a source, option or value that there is not, or a source that cannot be streamed.
+        ValueError: for an unknown source, option or value, or a source that cannot be streamed.
     """
     options = reader_of(source).checked(options, source)
     if streaming is not None and not reader_of(source).streams:
@@ -95,7 +95,7 @@ def check_source(source: str, options: Optional[dict] = None, streaming: Optiona
 
 
 def check_places(source: str, path: Optional[str], text: Optional[str], t0_eval: Optional[str]):
-    """Accepts places that are there, before anything that takes longer, such as loading a language model.
+    """Refuses files and folders that are not there, before longer work such as loading a language model.
 
     Raises:
         FileNotFoundError, ValueError: as `read_source`.

@@ -14,16 +14,16 @@ SEEN_TASKS = ("task", "instruction")
 
 
 class LeakError(ValueError):
-    """An evaluation split holds what the model is trained on."""
+    """Reports that an evaluation split holds what the model is trained on."""
 
 
 def normalise_text(text: str) -> str:
-    """`text` in lower case, each run of white space one blank: the form in which texts are compared."""
+    """Returns `text` in lower case, each run of white space as one blank: the form in which texts are compared."""
     return " ".join(text.lower().split())
 
 
 def instance_texts(records: Iterable[Record]) -> set[str]:
-    """Normalised inputs of `records`, those of their demonstrations included, since a model sees them too."""
+    """Returns the normalised inputs of `records` and of their demonstrations, since a model sees those too."""
     texts = set()
     for record in records:
         texts.add(normalise_text(record.input))
@@ -32,12 +32,12 @@ def instance_texts(records: Iterable[Record]) -> set[str]:
 
 
 def drop_instances(records: Iterable[Record], texts: set[str]) -> list[Record]:
-    """The records whose normalised input is not among `texts`, in their order."""
+    """Returns the records whose normalised input is not among `texts`, in their order."""
     return [record for record in records if normalise_text(record.input) not in texts]
 
 
 def shared_instances(records: Iterable[Record], others: Iterable[Record]) -> set[str]:
-    """Which normalised inputs of `others` are among `instance_texts` of all `records`."""
+    """Returns the normalised inputs of `others` that are among the `instance_texts` of all `records`."""
     asked, found = {normalise_text(record.input) for record in others}, set()
     for record in everything(records):
         found |= asked & instance_texts([record])
@@ -45,14 +45,14 @@ def shared_instances(records: Iterable[Record], others: Iterable[Record]) -> set
 
 
 def drop_duplicates(records: Iterable[Record]) -> list[Record]:
-    """The first of every set of equal records, in their order."""
+    """Returns the records without repeats: the first of every set of equal ones, in their order."""
     return list(dict.fromkeys(records))
 
 
 def cap_tasks(records: list[Record], limit: Optional[int], seed: int = 0) -> list[Record]:
-    """At most `limit` records of each task, drawn without replacement and left in their order; None keeps all.
+    """Returns at most `limit` records of each task, drawn without replacement, in their order; `None` keeps all.
 
-    The draw of a task depends on nothing but its records and `seed`; a smaller limit keeps a part of a larger one's.
+    A task's draw depends on its records and `seed` alone; a smaller limit keeps a part of a larger one's records.
     """
     if limit is None:
         return list(records)
@@ -124,7 +124,7 @@ def check_splits(
 
 
 def require_no_leaks(report: dict) -> None:
-    """Accepts a report of `check_splits` without leaks.
+    """Refuses a report of `check_splits` that has leaks.
 
     Raises:
         LeakError: if there are any, with the number and an example of each kind in each split.
@@ -144,13 +144,13 @@ def require_no_leaks(report: dict) -> None:
 
 
 def _is_demonstrated(record: Record) -> bool:
-    """Whether the record's own input, and so its answer, is among its demonstrations."""
+    """Tells whether the record's own input, and so its answer, is among its demonstrations."""
     own = normalise_text(record.input) if record.demonstrations else None
     return any(normalise_text(text) == own for text, _ in record.demonstrations)
 
 
 def _texts(records: list[Record]) -> dict[str, dict[str, str]]:
-    """Distinct tasks and instructions of `records`, as they are, by the form in which they are compared."""
+    """Returns the tasks and instructions of `records` as written, by the form in which they are compared."""
     return {
         "task": {record.task: record.task for record in records},
         "instruction": {normalise_text(record.instruction): record.instruction for record in records},

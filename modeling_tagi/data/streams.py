@@ -13,15 +13,16 @@ Wording = tuple[str, str, tuple]
 
 
 class RecordStream(list):
-    """What is kept of a split that is read as a stream: at most `keep` records of each wording of each task, drawn
-    evenly from the whole split. The list holds all of its tasks and instructions, but not all of its records.
+    """Holds a sample of a split that is read as a stream: at most `keep` records of each wording of each task.
 
-    It is read once from beginning to end when it is made; memory grows with the number of wordings alone.
+    The sample is drawn evenly from the whole split. This list holds all tasks and instructions of the split, but not
+    all of its records. The constructor reads the split once from beginning to end; memory grows with the number of
+    wordings alone.
 
     Args:
         sources: Each opens a part of the split from its beginning.
-        keep: Records of each wording that are kept.
-        seed: Of their choice.
+        keep: Records of each wording to keep.
+        seed: Seeds their choice.
 
     Raises:
         ValueError: if there are no records, or too many wordings to keep records of each.
@@ -53,20 +54,20 @@ class RecordStream(list):
 
     @property
     def size(self) -> int:
-        """Records of the whole split."""
+        """Returns the number of records of the whole split."""
         return sum(self.counts.values())
 
     def all(self) -> Iterator[Record]:
-        """Every record of the split, once."""
+        """Yields every record of the split, once."""
         return chain.from_iterable(open_part() for open_part in self.sources)
 
     def fresh(self) -> Iterator[Record]:
-        """Records without end: the parts take turns, and each begins anew when it ends."""
+        """Yields records without end: the parts take turns, and each starts over when it ends."""
         heads = [self._again(open_part) for open_part in self.sources]
         return (record for head in cycle(heads) for record in islice(head, 1))
 
     def of_tasks(self, tasks: set[str]) -> "RecordStream":
-        """The same of some of its tasks."""
+        """Returns a stream of the same split with the records of some tasks alone."""
         def only(open_part):
             return lambda: (record for record in open_part() if record.task in tasks)
 
@@ -83,15 +84,15 @@ class RecordStream(list):
 
 
 def wording_of(record: Record) -> Wording:
-    """What records must share to stand side by side in a batch."""
+    """Returns the fields that records must share to stand side by side in a batch."""
     return record.task, record.instruction, record.demonstrations
 
 
 def everything(records: Iterable[Record]) -> Iterable[Record]:
-    """All records, of a stream those that are not kept as well."""
+    """Returns all records; of a stream, also those that it does not keep."""
     return records.all() if isinstance(records, RecordStream) else records
 
 
 def number_of(records: Union[RecordStream, Sequence[Record]]) -> int:
-    """How many they are, of a stream those that are not kept as well."""
+    """Returns the number of records; of a stream, also those that it does not keep."""
     return records.size if isinstance(records, RecordStream) else len(records)

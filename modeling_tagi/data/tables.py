@@ -20,9 +20,9 @@ JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
 
 
 def read_json_rows(path: Union[str, Path]) -> Iterator[tuple[str, dict]]:
-    """Objects of a file of JSON lines, or of one JSON list, each with where it stands (`"<path>, line 3"`).
+    """Yields the objects of a file of JSON lines, or of one JSON list, each with its place (`"<path>, line 3"`).
 
-    A name that ends in `.gz` is decompressed; blank lines are passed over. Lines are read one by one, a list whole.
+    A file whose name ends in `.gz` is decompressed; blank lines are skipped. Lines are read one by one, a list whole.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -38,7 +38,7 @@ def read_json_rows(path: Union[str, Path]) -> Iterator[tuple[str, dict]]:
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:
-    """`row[name]`.
+    """Returns `row[name]`, which must be there.
 
     Raises:
         ValueError: if it is absent or None, naming `where`.
@@ -50,7 +50,7 @@ def field(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def read_table(path: Union[str, Path], columns: Optional[Mapping[str, str]] = None) -> list[Record]:
-    """Records of one file, see `iter_table`.
+    """Reads the records of one file; see `iter_table`.
 
     Raises:
         FileNotFoundError, ValueError: as `iter_table`, and for a file without rows.
@@ -64,13 +64,13 @@ def read_table(path: Union[str, Path], columns: Optional[Mapping[str, str]] = No
 def iter_table(
     path: Union[str, Path], columns: Optional[Mapping[str, str]] = None, streaming: bool = False
 ) -> Iterator[Record]:
-    """Records of one .jsonl, .json (both also with .gz) or .parquet file, a record a row.
+    """Yields the records of one .jsonl, .json (both also with .gz) or .parquet file, a record a row.
 
     Args:
         path: The file. Its columns are the fields of `Record`: task, instruction, input and targets (a text or a list
             of texts), and if present group, demonstrations (a list of [input, output]) and options.
-        columns: The file's name for a column of ours where it has another, as `{"targets": "answer"}`.
-        streaming: Whether parquet is read piece by piece; JSON lines are in any case.
+        columns: The file's column for a field of another name, as `{"targets": "answer"}`.
+        streaming: Whether parquet is read piece by piece; JSON lines always are.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -90,7 +90,7 @@ def iter_table(
 
 
 def read_tables(paths: Mapping[str, Union[str, Path]], columns: Optional[Mapping[str, str]] = None) -> Splits:
-    """Splits from one file each, as `{"train": path, "unseen": path}`; see `read_table`."""
+    """Reads splits from one file each, as `{"train": path, "unseen": path}`; see `read_table`."""
     return {name: read_table(path, columns) for name, path in paths.items()}
 
 
@@ -99,12 +99,12 @@ def read_folder(
     columns: Optional[Mapping[str, str]] = None,
     stream: Optional[Callable[..., RecordStream]] = None,
 ) -> Splits:
-    """Splits from the files of a folder, each called as its split; see `iter_table`.
+    """Reads splits from the files of a folder, each named after its split; see `iter_table`.
 
     Args:
         folder: Holds train.jsonl (or another of those kinds), and a file for each other split.
         columns: As for `iter_table`.
-        stream: Makes a stream of the train split, whose records are then not read at once.
+        stream: Makes a stream of the train split, instead of reading all of its records.
 
     Raises:
         FileNotFoundError: if there is no file for the train split.
@@ -156,7 +156,7 @@ def write_table(records: Iterable[Record], path: Union[str, Path]) -> None:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        # newline: a line ends in a line feed alone, not at what else stands for one within a text
+        # newline: a line feed alone ends a line, not the other line separators that a text may contain
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             if _is_list(file):
                 try:
@@ -177,7 +177,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _is_list(file) -> bool:
-    """Whether the first thing in it opens a list; the file stands at its beginning afterwards."""
+    """Tells whether a file's first character, white space aside, opens a list; rewinds the file."""
     first = " "
     while first and first.isspace():
         first = file.read(1)

@@ -11,7 +11,7 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 
 
 def read_text(path: Union[str, Path]) -> list[str]:
-    """Passages of a file, or of all such files of a folder in the order of their names.
+    """Reads the passages of a file, or of all such files of a folder in the order of their names.
 
     Args:
         path: A .txt file with a passage a line, or a .jsonl or .jsonl.gz file with the field `text`.
@@ -40,8 +40,8 @@ def cut_passage(
 ) -> tuple[list[int], list[int], list[int]]:
     """Cuts a passage at random into a, b, c for eq. 3: a for the hypernetwork, b for the LM, c to be predicted.
 
-    A passage longer than `max_length` gives a random window of that length first. All pairs of cut points that leave
-    every part long enough are equally likely, as if two points were drawn independently until they fit.
+    A passage longer than `max_length` is first cut to a random window of that length. All pairs of cut points that
+    leave every part long enough are equally likely, as if two points were drawn independently until they fit.
 
     Args:
         ids: Token ids.

@@ -12,10 +12,10 @@ _CHARACTERS = 10_000_000  # more text makes it slower, not better
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A unigram vocabulary of at most `vocab_size` pieces, as a tokenizer that marks beginning and end of a text.
+    """Trains a unigram vocabulary of at most `vocab_size` pieces, for a tokenizer that marks both ends of a text.
 
-    Texts are taken as they are (no Unicode normalisation, blanks and line ends count as one blank); of very much text,
-    every second, third, … is read. The same texts give the same vocabulary.
+    Texts are not normalised, but for runs of white space, which become one blank. Of very much text, only every
+    second, third, … one is read. The same texts give the same vocabulary.
 
     Raises:
         ValueError: if the texts do not hold enough for a vocabulary of even the smallest size.

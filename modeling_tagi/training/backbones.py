@@ -1,4 +1,4 @@
-"""The config of the backbone that a run starts from: the named one's, or what is made from scratch."""
+"""The backbone that a run starts from: a pretrained one by its name, or one made from scratch."""
 
 import difflib
 import inspect
@@ -19,7 +19,7 @@ from transformers import (
 from ..common.randomness import derived_seed
 from .setting_fields import RunSettings
 
-# Known to every config, or to those written by earlier versions, beside the fields of its class.
+# Fields beyond those of its class that every config knows, or that earlier versions wrote.
 _OF_EVERY_CONFIG = {
     "attn_implementation", "bos_token_id", "decoder_start_token_id", "dtype", "eos_token_id", "forced_eos_token_id",
     "is_encoder_decoder", "model_type", "pad_token_id", "rope_scaling", "rope_theta", "tie_word_embeddings",
@@ -28,11 +28,11 @@ _OF_EVERY_CONFIG = {
 
 
 def backbone_config(settings: RunSettings, vocab_size: int) -> PretrainedConfig:
-    """The config of the backbone: the named one's, or what is made from scratch.
+    """Returns the config of the run's backbone: the named model's, or one made from the fields in the settings.
 
     Raises:
-        FileNotFoundError: if the named one is not to be had.
-        ValueError: if the named one is none, there is neither a name nor a `model_type`, or a field is wrong.
+        FileNotFoundError: if the named model cannot be found.
+        ValueError: if the named model cannot be used, there is neither a name nor a `model_type`, or a field is wrong.
     """
     backbone = settings.backbone
     if backbone.name is not None:
@@ -45,7 +45,7 @@ def backbone_config(settings: RunSettings, vocab_size: int) -> PretrainedConfig:
 
 
 def load_backbone_to_train(settings: RunSettings, source: str, revision: Optional[str], vocab_size: int) -> nn.Module:
-    """Returns the backbone at `source` in fp32; one from scratch, of which there is a vocabulary alone, is made."""
+    """Loads the backbone at `source` in fp32, or initialises one from scratch if `source` has a vocabulary alone."""
     set_seed(derived_seed(settings.seed, "backbone", "weights"))
     if settings.backbone.name is not None or (Path(source) / "config.json").is_file():
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
@@ -59,7 +59,7 @@ def load_backbone_to_train(settings: RunSettings, source: str, revision: Optiona
 
 
 def made_config(fields: dict, section: str = "config") -> PretrainedConfig:
-    """A backbone's config from its fields, `model_type` among them.
+    """Builds a backbone's config from its fields, which include `model_type`.
 
     Raises:
         ValueError: for an unknown family or field, or a value that is not allowed.
@@ -72,7 +72,7 @@ def made_config(fields: dict, section: str = "config") -> PretrainedConfig:
     _require_known(CONFIG_MAPPING[kind], fields, f"backbone.{section}")
     try:
         config = AutoConfig.for_model(**{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, **fields})
-    except Exception as error:  # configs check their fields each in its own way
+    except Exception as error:  # each family's config raises errors of its own
         raise ValueError(f"backbone.{section} is not one of {kind!r}: {' '.join(str(error).split())}") from error
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = 0
@@ -113,7 +113,7 @@ def _require_known(kind: type, fields: dict[str, Any], section: str):
     """Refuses fields that the config's class does not have, and sizes that no model has."""
     try:
         defaults = vars(kind())
-    except Exception:  # a class that is nothing without its parts
+    except Exception:  # a class that needs the configs of its parts
         return
     known = {name for name in defaults if not name.startswith("_")} | {*kind.attribute_map, *_OF_EVERY_CONFIG}
     known |= {name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")}

@@ -1,7 +1,7 @@
-"""Whether there is enough to draw a batch from."""
+"""A check that there is enough data to draw a batch from."""
 
-# Small tasks have a record several times in a batch; where even the largest would, more than so often, or in batches
-# larger than these, the batch is a mistake.
+# A small task may have a record in a batch several times. If even the largest task would, more than `_REPEATS` times
+# and in a batch of more than `_SMALL` records, the size of the batch is taken for a mistake.
 _REPEATS, _SMALL = 4, 16
 
 
@@ -9,10 +9,10 @@ def require_drawn(field: str, number: int, there: int, said: str):
     """Refuses a batch of `number` records, or passages, where there are far fewer.
 
     Args:
-        field: Of the settings.
+        field: Name of the setting.
         number: Its value.
-        there: How many there are.
-        said: Says so, with `{}` for the number.
+        there: How many records or passages there are.
+        said: The part of the message that says so, with `{}` for the number.
 
     Raises:
         ValueError: naming the field and what is allowed.

@@ -10,11 +10,11 @@ from .sharding import fsdp
 
 
 class NotFinite(ValueError):
-    """Training met a loss or a weight that is not finite."""
+    """Reports a loss or a weight that is not finite."""
 
 
 class FiniteWeights(TrainerCallback):
-    """Stops training behind the first step that leaves a weight not finite, before anything of it is saved."""
+    """Stops training after the first step that makes a weight infinite or NaN, before that weight is saved."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         name = not_finite((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)

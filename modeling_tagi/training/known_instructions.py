@@ -1,4 +1,4 @@
-"""The index of training instructions that a checkpoint carries: what they are like, and from where on one is far."""
+"""The index of training instructions in a checkpoint, by which it tells how far a new instruction is from them."""
 
 from typing import Optional, Sequence
 
@@ -11,7 +11,7 @@ from ..modeling_tagi import TagiModel
 from ..tokens import Tokens, instruction_text
 
 TASK_QUANTILE, GROUP_QUANTILE = 0.99, 0.75
-FEWEST = 5  # instructions behind a vector where none is to be published
+FEWEST = 5  # instructions that a vector averages, if none may be published
 _ROUNDS = 10  # of Lloyd's algorithm
 
 
@@ -20,11 +20,11 @@ def index_instructions(
 ) -> Optional[InstructionIndex]:
     """Makes an index of the train split's instructions, or of groups of them.
 
-    What is far is found by leaving out what is known: it is farther from the nearest than 99 % of the instructions
-    are when their task is left out, and than 75 % of them are when their whole group is.
+    The index says from which distance on an instruction is far: if it is farther from the nearest vector than 99 % of
+    the training instructions are with their own task left out, and than 75 % of them with their whole group left out.
 
     Args:
-        most: Vectors kept at most: instructions spread over all of them, or a tenth as many groups.
+        most: Most vectors in the index, for instructions that lie far apart; of groups there are a tenth as many.
         publish: Whether the index holds instructions: their texts, and a vector of each. If not, it holds means over
             groups of at least `FEWEST` instructions (over all, where there are fewer).
 
@@ -60,10 +60,10 @@ def index_instructions(
 
 
 def grouped(vectors: Tensor, most: int) -> Tensor:
-    """Puts like instructions together (k-means, from groups that start far apart).
+    """Clusters the instructions' vectors (k-means, from starting points that lie far apart).
 
     Returns:
-        `[instructions]`, the number of each one's group: of at most `most` groups, each of at least `FEWEST`, or one.
+        `[instructions]`, the group of each: at most `most` groups of at least `FEWEST` instructions, or one group.
     """
     means = vectors[spread_rows(vectors, max(1, min(most, len(vectors) // (2 * FEWEST))))]
     for _ in range(_ROUNDS):
@@ -76,12 +76,12 @@ def grouped(vectors: Tensor, most: int) -> Tensor:
 
 
 def _nearest(vectors: Tensor, means: Tensor) -> Tensor:
-    """`[instructions]`, the number of the nearest mean, of those that are nearest to any."""
+    """Returns `[instructions]`, the number of the nearest mean; means that are nearest to none are not counted."""
     return torch.cdist(vectors, means).argmin(1).unique(return_inverse=True)[1]
 
 
 def _means(vectors: Tensor, members: Tensor) -> Tensor:
-    """`[groups, d_model]`, the mean of the vectors of each group that has any; -1 is in none."""
+    """Returns `[groups, d_model]`, the mean vector of each group that is not empty; a member of -1 is in no group."""
     inside = members >= 0
     _, numbers = members[inside].unique(return_inverse=True)
     sums = vectors.new_zeros(int(numbers.max()) + 1, vectors.shape[1]).index_add(0, numbers, vectors[inside])
@@ -89,7 +89,10 @@ def _means(vectors: Tensor, members: Tensor) -> Tensor:
 
 
 def _left_out_distances(vectors: Tensor, members: Tensor, units: list[str]) -> Tensor:
-    """Of each instruction to the nearest mean of a group without its own unit's instructions; those that have one."""
+    """Returns the distance of each instruction to the nearest group mean, taken without its own unit's instructions.
+
+    An instruction is left out if no group remains without its unit.
+    """
     numbers = {unit: number for number, unit in enumerate(dict.fromkeys(units))}
     unit = torch.tensor([numbers[name] for name in units])
     groups, inside = int(members.max()) + 1, members >= 0
@@ -107,7 +110,7 @@ def _left_out_distances(vectors: Tensor, members: Tensor, units: list[str]) -> T
 
 
 def spread_rows(rows: Tensor, most: int) -> list[int]:
-    """Numbers of at most `most` rows that lie far apart, in order: each time the one farthest from those chosen."""
+    """Returns the sorted numbers of at most `most` rows that lie far apart, each the farthest from those before it."""
     if len(rows) <= most:
         return list(range(len(rows)))
     chosen = [0]

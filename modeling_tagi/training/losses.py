@@ -21,12 +21,12 @@ Factors = Mapping[str, Tensor]
 
 
 class TopK(NamedTuple):
-    """What is kept of a distribution over a vocabulary: the likeliest tokens, and the probability of all others.
+    """Holds the likeliest tokens of a distribution over a vocabulary, and the probability of all others together.
 
     Args:
         values: `[tokens, k]`, log-probabilities.
-        tokens: `[tokens, k]`, whose they are.
-        rest: `[tokens]`, the log of what the others sum to.
+        tokens: `[tokens, k]`, the ids that these belong to.
+        rest: `[tokens]`, the log of the probability of all other ids.
     """
 
     values: Tensor
@@ -35,19 +35,19 @@ class TopK(NamedTuple):
 
 
 def top_k(logits: Tensor, k: int, temperature: float = 1.0) -> TopK:
-    """Of `logits [tokens, vocab]` at a temperature; another one's cannot be had from it, since that needs the rest."""
+    """Returns the `TopK` of `logits [tokens, vocab]` at a temperature; that of another needs the logits again."""
     log_p = F.log_softmax(logits.float() / temperature, -1)
     values, tokens = log_p.topk(min(k, log_p.shape[-1]))
     return TopK(values, tokens.int(), _rest(log_p, tokens))
 
 
 def _rest(log_p: Tensor, tokens: Tensor) -> Tensor:
-    """Log-sum over the vocabulary without `tokens`; 1 less their sum would be a difference of near numbers."""
+    """Returns the log-sum over the vocabulary without `tokens`; 1 less their sum would lose precision."""
     return log_p.scatter(-1, tokens, -torch.inf).logsumexp(-1)
 
 
 def target_logits(logits: Tensor, labels: Tensor, is_encoder_decoder: bool) -> Tensor:
-    """The logits that predict target tokens, in order.
+    """Returns the logits that predict target tokens, in order.
 
     Args:
         logits: `[batch, seq, vocab]`.
@@ -60,7 +60,7 @@ def target_logits(logits: Tensor, labels: Tensor, is_encoder_decoder: bool) -> T
 
 
 def predicting(labels: Tensor, is_encoder_decoder: bool) -> Tensor:
-    """Where in `[batch, seq]` a target is predicted: at its own place, or by a causal model at the place before."""
+    """Returns a mask `[batch, seq]` of where targets are predicted: in place or, by causal models, one before."""
     targets = labels != -100
     return targets if is_encoder_decoder else F.pad(targets[:, 1:], (0, 1))
 
@@ -71,7 +71,7 @@ def distillation_loss(
     temperature: float = 1.0,
     num_items: Optional[Union[int, Tensor]] = None,
 ) -> Tensor:
-    """L_kl (eq. 5): `T² KL(teacher ‖ student)` at temperature T, so that its gradient's scale does not depend on T.
+    """Returns L_kl (eq. 5), `T² KL(teacher ‖ student)` at temperature T; T² keeps the scale of gradients for any T.
 
     Args:
         student: `[tokens, vocab]`, logits of target tokens; see `target_logits`.
@@ -84,7 +84,7 @@ def distillation_loss(
         Scalar, fp32. The teacher gets no gradient.
 
     Raises:
-        ValueError: if the two are not of as many tokens or, with logits, not of one vocabulary.
+        ValueError: if student and teacher differ in their number of tokens or, with logits, in their vocabulary.
     """
     theirs = teacher.values if isinstance(teacher, TopK) else teacher
     if len(student) != len(theirs) or theirs is teacher and student.shape != teacher.shape:
@@ -108,9 +108,9 @@ def distillation_loss(
 def alignment_factors(
     a: Factors, b: Factors, scaling: float, teacher_a: Factors, teacher_b: Factors, teacher_scaling: float
 ) -> Tensor:
-    """L_ins (eq. 6) as the paper has it: mean squared error of the generated factors, A with A and B with B.
+    """Returns L_ins (eq. 6) as in the paper: the mean squared error of the generated factors, A with A and B with B.
 
-    The scale goes half to A and half to B, so that two adapters with different scales are compared by what they do.
+    A and B are each multiplied by the square root of the scale, so that adapters of different scales can be compared.
 
     Returns:
         Scalar, the mean over all numbers of all factors.
@@ -126,10 +126,11 @@ def alignment_factors(
 def alignment_delta(
     a: Factors, b: Factors, scaling: float, teacher_a: Factors, teacher_b: Factors, teacher_scaling: float
 ) -> Tensor:
-    """L_ins on the updates themselves, `‖ΔW - ΔW'‖² / ‖ΔW'‖²`, mean over tasks and modules.
+    """Returns L_ins on the updates themselves, `‖ΔW - ΔW'‖² / ‖ΔW'‖²`, as a mean over tasks and modules.
 
-    Blind to the rotations that leave B A as it is. From rank × rank products: `‖B A‖² = tr((BᵀB)(A Aᵀ))`, so no
-    ΔW is ever formed. Relative to the teacher's norm, since a ΔW has d_in × d_out tiny numbers.
+    Rotations of the factors that leave B A unchanged do not change it. It is computed from rank × rank products,
+    `‖B A‖² = tr((BᵀB)(A Aᵀ))`, so no ΔW is ever formed. It is relative to the teacher's norm, since a ΔW has
+    d_in × d_out tiny numbers.
 
     Returns:
         Scalar; 0 for equal updates, 1 for a ΔW of zero.
@@ -146,11 +147,11 @@ def alignment_delta(
 
 
 def alignment_weight(loss: Tensor, weight: Union[str, float]) -> Tensor:
-    """λ2: a constant, or the paper's `sigmoid(L_ins)`.
+    """Returns λ2: a constant, or the paper's `sigmoid(L_ins)`.
 
     Args:
         loss: L_ins.
-        weight: A number; `"sigmoid"`, the weight being part of the gradient; or `"sigmoid_detached"`, a weight only.
+        weight: A number; `"sigmoid"`, through which gradients flow; or `"sigmoid_detached"`, through which none do.
 
     Raises:
         ValueError: for another text.
@@ -164,8 +165,8 @@ def alignment_weight(loss: Tensor, weight: Union[str, float]) -> Tensor:
     return torch.as_tensor(float(weight), device=loss.device)
 
 
-# L_ins by its name in `finetuning.alignment`; `None` leaves it out. A new one is a function of the generated factors,
-# their scale, the teacher's factors and their scale, and a line here.
+# L_ins by its name in `finetuning.alignment`; `None` leaves it out. To add one, write a function of the generated
+# factors, their scale, the teacher's factors and their scale, and add a line here.
 ALIGNMENTS: dict[str, Optional[Callable[..., Tensor]]] = {
     "factors": alignment_factors,
     "delta": alignment_delta,
@@ -174,11 +175,11 @@ ALIGNMENTS: dict[str, Optional[Callable[..., Tensor]]] = {
 
 
 def update_norm(outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Tensor:
-    """Returns `‖ΔW‖²` of the generated updates, mean over tasks and modules; it keeps them small.
+    """Returns `‖ΔW‖²` of the generated updates, as a mean over tasks and modules; as a loss, it keeps them small.
 
     Args:
-        outputs: The model's, with the `adapter` that it generated.
-        inputs: Of the batch; not used.
+        outputs: The model's outputs, with the `adapter` that it generated.
+        inputs: The batch; not used.
     """
     adapter, norms = outputs["adapter"], []
     for path, a in adapter.lora_a.items():
@@ -187,8 +188,8 @@ def update_norm(outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Ten
     return torch.stack(norms).mean()
 
 
-# Further terms of the objective, by their names in `finetuning.losses`, which gives their weights. A new one is a
-# function of what the model returns for a batch and of the batch, a mean over it, and a line here.
+# Further terms of the objective, by their names in `finetuning.losses`, which gives their weights. To add one,
+# write a function of the model's outputs for a batch and of the batch that returns a mean, and add a line here.
 LOSSES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Tensor]] = {
     "update_norm": update_norm,
 }

@@ -13,7 +13,7 @@ _NO_GENERATOR = {
     "finetuning.train": "all",
 }
 
-# What each sets in a run's settings; everything else is as the run has it for TAGI.
+# The fields of a run's settings that each method sets; all others stay as the run has them for TAGI.
 METHODS: dict[str, dict] = {
     "tagi": {},
     # baselines

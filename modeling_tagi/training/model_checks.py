@@ -1,4 +1,4 @@
-"""What a run refuses before its first step, now that its tokenizer and its data are there."""
+"""Checks before a run's first step that need its tokenizer and its data."""
 
 import os
 from typing import Sequence
@@ -15,8 +15,10 @@ from .stages import STAGES
 
 
 def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]], text: Sequence[str] = ()):
-    """Refuses what a stage would refuse late: a model that cannot be built, instructions that it cannot read whole,
-    and what each stage's `require` refuses.
+    """Refuses a run that would fail at a later stage.
+
+    It would if the model cannot be built, if instructions are longer than the model reads, or if a stage's `require`
+    refuses it.
 
     Raises:
         ValueError: naming the field, or the longest instruction.

@@ -1,4 +1,4 @@
-"""What finetuning minimises: the paper's three losses with their weights, and further terms by name."""
+"""The loss that finetuning minimises: the paper's three terms with their weights, and further terms by name."""
 
 from dataclasses import dataclass, fields
 from typing import Optional
@@ -11,7 +11,7 @@ from .setting_fields import ObjectiveSettings
 
 @dataclass
 class Objective(ObjectiveSettings):
-    """Holds the weights of the losses, checked.
+    """Holds the weights of the losses, and refuses names and weights that are not allowed.
 
     Raises:
         ValueError: for an unknown name, or a temperature that is not above 0.
@@ -35,7 +35,7 @@ class Objective(ObjectiveSettings):
         return cls(**{one.name: getattr(settings, one.name) for one in fields(ObjectiveSettings)})
 
     def lasts(self, steps: int) -> bool:
-        """Returns whether something is minimised in the last of `steps`."""
+        """Tells whether some loss still has a weight in the last of `steps`, as training needs one to the end."""
         def to_the_end(falls_over: Optional[int]) -> bool:
             return falls_over is None or falls_over >= steps
 

@@ -12,13 +12,12 @@ FOLDER = next((x for x in (_PACKAGE / "hub_configs", _PACKAGE.parent / "hub_conf
 
 
 def recipes() -> list[str]:
-    """The names of the recipes for single runs."""
+    """Returns the names of the recipes for single runs."""
     return sorted(file.stem for file in FOLDER.glob("*.yaml")) if FOLDER is not None else []
 
 
 def recipe_file(name: str) -> Path:
-    """Returns the YAML file of that name; or else the recipe of that name that comes along, such as `quickstart` or
-    `studies/builtin`.
+    """Returns the path of a YAML file, or else of the recipe of that name, such as `quickstart` or `studies/builtin`.
 
     Raises:
         FileNotFoundError: if there is neither.
@@ -39,7 +38,7 @@ def recipe_fields(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
     """Returns the nested fields of a run's YAML file and of its `base`, with overrides given as texts.
 
     Raises:
-        FileNotFoundError: if there is no such file, or not the one that it builds on.
+        FileNotFoundError: if the file, or its `base`, is missing.
         ValueError: if it is a study's, or something cannot be read.
     """
     values = read_recipe(path)
@@ -49,10 +48,10 @@ def recipe_fields(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
 
 
 def with_overrides(values: dict, overrides: Optional[dict[str, Any]] = None) -> dict:
-    """Returns nested fields with values for fields by dotted name; `"method"` among them comes first.
+    """Returns a copy of nested fields with overrides by dotted name, of which `"method"` is applied first.
 
     Raises:
-        ValueError: for an unknown method, or a field below one that has none.
+        ValueError: for an unknown method, or a dotted name that goes into a field without fields of its own.
     """
     values, overrides = copy.deepcopy(values), dict(overrides or {})
     method = overrides.pop("method", None)

@@ -1,4 +1,4 @@
-"""A run's folder: what is done, what is under way, how long it took."""
+"""A run's folder: which stages are done or begun, from which settings and data, and how long they took."""
 
 import dataclasses
 import json
@@ -20,23 +20,23 @@ from .setting_fields import RENAMED, RunSettings
 SETTINGS_FILE = "settings.yaml"
 DONE_FILE = "done.json"
 BANK_FOLDER = "task_adapters"
-# May differ when a run is taken up again: they do not change what was trained.
+# Fields that may differ when a run resumes, since they do not change what was trained.
 FREE_FIELDS = (
     "output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every", "publish_instructions",
 )  # fmt: skip
 
 
 class Run:
-    """The folder of one run.
+    """Manages the folder of one run, and refuses one that holds stages of other settings or data.
 
     Args:
-        settings: What the run is.
-        stages: Names of the stages, in order, for the progress it shows.
-        records, text: What it trains on; `None` leaves unchecked whether stages were trained on the same.
+        settings: The run's settings.
+        stages: Names of the stages, in order, to show progress.
+        records, text: The training data; with `None`, the data that earlier stages were trained on is not checked.
 
     Raises:
-        ValueError: if the folder holds something else, or a stage that was made with other settings or of other
-            data. What a stage that has not begun, or has saved nothing yet, was to be made with may change.
+        ValueError: if the folder holds something else, or a stage with other settings or data. The settings and data
+            of a stage that has saved nothing yet may change.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class Run:
             write_text(self.folder / SETTINGS_FILE, yaml.safe_dump(self._values, sort_keys=False))
 
     def stage(self, name: str, **before: Union[str, Path, dict, None]) -> "Stage":
-        """One of the run's stages.
+        """Returns one of the run's stages.
 
         Args:
-            name: Of the stage.
-            before: What it reads of what earlier stages left, by what that is: a folder, a repository's name, or
-                several of them by name.
+            name: The stage's name.
+            before: The results of earlier stages that it reads, each by a description: a folder, a repository's
+                name, or several of them by name.
 
         Raises:
-            ValueError: if it has begun, with something else.
+            ValueError: if the stage has begun with another of these.
         """
         number = self.stages.index(name) + 1 if name in self.stages else 0
         stage = Stage(name, self.folder / "stages" / name, number, len(self.stages))
@@ -85,11 +85,11 @@ class Run:
         return stage
 
     def has_begun(self, name: str) -> bool:
-        """Whether there is something of a stage that would be lost if it were done again."""
+        """Tells whether a stage has saved something that doing it again would lose."""
         return has_begun(self.folder, name)
 
     def again(self, name: str) -> str:
-        """Says how to do a stage again: its folders, deleted, are made anew by the same command."""
+        """Returns how to do a stage again, for a message: the same command makes its folders anew, once deleted."""
         return f"delete {self._folders(name)} to do that stage again"
 
     def _key(self, name: str) -> dict:
@@ -105,7 +105,7 @@ class Run:
         return " and ".join([*adapters, str(self.folder / "stages" / name)])
 
     def _from(self, name: str) -> str:
-        """The folders of a stage and of those after it."""
+        """Returns the folders of a stage and of those after it, for a message."""
         later = keys.STAGES[keys.STAGES.index(name):]
         return " and ".join(self._folders(other) for other in later if other == name or self.has_begun(other))
 
@@ -141,14 +141,14 @@ class Run:
 
 
 def has_begun(run: Path, stage: str) -> bool:
-    """Whether a run's folder holds something of a stage that would be lost if it were done again."""
+    """Tells whether a stage has saved something in a run's folder that doing it again would lose."""
     folder, bank = run / "stages" / stage, run / BANK_FOLDER
     adapters = stage == "task_adapters" and any(bank.glob("index*.json*"))
     return (folder / DONE_FILE).is_file() or adapters or any(folder.glob("checkpoints/*/checkpoint-*/complete"))
 
 
 def _settings_before(folder: Path) -> dict:
-    """The settings that a folder's run was last started with; nothing if it does not say."""
+    """Returns the settings that a folder's run was last started with; an empty dict if none were written."""
     file = folder / SETTINGS_FILE
     if not file.is_file():
         return {}
@@ -157,19 +157,19 @@ def _settings_before(folder: Path) -> dict:
 
 
 def _differences(made: dict, now: dict) -> str:
-    """What was something else, the first six of it; nothing if all is the same."""
+    """Returns a text of the first six fields that differ, with both values; an empty text if none do."""
     changed = [k for k in {**made, **now} if made.get(k) != now.get(k)]
     named = [f"{k} was {made.get(k)!r}, is now {now.get(k)!r}" for k in changed[:6]]
     return "; ".join(named + ([f"{len(changed) - 6} more differ"] if len(changed) > 6 else []))
 
 
 class Stage:
-    """One part of a run, done once.
+    """Tracks the progress of one part of a run, which is done once.
 
     Args:
-        name: Of the stage.
-        folder: Where its checkpoints and its result are.
-        number, of: Which stage it is of how many.
+        name: The stage's name.
+        folder: The folder of its checkpoints and its result.
+        number, of: Which stage of how many it is.
     """
 
     def __init__(self, name: str, folder: Path, number: int, of: int):
@@ -180,11 +180,11 @@ class Stage:
 
     @property
     def facts(self) -> Optional[dict]:
-        """What was recorded when the stage was done; `None` if it is not."""
+        """Returns what was recorded when the stage was done; `None` if it is not done."""
         return self._read_json(DONE_FILE)
 
     def made_of(self) -> Optional[dict]:
-        """What the stage was begun with; `None` if it does not say."""
+        """Returns the settings and data that the stage was begun with; `None` if none were written."""
         return self._read_json(keys.KEY_FILE)
 
     def _read_json(self, name: str) -> Optional[dict]:
@@ -195,7 +195,7 @@ class Stage:
             return dict(json.loads(file.read_text(encoding="utf-8")))
 
     def start(self, anew: bool = False):
-        """Says what begins, and starts the clock; `anew` for what is never taken up half-way."""
+        """Prints that the stage starts or goes on, and starts its clock, from 0 if the work begins `anew`."""
         say(f"{self.label}: {'goes on' if self.folder.exists() else 'starts'}")
         wait()  # until all know that it is not done
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -209,14 +209,14 @@ class Stage:
         self._started = time.monotonic()
 
     def tick(self) -> float:
-        """Seconds worked on the stage, over all attempts; remembered."""
+        """Saves and returns the seconds worked on the stage, over all attempts."""
         seconds = self._before + time.monotonic() - self._started
         if is_main():
             write_text(self.folder / "seconds.json", json.dumps(seconds))
         return seconds
 
     def finish(self, result: str = "", **facts):
-        """Records that the stage is done, and says so with its `result`, or else with the loss at its end."""
+        """Marks the stage as done, and prints that with its `result`, or else with its final loss."""
         facts = {"seconds": round(self.tick(), 1), **facts}
         if is_main():
             write_text(self.folder / DONE_FILE, json.dumps(facts, indent=2) + "\n")

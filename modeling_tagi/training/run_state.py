@@ -1,4 +1,4 @@
-"""What the stages of a run hand on to each other."""
+"""The state that the stages of a run pass on to each other."""
 
 from pathlib import Path
 from typing import Callable, Optional, Sequence
@@ -18,18 +18,18 @@ from .tokenizer import keep_tokenizer
 
 
 class RunState:
-    """Holds what a run has so far: each stage reads it, and leaves there what it has made.
+    """Holds the results of a run's stages so far: each stage reads from it, and adds its own.
 
     Args:
         run: The run's folder and settings.
-        tokenizer: Of the run's models.
-        train, text: What it trains on.
+        tokenizer: The tokenizer of the run's models.
+        train, text: The training records and the passages of text.
 
     Attributes:
-        backbone, revision: The backbone as taught so far, as a name or folder and a revision; from scratch, the folder
-            of the vocabulary before there is a model.
+        backbone, revision: The backbone as trained so far: a name or folder, and a revision. For one from scratch, the
+            folder of the vocabulary until there is a model.
         bank: The task adapters; `None` before they are tuned, or where there are none.
-        scores: Scores of the model, taken every `evaluation.every` steps of finetuning; `None` takes none.
+        scores: Returns the scores of a model, every `evaluation.every` steps of finetuning; `None` takes none.
         push: Called with the model and the step every `push_every` steps of finetuning; `None` pushes nothing.
     """
 
@@ -45,7 +45,7 @@ class RunState:
 
     @property
     def model(self) -> TagiModel:
-        """The model as trained so far; who asks first gets a fresh generator on the taught backbone."""
+        """Returns the model as trained so far; the first access makes a fresh generator on the trained backbone."""
         if self._model is None:
             self._model = start_model(self.run, self.backbone, self.revision)
         return self._model
@@ -61,12 +61,12 @@ class RunState:
 
     @property
     def tokens(self) -> Tokens:
-        """How the model reads the run's texts."""
+        """Returns the `Tokens` that turn the run's texts into the model's inputs."""
         return read_tokens(self.run, self.tokenizer, self.model.config)
 
 
 def start_model(run: Run, backbone: str, revision: Optional[str]) -> TagiModel:
-    """Returns a fresh generator on the taught backbone."""
+    """Returns a model with a fresh generator on the backbone as trained so far."""
     set_seed(derived_seed(run.settings.seed, "generator", "weights"))
 
     def made() -> TagiModel:
@@ -75,12 +75,12 @@ def start_model(run: Run, backbone: str, revision: Optional[str]) -> TagiModel:
     folder = Path(backbone)
     if folder.parent.parent != run.folder / "stages":
         return made()
-    with reading(folder, run.again(folder.parent.name)):  # of the run's own
+    with reading(folder, run.again(folder.parent.name)):  # a result of this run
         return require_finite(made())
 
 
 def read_tokens(run: Run, tokenizer, config: PretrainedConfig) -> Tokens:
-    """Returns how the run's models, whose config (or whose backbone's) is `config`, read its texts."""
+    """Returns the `Tokens` for the run's texts and a model, whose config (or whose backbone's) is `config`."""
     settings = run.settings
     return Tokens.of(
         tokenizer, config, settings.max_input_length, settings.max_target_length, settings.tagi.get("input_format")

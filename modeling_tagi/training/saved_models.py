@@ -1,4 +1,4 @@
-"""The models that stages save, and read again: whole files, finite weights, the backbone's own name."""
+"""Saves and reads the models of stages, and refuses damaged files and weights that are not finite."""
 
 import json
 from pathlib import Path
@@ -25,9 +25,9 @@ def read_model(folder: Path, mend: str, before: TagiConfig) -> TagiModel:
     """Reads a model that a stage has saved.
 
     Args:
-        folder: Where it is.
-        mend: What to do if it is damaged.
-        before: Says what its backbone is called: a checkpoint does not name folders.
+        folder: The model's folder.
+        mend: What to do if it is damaged, for the message.
+        before: The config with the name of its backbone, since a checkpoint does not name folders.
 
     Raises:
         ValueError: if it is damaged, or a weight is not finite.
@@ -49,7 +49,7 @@ def require_finite(model: TagiModel) -> TagiModel:
 
 
 def require_whole(folder: Path, mend: str):
-    """Refuses a folder of weights of which a file is missing, cut off or no safetensors; reads their headers alone."""
+    """Refuses a folder of weights with a missing, truncated or invalid safetensors file; it reads only the headers."""
     with reading(folder, mend):
         files = set(folder.glob("*.safetensors"))
         for index in folder.glob("*.safetensors.index.json"):

@@ -1,4 +1,4 @@
-"""What a run's settings must be, each by itself and together, as far as that can be told without its data."""
+"""Checks of a run's settings, each by itself and together, that do not need its data."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from .losses import ALIGNMENTS
 from .objective import Objective
 
 MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
-# Schedules by how well evaluation goes, which no stage runs: the learning rate would never change.
+# Schedules that follow the scores of an evaluation, which no stage has: the learning rate would never change.
 _UNFED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 _NAMED_VALUES = {
     "finetuning.train": TRAINABLE,
@@ -35,21 +35,21 @@ _RANGES = {
         (1, None),
     ),
     "max_target_length": (2, None),  # a token, and the one that ends it
-    "max_length": (3, None),  # of a, b and c
-    "vocab_size": (8, 2**31 - 1),  # four are special; SentencePiece's most
+    "max_length": (3, None),  # a token each for a, b and c
+    "vocab_size": (8, 2**31 - 1),  # four are special; the most is SentencePiece's
     "seed": (0, _MOST_SEED),
     "learning_rate": (0, 10),
     "embedding_std": (0, 10),
     **dict.fromkeys(("warmup", "weight_decay"), (0, 1)),
     **dict.fromkeys(("max_grad_norm",), (0, None)),
     **dict.fromkeys(("prediction_weight", "distillation_weight", "alignment_weight"), (0, 1000)),
-    "temperature": (None, 1000),  # from where an `Objective` has it
+    "temperature": (None, 1000),  # `Objective` checks the lower bound
 }  # fmt: skip
-_FREE_SECTIONS = ("options", "config", "shape", "tagi", "given", "losses")  # whose fields are not a run's own
+_FREE_SECTIONS = ("options", "config", "shape", "tagi", "given", "losses")  # their fields are defined elsewhere
 
 
 def require_sensible(settings):
-    """Accepts settings that can be trained with, whatever the data.
+    """Refuses settings that no run could be trained with, whatever its data.
 
     Args:
         settings: A `RunSettings`.
@@ -71,7 +71,7 @@ def require_sensible(settings):
 
 
 def _fields(section, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field of the run's own by its dotted name."""
+    """Yields the dotted name and the value of every field that the run itself defines."""
     for field in dataclasses.fields(section):
         value = getattr(section, field.name)
         if dataclasses.is_dataclass(value):

@@ -1,6 +1,6 @@
 """The fields of a run's settings, each with its default, its type and what it means.
 
-Nothing here needs torch, so that a field that is not there, or of the wrong type, is refused at once.
+Nothing here needs torch, so that an unknown field, or one of the wrong type, is refused at once.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Optional, Union
 from ..common.typed import typed
 from ..common.yaml_files import read_yaml
 
-# Dotted names of before, and what to write instead; `None` for what is gone.
+# Former dotted names, and what to write instead; `None` if the field is gone.
 RENAMED = {
     "prompted": "instruction_tuning",
     "data.buffer": "data.streaming (a number of records)",
@@ -28,7 +28,8 @@ RENAMED = {
 
 @dataclass
 class DataSettings:
-    """
+    """Says which data a run reads, and how.
+
     Args:
         source: `builtin` (makes its own tasks), `p3`, `sni` (folders in these layouts), or `tables` (JSON lines or
             parquet).
@@ -53,7 +54,8 @@ class DataSettings:
 
 @dataclass
 class BackboneSettings:
-    """
+    """Describes the backbone that a run starts from: a pretrained one, or one from scratch.
+
     Args:
         name: A repository on the Hub or a folder; `null` to start from scratch.
         revision: The repository's revision.
@@ -74,7 +76,8 @@ class BackboneSettings:
 
 @dataclass
 class StageSettings:
-    """
+    """Configures the optimisation of one stage.
+
     Args:
         steps: Optimizer steps; 0 leaves the stage out.
         learning_rate: At its highest; from 0 to 10.
@@ -100,7 +103,8 @@ class StageSettings:
 
 @dataclass
 class TextSettings(StageSettings):
-    """
+    """Configures a stage that trains on text.
+
     Args:
         batch_size: Passages a batch.
         max_length: Tokens of a, b and c together; the paper's 1024.
@@ -114,7 +118,8 @@ class TextSettings(StageSettings):
 
 @dataclass
 class TaskSettings(StageSettings):
-    """
+    """Configures a stage that trains on tasks.
+
     Args:
         tasks_per_batch: Different tasks in a batch.
         examples_per_task: Examples of each.
@@ -126,7 +131,8 @@ class TaskSettings(StageSettings):
 
 @dataclass
 class AdapterSettings(StageSettings):
-    """
+    """Configures the task adapters: how to tune them, or where to find existing ones.
+
     Args:
         given: Task adapters to use instead of tuning them: a bank, by its folder or its repository on the Hub; or PEFT
             LoRAs of others, as task (or group) to folder or repository, such as
@@ -147,11 +153,11 @@ class AdapterSettings(StageSettings):
     max_grad_norm: float = 0.0
 
     def given_loras(self) -> Optional[dict[str, str]]:
-        """Returns the LoRAs of others that are given, by task or group; `None` for a bank, or where none are given.
+        """Returns folders or repositories of given LoRAs by task or group; `None` if a bank is given, or nothing.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if they are no mapping from names to texts.
+            ValueError: if `given` does not map names to texts.
         """
         found = self.given
         if isinstance(found, str) and Path(found).suffix in (".yaml", ".yml", ".json"):
@@ -171,7 +177,7 @@ class AdapterSettings(StageSettings):
 
 @dataclass
 class ObjectiveSettings:
-    """Weights of `L_pred + λ1 L_kl + λ2 L_ins`; the defaults are the paper's (section 3.2.4, Table 8).
+    """Holds the weights of `L_pred + λ1 L_kl + λ2 L_ins`; the defaults are the paper's (section 3.2.4, Table 8).
 
     Args:
         prediction_weight: Of L_pred.
@@ -196,13 +202,14 @@ class ObjectiveSettings:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether something is learned from task adapters."""
+        """Tells whether the objective learns from task adapters."""
         return self.distillation_weight != 0 or self.alignment != "none"
 
 
 @dataclass
 class FinetuningSettings(ObjectiveSettings, TaskSettings):
-    """
+    """Configures the finetuning of the hypernetwork on tasks.
+
     Args:
         reads: What the model reads of the instruction: its `adapter`; or, for baselines trained on as long, the
             `prompt` (instruction and input in one text) or the `input` alone. Then no adapter is generated or used.
@@ -229,7 +236,8 @@ class FinetuningSettings(ObjectiveSettings, TaskSettings):
 
 @dataclass
 class OracleSettings:
-    """
+    """Configures how the oracle's LoRAs are tuned.
+
     Args:
         steps: Optimizer steps for each LoRA.
         learning_rate: At its highest; it falls in a line.
@@ -243,7 +251,8 @@ class OracleSettings:
 
 @dataclass
 class EvaluationSettings:
-    """
+    """Says what a run is evaluated on, how, and beside which references.
+
     Args:
         splits: Which ones; `null` is all but train. The first is the one that summaries show.
         every: Steps of finetuning between scores on the first of the splits, for the report's plot; 0 is never.
@@ -270,7 +279,7 @@ class EvaluationSettings:
 
 @dataclass
 class RunSettings:
-    """Everything about a run but its name.
+    """Holds everything that defines a run but its name.
 
     Args:
         output_dir: Where it goes; default `outputs/<config name>`.
@@ -319,7 +328,7 @@ class RunSettings:
 
 
 def default_fields(cls=RunSettings) -> dict:
-    """The nested fields of a run, with their defaults."""
+    """Returns the nested fields of a run, with their defaults."""
     found = {}
     for one in dataclasses.fields(cls):
         kind = typing.get_type_hints(cls)[one.name]
@@ -331,7 +340,7 @@ def default_fields(cls=RunSettings) -> dict:
 
 
 def built_settings(cls, values: dict, prefix: str = ""):
-    """Returns a dataclass of settings from nested fields, whose values are not checked beyond their type.
+    """Builds a dataclass of settings from nested fields; only the names and types of these are checked.
 
     Raises:
         ValueError: for an unknown field, or a value of the wrong type; the message names field, value and what is
@@ -360,7 +369,7 @@ def built_settings(cls, values: dict, prefix: str = ""):
 
 
 def _require_name_of_today(name: str):
-    """Refuses a dotted name of before with what it is called now."""
+    """Refuses a former dotted name, and says what it is called now."""
     if name not in RENAMED:
         return
     if RENAMED[name] is None:

@@ -1,4 +1,4 @@
-"""What a run is: one YAML file, with overrides from the command line, checked before anything starts."""
+"""A run's settings from one YAML file and overrides from the command line, checked before anything starts."""
 
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -9,12 +9,12 @@ from .setting_fields import RunSettings, built_settings
 
 
 def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> RunSettings:
-    """Reads a YAML file, with what its `base` says, and applies overrides such as `{"finetuning.steps": "100"}`.
+    """Reads settings from a YAML file and its `base`, and applies overrides such as `{"finetuning.steps": "100"}`.
 
-    An override `"method"` takes that method's settings (see `methods.py`); other overrides come after it.
+    An override `"method"` applies that method's settings (see `methods.py`), before the other overrides.
 
     Raises:
-        FileNotFoundError: if there is no such file, or not the one that it builds on.
+        FileNotFoundError: if the file, or its `base`, is missing.
         ValueError: for an unknown field or a value of the wrong kind; the message names field, value and what is
             allowed.
     """
@@ -25,7 +25,7 @@ def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = 
 
 
 def build_settings(values: dict, overrides: Optional[dict[str, Any]] = None) -> RunSettings:
-    """Returns settings from nested fields, with values for fields by dotted name; `"method"` among them comes first.
+    """Builds and checks settings from nested fields and overrides by dotted name, of which `"method"` comes first.
 
     Raises:
         ValueError: as `load_settings`.

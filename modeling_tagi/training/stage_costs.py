@@ -1,4 +1,4 @@
-"""What a training computes and holds: the sums that each stage declares its work, its memory and its disk with.
+"""The FLOPs and bytes of training, from which each stage declares its work, its memory and its disk space.
 
 FLOPs are those of `TaskFlops`, times the passes that training makes: 3 for what is trained (forward, and twice as much
 backward, for the states and for the weights), 2 for what is frozen but lies behind something trained, 1 for what is
@@ -17,14 +17,14 @@ from .trainable import trained_parameters
 
 
 class RunCosts:
-    """Counts what the stages of a run have in common.
+    """Counts the FLOPs and bytes that the stages of a run have in common.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         formula: The FLOPs of its model, whose `model` holds shapes alone.
-        adapters: Task adapters that are tuned or loaded; `None` if that is not known, and taken for as many as are
-            tuned at once.
-        records: Of the train split; `None` if that is not known, and taken for as many as are drawn.
+        adapters: Number of task adapters that are tuned or loaded; if it is `None` (unknown), those tuned at once
+            are counted.
+        records: Number of records of the train split; if it is `None` (unknown), those drawn are counted.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RunCosts:
         return sum(passes[part] * flops for part, flops in parts.items())
 
     def with_task_adapter(self, lengths: TextLengths, backbone: int, adapter: int) -> float:
-        """Returns the FLOPs of one row that a task adapter's model reads: so many passes through each of the two."""
+        """Returns the FLOPs of a row that a backbone with a task adapter reads; the numbers are of passes through each."""
         read = self.read_with_task_adapter(lengths)
         low_rank = self.formula.low_rank(read, lengths.target, targets_given=True)
         return backbone * self.formula.forward(read, lengths.target, 1) + adapter * low_rank
@@ -81,14 +81,14 @@ class RunCosts:
     # bytes
 
     def backbone_memory(self, stage: StageSettings, batch: Work) -> DeviceMemory:
-        """Returns what training the whole backbone, which alone is held, takes."""
+        """Returns the memory of training the whole backbone, when nothing else is held."""
         backbone = self.model.backbone
         return self._memory(size_of(backbone), list(backbone.parameters()), stage.optimizer, self.activations(batch))
 
     def model_memory(
         self, stage: StageSettings, batch: Work, further: float = 0, logits: int = 3
     ) -> DeviceMemory:
-        """Returns what training the hypernetwork's model takes, beside `further` numbers that are only held.
+        """Returns the memory of training the hypernetwork's model, with `further` numbers that are only held.
 
         Args:
             stage: The stage's settings.
@@ -110,8 +110,10 @@ class RunCosts:
         )
 
     def activations(self, batch: Work, logits: int = 3, checkpointing: Optional[bool] = None) -> float:
-        """Returns roughly what a batch holds, in bytes: what goes into and comes out of every product, the scores of
-        attention, and the logits with their softmax and gradient.
+        """Returns roughly the bytes of a batch's activations.
+
+        They are the inputs and outputs of every product, the scores of attention, and the logits with their softmax
+        and gradient.
 
         Args:
             batch: Its work.

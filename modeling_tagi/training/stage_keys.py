@@ -1,4 +1,4 @@
-"""What a stage was made of: its settings, the data that it read and what the stages before it left."""
+"""Keys of stages: the settings, the data and the results of earlier stages that a stage's result depends on."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from ..data.streams import RecordStream
 KEY_FILE = "made_of.json"
 _ALL = ("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "backbone")
 _TASKS = ("data.streaming",)
-# By stage: the fields (or sections) that its result depends on, whether there are stages before it among them.
+# The fields (or sections) that each stage's result depends on, including whether earlier stages take steps.
 _FIELDS = {
     "text": (*_ALL, "text"),
     "instruction_tuning": (*_ALL, *_TASKS, "instruction_tuning", "text.steps", "tagi.input_format"),
@@ -23,20 +23,21 @@ _FIELDS = {
                    "task_adapters.steps", "pretraining.steps"),
 }  # fmt: skip
 STAGES = tuple(_FIELDS)
-# How stages were made that were begun before there was the field, and so do not name it.
+# Fields with the value that stood for them before they existed: the keys of stages from then do not have them.
 _AS_BEFORE = (("tagi.continues_instruction", False),)
-# What of the data a stage reads; a vocabulary that the run makes is made of both.
+# The kinds of data that each stage reads; a vocabulary that the run makes is made of both.
 _READS = {
     "text": ("text",), "instruction_tuning": ("records",), "task_adapters": ("records",), "pretraining": ("text",),
     "finetuning": ("records",),
 }  # fmt: skip
 _DATA_FIELDS = ("data", "train_tasks")  # where the data come from; what they hold is what counts
-_WHOLE = 2**20  # bytes of a file that is hashed from beginning to end
-_PIECE = 2**12  # bytes of a larger one's tensors that are, at three places: training that reaches one changes it all
+_WHOLE = 2**20  # bytes of the largest file that is hashed from beginning to end
+# Bytes at three places of each tensor that are hashed of a larger file: training changes the whole of a tensor.
+_PIECE = 2**12
 
 
 def settings_of(stage: str, values: dict) -> dict:
-    """Returns the settings that the stage's result depends on, of all of a run's by dotted name."""
+    """Returns those of a run's settings, by dotted name, that the stage's result depends on."""
     values = {name: value for name, value in values.items() if (name, value) not in _AS_BEFORE}
     return _below(_FIELDS[stage], values)
 
@@ -47,7 +48,7 @@ def data_settings(values: dict) -> dict:
 
 
 def reads_of(stage: str, scratch: bool, digests: dict[str, str]) -> dict[str, str]:
-    """Returns the digests of the data that the stage depends on; `scratch`: the vocabulary is made of the data."""
+    """Returns the digests of the data that the stage depends on; all, if a vocabulary is made from `scratch`."""
     return {name: x for name, x in digests.items() if name in _READS[stage] or scratch}
 
 
@@ -58,7 +59,7 @@ def _below(fields: Iterable[str], values: dict) -> dict:
 
 
 def digest_of_records(records: Iterable[Record]) -> str:
-    """Returns a hash of everything that records hold, in their order; a stream knows its own."""
+    """Returns a hash of everything that records hold, in their order; a stream has computed its own."""
     if isinstance(records, RecordStream):
         return records.digest
     digest = hashlib.sha256()
@@ -77,8 +78,11 @@ def digest_of_text(passages: Iterable[str]) -> str:
 
 
 def digest_of_folder(folder: Union[str, Path]) -> str:
-    """Returns a hash of the weights, configurations and vocabularies in a folder: of small files all of it, of large
-    ones some numbers of every tensor. What people edit (a card) and what an update changes (code) do not count."""
+    """Returns a hash of the weights, configurations and vocabularies in a folder.
+
+    Small files are hashed whole, of large ones some numbers of every tensor. What people edit (a card) and what an
+    update changes (code) do not count.
+    """
     folder, digest = Path(folder), hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()
@@ -106,8 +110,10 @@ def _pieces(file: Path) -> Iterable[bytes]:
 
 
 def _without_places(text: str):
-    """What a configuration says but for paths, names of repositories and versions: folders may be moved and copied,
-    and a tokenizer may have been read or just made."""
+    """Returns a configuration without its paths, names of repositories and versions.
+
+    Folders may be moved and copied, and a tokenizer may have been read from one or just been made.
+    """
     def kept(value):
         if isinstance(value, dict):
             return {name: kept(x) for name, x in value.items() if not re.search("version|local", name)}
@@ -122,7 +128,7 @@ def _without_places(text: str):
 
 
 def _parts(file: Path, opened, size: int) -> list[tuple[int, int]]:
-    """From where to where a file's tensors are; of another kind of file, parts of a mebibyte."""
+    """Returns the start and end of each tensor in a file; for another kind of file, of each mebibyte."""
     if file.suffix == ".safetensors":
         length = int.from_bytes(opened.read(8), "little")
         try:
@@ -135,8 +141,7 @@ def _parts(file: Path, opened, size: int) -> list[tuple[int, int]]:
 
 
 def digest_of(place: Union[str, Path, dict, None]) -> Optional[str]:
-    """Returns what tells one result from another: the hash of a folder; a repository's name as it is; of several by
-    name, the hash of theirs."""
+    """Returns what identifies a result: the hash of a folder, a repository's name, or a hash of several by name."""
     if place is None:
         return None
     if isinstance(place, dict):

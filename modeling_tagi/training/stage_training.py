@@ -1,4 +1,4 @@
-"""One stage's training by the HF Trainer: from its last whole checkpoint, with a log, a plot and a bar."""
+"""Training of one stage by the HF Trainer: from its last complete checkpoint, with a log, plot and progress bar."""
 
 import json
 import math
@@ -39,15 +39,15 @@ def train_stage(
     callbacks: Sequence[TrainerCallback] = (),
     **trainer_options,
 ) -> dict:
-    """Trains `model` in place with the HF Trainer, from the last checkpoint if there is one.
+    """Trains `model` in place with the HF Trainer, and resumes from the last checkpoint if there is one.
 
-    With weights in shares a copy is trained, which the main process's `model` is then given the weights of: what is
-    saved, and what a teacher shares with it, is whole. `seed` draws its dropout.
+    If weights are sharded, a copy is trained, and its weights are then copied to the main process's `model`: what is
+    saved, and what a teacher shares with it, is not sharded. `seed` seeds dropout.
 
     Returns:
         `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.
     """
-    place = file_name(part) if part else ""  # the name of a task, which data may have from anywhere
+    place = file_name(part) if part else ""  # a task's name, which comes from the data and may be any text
     checkpoints = stage.folder / "checkpoints" / (place or "all")
     trainer = TagiTrainer(
         model=shared_copy(model, run.settings.bf16) if in_shares() else model,
@@ -84,7 +84,7 @@ def train_stage(
 def training_arguments(
     run: Run, settings: StageSettings, model, folder: Path, seed: int
 ) -> Seq2SeqTrainingArguments:
-    """What the HF Trainer is told for a stage; its checkpoints go to `folder`, and dropout is drawn by `seed`."""
+    """Returns the HF Trainer's arguments for a stage; its checkpoints go to `folder`, and `seed` seeds dropout."""
     return Seq2SeqTrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -96,8 +96,8 @@ def training_arguments(
         optim=settings.optimizer,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=run.settings.bf16 and not in_shares(),  # what is in shares sees to it itself
-        use_cpu=not torch.cuda.is_available(),  # as everything else here has it; without it bf16 is refused
+        bf16=run.settings.bf16 and not in_shares(),  # a sharded model casts by itself
+        use_cpu=not torch.cuda.is_available(),  # as elsewhere; without it the Trainer refuses bf16
         gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
         logging_steps=max(1, settings.steps // 50),
         save_steps=settings.save_every,
@@ -107,14 +107,14 @@ def training_arguments(
         disable_tqdm=False,
         remove_unused_columns=False,
         label_names=["labels"],
-        # a generator that reads no instruction stands by; else all that is trained is used in every step
+        # a generator that reads no instruction is not used; else every step uses all trained weights
         ddp_find_unused_parameters=isinstance(model, TagiModel) and run.settings.finetuning.reads != "adapter",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 
 def plot_losses(history: Sequence[dict], path: Path, title: str):
-    """A picture of every loss term over the steps."""
+    """Writes a plot of every loss term over the steps to `path`."""
     from matplotlib.figure import Figure  # takes a second to import
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -128,13 +128,13 @@ def plot_losses(history: Sequence[dict], path: Path, title: str):
 
 
 class Checkpoints(TrainerCallback):
-    """Marks checkpoints as whole, and keeps the stage's clock."""
+    """Marks checkpoints as complete, and saves the stage's clock with them."""
 
     def __init__(self, stage: Stage):
         self.stage = stage
 
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save:  # else the losses since the last log would be lost to a run that goes on from here
+        if control.should_save:  # else a run that resumes here would lack the losses since the last log
             control.should_log = True
 
     def on_save(self, args, state, control, **kwargs):
@@ -145,7 +145,7 @@ class Checkpoints(TrainerCallback):
 
 
 class Scores(TrainerCallback):
-    """Scores of the model while it is trained, a line each; training goes on as if they had not been taken."""
+    """Evaluates the model during training, and writes a line of scores each time; training is the same without it."""
 
     def __init__(self, stage: Stage, every: int, scores: Callable[[TagiModel], dict]):
         self.file, self.every, self.scores = stage.folder / "scores.jsonl", every, scores
@@ -163,7 +163,7 @@ class Scores(TrainerCallback):
 
 
 class Pushes(TrainerCallback):
-    """Pushes of the model while it is trained; the last step's is left to the end of the run."""
+    """Uploads the model during training, but not after the last step, when the run itself uploads it."""
 
     def __init__(self, every: int, push: Callable[[TagiModel, int], None]):
         self.every, self.push = every, push
@@ -176,7 +176,7 @@ class Pushes(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """A bar with the stage, the time it still takes and the loss; nothing else is printed."""
+    """Shows a progress bar with the stage, the time that it still takes and the loss, and prints nothing else."""
 
     def __init__(self, stage: Stage):
         super().__init__()
@@ -194,14 +194,14 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
     def close(self):
-        """Takes the bar of a training that was broken off from the line that says why."""
+        """Removes the bar of a training that failed, to leave its line to the error message."""
         if self.training_bar is not None:
             self.training_bar.close()
             self.training_bar = None
 
 
 def _after_a_stop(stage: Stage, settings: StageSettings, checkpoints: Path) -> str:
-    """Says what is left of a stage whose numbers ran away, and what to change."""
+    """Returns what is left of a stage that diverged, and what to change, for a message."""
     lower = f"lower --{stage.name}.learning_rate (it is {settings.learning_rate:g})"
     if settings.weight_decay:
         lower += f" or --{stage.name}.weight_decay (it is {settings.weight_decay:g})"
@@ -212,7 +212,7 @@ def _after_a_stop(stage: Stage, settings: StageSettings, checkpoints: Path) -> s
 
 
 def _last_complete(folder: Path) -> Optional[str]:
-    """The newest checkpoint that was written whole; the others came of a run that was cut off while saving."""
+    """Returns the newest complete checkpoint, and deletes newer ones of a run that was interrupted while saving."""
     while folder.is_dir() and (last := get_last_checkpoint(str(folder))) is not None:
         if (Path(last) / COMPLETE_FILE).is_file():
             return last

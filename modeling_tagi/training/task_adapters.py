@@ -10,13 +10,13 @@ from ..lora import Application, applied
 
 
 class AdapterTuner(AdapterParameters):
-    """A frozen backbone and the factors of several task adapters, as one model to train.
+    """Holds a frozen backbone and the factors of several task adapters, as one model to train.
 
     Args:
-        backbone: With the LoRA hooks of a [`TagiModel`].
-        names: Of the tasks.
+        backbone: A language model with the LoRA hooks of a [`TagiModel`].
+        names: The names of the tasks.
         shared_a: Path -> A `[rank, d_in]`, where every adapter starts. B starts at 0.
-        lora_alpha: Scale, `lora_alpha / rank`.
+        lora_alpha: Gives the adapters' scale, `lora_alpha / rank`.
     """
 
     def __init__(self, backbone: nn.Module, names: Sequence[str], shared_a: dict[str, Tensor], lora_alpha: float):
@@ -39,7 +39,8 @@ class AdapterTuner(AdapterParameters):
         return super().train(mode)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, adapter_index: Tensor, **unused):
-        """
+        """Returns the loss, summed over tasks, and the logits of rows that each have their own task's adapter.
+
         Args:
             input_ids, attention_mask, labels: As for the backbone.
             adapter_index: `[batch]`, the task of each row.

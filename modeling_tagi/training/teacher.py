@@ -15,13 +15,13 @@ from . import losses
 
 
 class Teacher:
-    """The backbone with each task's own adapter and the instruction in its input (section 3.2.4).
+    """Runs the backbone with each task's own adapter and the instruction in its input (section 3.2.4).
 
     Args:
-        backbone: The language model that the task adapters were tuned on; never trained. With all answers in a
-            `TeacherCache` its head is enough.
-        bank: The task adapters, one after the other; a [`StoredAdapters`] where they are many.
-        bf16: Whether it computes in bfloat16; what the trainer is told is for what is trained.
+        backbone: The language model that the task adapters were tuned on; never trained. If all answers are in
+            a `TeacherCache`, its output head is enough.
+        bank: The task adapters, stacked, or a [`StoredAdapters`] for many.
+        bf16: Whether the teacher computes in bfloat16; the trainer's own setting is for the trained model alone.
     """
 
     def __init__(self, backbone: nn.Module, bank: Union[TagiAdapter, StoredAdapters], bf16: bool = False):
@@ -29,16 +29,16 @@ class Teacher:
         self.head, self.is_encoder_decoder = backbone.get_output_embeddings(), backbone.config.is_encoder_decoder
 
     def precision(self):
-        """A context to answer in."""
+        """Returns a context in which the teacher computes in its precision."""
         return torch.autocast(self.head.weight.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def adapters(self, index: Tensor) -> TagiAdapter:
-        """Those of `index [tasks]`."""
+        """Returns the adapters of `index [tasks]`, without gradients."""
         return self.bank[index].to(index.device).detach()
 
     @torch.no_grad()
     def logits(self, inputs: dict[str, Tensor], adapters: TagiAdapter, task_index: Tensor) -> Tensor:
-        """`[batch, seq, vocab]` for the prompts in `inputs`, row i with the adapter `task_index[i]` of `adapters`."""
+        """Returns `[batch, seq, vocab]` for the prompts in `inputs`, row i with the adapter `task_index[i]`."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         if self.backbone.config.is_encoder_decoder:
@@ -51,8 +51,10 @@ class Teacher:
     def answers(
         self, inputs: dict[str, Tensor], index: Tensor, task_index: Tensor, rows: Tensor
     ) -> Union[Tensor, losses.TopK]:
-        """What `distillation_loss` compares with: of the prompts in `inputs`, those of `rows [batch]`; or, where
-        `inputs` are a `TeacherCache`'s, what it kept of them."""
+        """Returns the teacher's part of `distillation_loss`, for the target tokens of `rows [batch]` of `inputs`.
+
+        The teacher reads the prompts in `inputs`, unless they hold a `TeacherCache`'s tensors, which are used instead.
+        """
         if "values" in inputs:
             return losses.TopK(**inputs)
         if "states" in inputs:
@@ -60,15 +62,17 @@ class Teacher:
         places = losses.predicting(of_rows(inputs["labels"], rows), self.is_encoder_decoder)
         adapters = self.adapters(index)
         if any(self.backbone.get_submodule(path) is self.head for path in adapters.lora_a):
-            return self.logits(inputs, adapters, task_index)[places]  # which needs each row's own update of the head
+            return self.logits(inputs, adapters, task_index)[places]  # the head needs each row's own update
         with reading_at(self.head, places):
             return self.logits(inputs, adapters, task_index)
 
 
 @contextmanager
 def reading_at(head: nn.Module, places: Tensor):
-    """Makes an output head read its states `[batch, seq, d_model]` at some `places [batch, seq]` alone, `[tokens, …]`:
-    a causal model's logits for a whole prompt would be by far the largest tensor of a step."""
+    """Makes an output head compute logits `[tokens, vocab]` at some `places [batch, seq]` alone.
+
+    A causal model's logits for a whole prompt would be by far the largest tensor of a step.
+    """
     handle = head.register_forward_pre_hook(lambda module, args: (args[0][places], *args[1:]))
     try:
         yield
@@ -77,10 +81,10 @@ def reading_at(head: nn.Module, places: Tensor):
 
 
 def of_rows(labels: Tensor, rows: Tensor) -> Tensor:
-    """`labels [batch, seq]` without those of other rows than `rows [batch]`."""
+    """Returns `labels [batch, seq]`, with -100 in all rows but `rows [batch]`."""
     return labels.masked_fill(~rows[:, None], -100)
 
 
 def frozen_copy(backbone: nn.Module) -> nn.Module:
-    """A copy that no training reaches, for a teacher whose backbone is being trained."""
+    """Returns a copy that training does not change, for a teacher whose backbone is being trained."""
     return copy.deepcopy(backbone).requires_grad_(False).eval()

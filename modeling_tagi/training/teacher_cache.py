@@ -1,4 +1,4 @@
-"""What the teacher says of each record's target, computed once and kept on disk."""
+"""A cache on disk of the teacher's answers for each record's target, so that they are computed once."""
 
 import hashlib
 import json
@@ -21,20 +21,20 @@ from ..data.records import Record
 from . import losses
 from .teacher import Teacher
 
-KEPT = ("states", "top_k")  # of a teacher's answers
-_SHARD = 256  # records; what a run that is killed computes again at most
+KEPT = ("states", "top_k")  # what may be kept of a teacher's answers
+_SHARD = 256  # records a file; a run that was killed computes at most so many again
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept for each target token.
+    """Says what the cache keeps for each target token.
 
     Args:
-        kind: `"states"`: what the output head makes the logits of, d_model numbers. L_kl is exact at any temperature,
-            for one product with the head. `"top_k"`: see `losses.top_k`; L_kl is a lower bound, the looser the more
+        kind: `"states"`: the inputs of the output head, d_model numbers. L_kl is exact at any temperature, and costs
+            one product with the head. `"top_k"`: see `losses.top_k`; L_kl is a lower bound, the looser the more
             probability lies beyond the k tokens, as it does at high temperatures.
-        k: Of `"top_k"`.
-        temperature: Of `"top_k"`.
+        k: Tokens that `"top_k"` keeps.
+        temperature: Temperature of `"top_k"`.
     """
 
     kind: str = "states"
@@ -43,7 +43,7 @@ class Kept:
 
     @classmethod
     def of(cls, setting: Union[int, str], temperature: float) -> "Kept":
-        """Returns what `finetuning.teacher_cache` says: `"states"`, or a number of tokens."""
+        """Returns the `Kept` for a value of `finetuning.teacher_cache`: `"states"`, or a number of tokens."""
         return cls("states") if setting == "states" else cls("top_k", setting, temperature)
 
     def __post_init__(self):
@@ -52,10 +52,10 @@ class Kept:
 
 
 class TeacherCache:
-    """The `teacher_*` tensors of records, for `RecordCollator.answers`; a file holds those of some hundred records.
+    """Reads the `teacher_*` tensors of records for `RecordCollator.answers`, from files of some hundred records each.
 
-    A file is written beside and moved into place, and names the weights and tokens that it was made of: what is there
-    is whole, what is stale is made again.
+    A file is written beside and moved into place, so that it is always complete. It holds a hash of the weights and
+    tokens that it was made of, by which a stale file is found and made again.
     """
 
     def __init__(self):
@@ -72,22 +72,22 @@ class TeacherCache:
         batch_size: int = 16,
         label: str = "teacher",
     ) -> "TeacherCache":
-        """Computes for `records` what `folder` does not hold yet; those without an adapter are left out.
+        """Returns the cache of `records`, and computes what `folder` lacks; records without an adapter are left out.
 
         Args:
-            folder: Of this cache alone.
-            teacher: Whose answers; run where its bank is.
-            collator: Gives the teacher's inputs.
+            folder: The cache's own folder.
+            teacher: The teacher, which runs on the device of its bank.
+            collator: Makes the teacher's inputs.
             batch_size: Records the teacher reads at once.
             label: What the progress bar is called.
 
         Raises:
-            ValueError: for `"states"` of a backbone whose logits are not what its output head makes of them.
+            ValueError: if `"states"` are to be kept, but the output head alone does not turn them into the logits.
         """
         cache, folder = cls(), Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         numbers = {record: collator.number(record) for record in records}
-        # alike ones side by side: little padding, and few adapters in a batch
+        # similar records side by side: little padding, and few adapters in a batch
         order = sorted((r for r, number in numbers.items() if number >= 0),
                        key=lambda r: (numbers[r], r.instruction, len(r.input), r.input))  # fmt: skip
         shards = [order[start: start + _SHARD] for start in range(0, len(order), _SHARD)]
@@ -114,7 +114,7 @@ class TeacherCache:
         return cache
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        """Of the target tokens of `records`, one record's after the other's; nothing of those that were left out."""
+        """Returns the concatenated tensors for the target tokens of `records`; those that were left out have none."""
         parts = defaultdict(list)
         for record in records:
             if record not in self._places:
@@ -128,7 +128,7 @@ class TeacherCache:
 
 @torch.no_grad()
 def _answers(teacher: Teacher, batch: dict[str, Tensor], kept: Kept) -> dict[str, Tensor]:
-    """What is kept of the teacher's answers to a batch, by name, `[tokens, …]`."""
+    """Returns the tensors `[tokens, …]` to keep of the teacher's answers to a batch, by name."""
     device, both = teacher.bank.device, teacher.is_encoder_decoder
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     inputs = {name: batch[f"teacher_{name}"] for name in ("input_ids", "attention_mask", "labels")}
@@ -152,7 +152,7 @@ def _answers(teacher: Teacher, batch: dict[str, Tensor], kept: Kept) -> dict[str
 
 @contextmanager
 def _inputs_of(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What `module` is called with inside the block."""
+    """Yields a list that collects the inputs of `module` while the block runs."""
     seen = []
     handle = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
@@ -169,7 +169,7 @@ def _write(file: Path, answers: Sequence[dict[str, Tensor]], metadata: dict[str,
 
 
 def _lengths(file: Path, key: str) -> Optional[list[int]]:
-    """The target tokens of each record in `file`; `None` if it is not there or not made of what `key` stands for."""
+    """Returns the number of target tokens of each record in `file`; `None` if there is no file with this `key`."""
     try:
         with safe_open(file, "pt") as stored:
             metadata = stored.metadata() or {}
@@ -179,7 +179,7 @@ def _lengths(file: Path, key: str) -> Optional[list[int]]:
 
 
 class _Digests:
-    """Of all that a file's tensors depend on: weights, adapters, tokens, and how they are computed."""
+    """Computes hashes of all that a file's tensors depend on: weights, adapters, tokens and how they are computed."""
 
     def __init__(self, teacher: Teacher, how: dict):
         self.teacher, self._adapters = teacher, {}

@@ -20,7 +20,7 @@ FOLDER = "tokenizer"
 
 
 def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequence[str]):
-    """Returns the pretrained backbone's tokenizer; from scratch, a vocabulary of the train split and the text."""
+    """Returns the pretrained backbone's tokenizer; from scratch, one trained on the train split and the text."""
     backbone = settings.backbone
     if backbone.name is not None:
         return AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision, trust_remote_code=False)
@@ -35,7 +35,7 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
 
 
 def keep_tokenizer(run: Run, tokenizer) -> Path:
-    """Writes the vocabulary that the run made to its folder, and returns where."""
+    """Writes the tokenizer that the run trained to the run's folder, and returns its path."""
     folder = run.folder / FOLDER
     key = _key(run.settings, run.read.get("records", ""), run.read.get("text", ""))
     if is_main() and not _is_made_of(folder, key):
@@ -47,13 +47,13 @@ def keep_tokenizer(run: Run, tokenizer) -> Path:
 
 
 def _key(settings: RunSettings, records: str, text: str) -> dict:
-    """Returns what a vocabulary that the run makes depends on; the data by their digests."""
+    """Returns what a tokenizer that the run trains depends on, with the data as digests."""
     family = settings.backbone.config.get("model_type")
     return {"vocab_size": settings.backbone.vocab_size, "model_type": family, "records": records, "text": text}
 
 
 def _is_made_of(folder: Path, key: dict) -> bool:
-    """Returns whether the tokenizer is there and made of this; one without a key was made by an earlier version."""
+    """Tells whether the folder has a tokenizer made of this; one without a key, of an earlier version, counts too."""
     file = folder / KEY_FILE
     return folder.is_dir() and (not file.is_file() or file.read_text(encoding="utf-8") == json.dumps(key))
 

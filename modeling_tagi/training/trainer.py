@@ -26,9 +26,9 @@ class TagiTrainer(Seq2SeqTrainer):
     """Trains a [`TagiModel`] on batches that `batch_sampler` draws.
 
     Args:
-        batch_sampler: Gives the draws of each batch; one pass over it is the whole training. Several processes share
+        batch_sampler: Yields the draws of each batch; one pass over it is the whole training. Several processes share
             each batch (see `BatchShards`), and together take the step that one would.
-        objective: What is minimised; `None` is L_pred alone.
+        objective: The loss to minimise; `None` is L_pred alone.
         teacher: Needed if the objective distils or aligns.
         args, kwargs: As for `Seq2SeqTrainer`.
     """
@@ -62,13 +62,13 @@ class TagiTrainer(Seq2SeqTrainer):
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
-            # an iterator's own generator: else starting it would take a number from the global one
+            # a generator of its own: else each new iterator would draw a number from the global one
             generator=torch.Generator().manual_seed(self.args.seed),
         )
         return self.accelerator.prepare(loader)
 
     def get_batch_samples(self, *args, **kwargs):
-        """As `Seq2SeqTrainer`'s; each batch of a step says how many tasks with a teacher the whole step has."""
+        """Returns a step's batches as `Seq2SeqTrainer` does, and adds to each how many of its tasks have a teacher."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self.objective.needs_teacher and batches and all("teacher_index" in batch for batch in batches):
             known = sum((batch["teacher_index"] >= 0).sum() for batch in batches).float()
@@ -97,7 +97,7 @@ class TagiTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _inputs_of(self, batch: Mapping[str, Any]) -> tuple[dict, dict]:
-        """Returns what the model reads of a batch, and what is about the teacher: what it reads, and its tasks."""
+        """Splits a batch into the model's inputs and the teacher's, which are its own inputs and its tasks."""
         inputs = dict(batch)
         taught = {name: inputs.pop(name, None) for name in ("teacher_index", _STEP_TASKS)}
         taught["inputs"] = {
@@ -106,12 +106,14 @@ class TagiTrainer(Seq2SeqTrainer):
         return inputs, taught
 
     def _batches_to_sum(self, num_items: Optional[Union[int, Tensor]]) -> int:
-        """Returns by what a mean over a batch is divided so that the batches of a step sum to a mean; 1 where the
-        Trainer divides by the accumulation itself."""
+        """Returns the divisor of batch means with which they sum to the mean over a step.
+
+        It is 1 if the Trainer itself divides by the accumulation.
+        """
         return 1 if num_items is None else getattr(self, "current_gradient_accumulation_steps", 1)
 
     def _record(self, loss: Tensor, terms: Mapping[str, Tensor]):
-        """Adds the terms to what the next log says, and refuses a loss that is not finite."""
+        """Adds the terms to the next entry of the log, and refuses a loss that is not finite."""
         if not torch.isfinite(loss):
             parts = ", ".join(f"loss_{name} {float(term.detach()):g}" for name, term in terms.items())
             raise NotFinite(f"step {self.state.global_step + 1}: the loss is {float(loss.detach()):g} ({parts})")
@@ -120,13 +122,13 @@ class TagiTrainer(Seq2SeqTrainer):
             total[0], total[1] = total[0] + term.detach().float(), total[1] + 1
 
     def _mean_over_processes(self, x: Tensor) -> Tensor:
-        """Returns the mean, whose gradient is that of this process's `x`: DDP takes the mean of gradients."""
+        """Returns the mean of `x` over processes, with the gradient of this one's `x`, since DDP averages gradients."""
         if self.accelerator.num_processes == 1:
             return x
         return x + (self.accelerator.reduce(x.detach(), "mean") - x.detach())
 
     def _part_of_whole(self, loss: Tensor, inputs: dict) -> Tensor:
-        """Returns this process's `loss` such that the mean over processes is the loss of their batches as one."""
+        """Scales this process's `loss` so that the mean over processes is the loss of their batches as one."""
         if self.accelerator.num_processes == 1 or self.model_accepts_loss_kwargs:  # num_items is of all processes
             return loss
         if isinstance(self.model, AdapterTuner):  # a sum over tasks
@@ -195,7 +197,7 @@ class TagiTrainer(Seq2SeqTrainer):
         return aligned
 
     def _left(self, steps: Optional[int]) -> float:
-        """Returns what is left of a weight that falls to 0 over `steps`."""
+        """Returns the fraction that is left of a weight that falls linearly to 0 over `steps`."""
         return 1.0 if steps is None else max(0.0, 1 - self.state.global_step / max(1, steps))
 
     def log(self, logs, *args, **kwargs):
@@ -208,12 +210,12 @@ class TagiTrainer(Seq2SeqTrainer):
         super().log(logs, *args, **kwargs)
 
     def _save_checkpoint(self, *args, **kwargs):
-        """As `Seq2SeqTrainer`'s; what the disk says of it names the folder."""
+        """Saves a checkpoint as `Seq2SeqTrainer` does, and names the folder if the disk refuses it."""
         with naming(self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: Optional[str] = None, _internal_call: bool = False):
-        """As `Seq2SeqTrainer`'s; FSDP's shares are put together, of which its own way leaves some apart."""
+        """Saves the model as `Seq2SeqTrainer` does, but gathers all of FSDP's shards; the original leaves some out."""
         if not fsdp.used():
             return super().save_model(output_dir, _internal_call)
         state = fsdp.trained_weights(self.model)
@@ -221,14 +223,14 @@ class TagiTrainer(Seq2SeqTrainer):
             self._save(output_dir or self.args.output_dir, state_dict=state)
 
     def _issue_warnings_after_load(self, load_result):
-        """As `Seq2SeqTrainer`'s, for what is really missing: of tied weights a checkpoint holds one."""
+        """Warns as `Seq2SeqTrainer` does, but not of tied weights, of which a checkpoint holds only one."""
         state, missing = self.model.state_dict(), set(load_result.missing_keys)
         there = {x.data_ptr() for name, x in state.items() if name not in missing}
         lacking = [name for name in load_result.missing_keys if state[name].data_ptr() not in there]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=lacking))
 
     def prediction_step(self, model, inputs, prediction_loss_only, *args, **kwargs):
-        """As `Seq2SeqTrainer`'s; what the teacher would read is left out.
+        """Predicts as `Seq2SeqTrainer` does, without the inputs of the teacher.
 
         Raises:
             ValueError: if a causal model is to generate from a training batch, whose input holds the answer.
@@ -243,6 +245,6 @@ class TagiTrainer(Seq2SeqTrainer):
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
-        """As `Seq2SeqTrainer`'s; the training that goes on after it is as if it had not been."""
+        """Evaluates as `Seq2SeqTrainer` does, without an effect on the random numbers of the training that follows."""
         with unchanged_randomness():
             return super().evaluate(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Weights in shares by torch's FSDP2, as accelerate was told."""
+"""Weights sharded by torch's FSDP2, if accelerate was configured for it."""
 
 import math
 import os
@@ -17,16 +17,16 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ...common.processes import processes
 
-_ACCELERATE = "1.15"  # the first that it was tried with
+_ACCELERATE = "1.15"  # the first version that this was tried with
 
 
 def used() -> bool:
-    """Whether accelerate was told to use it."""
+    """Tells whether accelerate was configured to use FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def require_possible():
-    """Refuses what accelerate was told of FSDP and cannot be done.
+    """Refuses a configuration of FSDP in accelerate that training does not support.
 
     Raises:
         ValueError: naming the field of accelerate's configuration.
@@ -57,16 +57,16 @@ def require_possible():
 
 
 def share(model: nn.Module, bf16: bool):
-    """Puts the trained weights of `model` in shares, block by block; accelerate takes it as it is.
+    """Shards the trained weights of `model` in place, block by block; accelerate then uses it unchanged.
 
-    accelerate's own way to share weights fails where embeddings are tied, as T5's are.
+    accelerate's own sharding fails if embeddings are tied, as T5's are.
 
     Args:
-        model: Whole, the same in all processes.
-        bf16: Whether it computes in bfloat16; what it is trained in stays as it is.
+        model: A model that is not sharded, with the same weights in all processes.
+        bf16: Whether it computes in bfloat16; the dtype of the trained weights stays the same.
 
     Raises:
-        ValueError: if there are more processes than some trained weight has rows for.
+        ValueError: if some trained weight cannot be split over so many processes.
     """
     device, number = processes().device.type, processes().num_processes
     for name, weight in model.named_parameters():
@@ -91,8 +91,11 @@ def share(model: nn.Module, bf16: bool):
 
 
 def cut(weight: Tensor, number: int) -> Optional[Shard]:
-    """The dimension that is cut: the first in equal parts, or the first of all if none of its parts would be empty;
-    `None` if there is neither. accelerate cannot tell empty parts of two weights apart."""
+    """Returns the dimension to shard a weight along; `None` if no dimension will do.
+
+    It is the first that can be split into equal parts, or else the first of all if none of its parts would be empty:
+    accelerate cannot tell empty parts of two weights apart.
+    """
     for place, size in enumerate(weight.shape):
         if size % number == 0:
             return Shard(place)
@@ -101,10 +104,10 @@ def cut(weight: Tensor, number: int) -> Optional[Shard]:
 
 
 def own_part(weight: Tensor) -> Tensor:
-    """Returns this process's part of a weight in shares; any other weight as it is."""
+    """Returns this process's shard of a sharded weight, and any other weight unchanged."""
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Those of a model in shares, on the CPU: none but in the main process, and all of them must ask."""
+    """Gathers the weights of a sharded model on the CPU of the main process; all processes must call this."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

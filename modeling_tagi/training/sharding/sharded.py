@@ -1,5 +1,7 @@
-"""Weights in shares: each process holds a part of what is trained, and gathers a block while it is at work. By FSDP2
-or by DeepSpeed, as accelerate was told."""
+"""Sharded weights: each process holds a part of what is trained, and gathers a block while it computes with it.
+
+FSDP2 or DeepSpeed does this, as accelerate was configured.
+"""
 
 import copy
 
@@ -13,12 +15,12 @@ from . import fsdp, zero
 
 
 def in_shares() -> bool:
-    """Whether accelerate was started with a configuration that has weights in shares."""
+    """Tells whether accelerate was started with a configuration that shards weights."""
     return fsdp.used() or zero.used()
 
 
 def require_possible_shares(settings):
-    """Refuses what accelerate was told and cannot be done, and what a run cannot do in shares.
+    """Refuses a sharding configuration that training does not support, and settings that do not go with sharding.
 
     Args:
         settings: The run's `RunSettings`.
@@ -44,15 +46,16 @@ def require_possible_shares(settings):
 
 
 def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
-    """A copy of `model` to be trained in shares; `model` is left on the CPU. A tuner's backbone is not trained, and
-    stays whole, where it is.
+    """Returns a sharded copy of `model` to train, and moves `model` to the CPU.
+
+    An [`AdapterTuner`] stays where it is, and its copy shares its backbone, which is frozen and not sharded.
 
     Args:
-        model: Whole, the same in all processes.
-        bf16: Whether the copy computes in bfloat16; what it is trained in stays as it is.
+        model: A model that is not sharded, with the same weights in all processes.
+        bf16: Whether the copy computes in bfloat16; the dtype of the trained weights stays the same.
 
     Raises:
-        ValueError: if there are more processes than some trained weight has rows for.
+        ValueError: if some trained weight cannot be split over so many processes.
     """
     if isinstance(model, AdapterTuner):
         model = copy.deepcopy(model, {id(model.backbone): model.backbone})
@@ -65,8 +68,10 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
 
 
 def end_in_shares(trainer) -> dict[str, Tensor]:
-    """What training changed of the trainer's model in shares, whole, on the CPU; all processes must ask, and the main
-    one gets it. The trainer is of no use after it."""
+    """Gathers the trained weights of the trainer's sharded model on the CPU of the main process.
+
+    All processes must call this. The trainer cannot be used afterwards.
+    """
     weights = _way().trained_weights(trainer.model)
     if zero.used():
         zero.release(trainer)

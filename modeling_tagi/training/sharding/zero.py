@@ -1,4 +1,4 @@
-"""Weights in shares by DeepSpeed (ZeRO), where accelerate was started with a configuration for it."""
+"""Weights sharded by DeepSpeed (ZeRO), if accelerate was configured for it."""
 
 import os
 
@@ -12,20 +12,20 @@ _CONTAINERS = (nn.ParameterDict, nn.ParameterList)
 
 
 def used() -> bool:
-    """Whether accelerate was told to use it."""
+    """Tells whether accelerate was configured to use DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def stage() -> int:
-    """ZeRO's, where DeepSpeed is used."""
+    """Returns the ZeRO stage that accelerate was configured for."""
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))  # accelerate's own default
 
 
 def require_possible():
-    """Refuses what accelerate was told of DeepSpeed and cannot be done.
+    """Refuses a configuration of DeepSpeed in accelerate that training does not support.
 
     Raises:
-        ImportError: without DeepSpeed.
+        ImportError: if DeepSpeed is not installed.
         ValueError: naming the field of accelerate's configuration.
     """
     if not is_deepspeed_available():
@@ -53,8 +53,11 @@ def require_possible():
 
 
 def share(model: nn.Module, bf16: bool):
-    """Leaves `model` to accelerate, which puts it in shares, but tells DeepSpeed which weights a module uses of its
-    lists and dictionaries of weights: stage 3 gathers a module's own. `bf16` changes nothing here."""
+    """Registers the weights in a module's lists and dictionaries of weights with DeepSpeed as the module's.
+
+    In stage 3 DeepSpeed would only gather a module's own weights. accelerate shards `model` itself, later. `bf16`
+    changes nothing here.
+    """
     if stage() < 3:
         return
     from deepspeed.runtime.zero import register_external_parameter
@@ -67,8 +70,7 @@ def share(model: nn.Module, bf16: bool):
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What DeepSpeed has trained of `model`, whole, on the CPU: none but in the main process, and all of them must
-    ask."""
+    """Gathers the trained weights of `model` on the CPU of the main process; all processes must call this."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {}
@@ -81,11 +83,13 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def release(trainer: Trainer):
-    """Frees the engine, and has models that are made or loaded from now on whole: DeepSpeed and transformers remember
-    the one and the other otherwise."""
+    """Frees DeepSpeed's engine and its weights, and lets later models be made and loaded without sharding.
+
+    DeepSpeed would keep the engine, and transformers would go on sharding new models by its configuration.
+    """
     engine = trainer.model_wrapped
     trainer.accelerator.free_memory()
-    if stage() == 3:  # whose engines are never let go: then let go of what they hold
+    if stage() == 3:  # DeepSpeed keeps its engines alive, so free their weights explicitly
         for weight in trainer.model.parameters():
             vars(weight).clear()
             weight.data = weight.new_empty(0)

@@ -1,4 +1,4 @@
-"""The stages of a run, in order. A new one is a file here, a line in `STAGES` and a section in `RunSettings`."""
+"""The stages of a run, in order. To add one, write a file here, a line in `STAGES` and a section in `RunSettings`."""
 
 from ..run_state import RunState
 from ..setting_fields import RunSettings

@@ -27,7 +27,7 @@ TEACHER_FOLDER = "teacher"
 
 
 class Finetuning(GeneratorStage):
-    """Trains the hypernetwork on tasks, with the task adapters as a teacher where the objective needs one."""
+    """Trains the hypernetwork on tasks, with the task adapters as a teacher if the objective needs one."""
 
     name = "finetuning"
     description = "hypernetwork on tasks (eqs 4-6)"
@@ -64,7 +64,7 @@ class Finetuning(GeneratorStage):
         return Disk.of(saved, saved, optimizer, self._teacher_cache(costs, lengths))
 
     def _teacher_cache(self, costs: RunCosts, lengths: TextLengths) -> float:
-        """Returns the bytes of the teacher's answers to the records that are drawn, each once."""
+        """Returns the bytes on disk of the teacher's answers, one for each record that is drawn."""
         section = self.section(costs.settings)
         if section.teacher_cache is None or not section.distillation_weight:
             return 0.0
@@ -83,7 +83,7 @@ class Finetuning(GeneratorStage):
         return found
 
     def _bank(self, state: RunState) -> Optional[AdapterBank]:
-        """Returns the teacher's task adapters; `None` where no teacher is needed."""
+        """Returns the teacher's task adapters; `None` if no teacher is needed."""
         return state.bank if self.section(state.settings).needs_teacher else None
 
     def made(self, state: RunState, folder: Stage, model: TagiModel) -> dict:
@@ -113,7 +113,7 @@ class Finetuning(GeneratorStage):
     def _answer_ahead(
         self, state: RunState, folder: Stage, teacher: Teacher, collator: RecordCollator, sampler: TaskBatchSampler
     ):
-        """Lets the teacher answer every record that will be drawn, and the collator take its answers from disk."""
+        """Writes the teacher's answers to all records that will be drawn to disk, where the collator reads them."""
         section = self.section(state.settings)
         drawn = sorted({index for batch in sampler for index in batch})
         collator.answers = TeacherCache.filled(
@@ -125,7 +125,7 @@ class Finetuning(GeneratorStage):
             batch_size=section.tasks_per_batch * section.examples_per_task,
             label=f"{folder.label}: the teacher reads",
         )
-        teacher.backbone = None  # but for its head, which `states` need, a copy can go
+        teacher.backbone = None  # frees a copy, but for its head, which `states` need
 
     def _callbacks(self, state: RunState, folder: Stage) -> list[TrainerCallback]:
         settings, found = state.settings, []
@@ -143,7 +143,10 @@ class Finetuning(GeneratorStage):
 
 
 def _teacher(state: RunState, model: TagiModel, bank: AdapterBank) -> Teacher:
-    """Returns the backbone as it was before the hypernetwork was trained, with `bank`; the model's own if frozen."""
+    """Returns a teacher with `bank` and the backbone as it was before the hypernetwork was trained.
+
+    It shares the model's backbone if that is frozen and not sharded, and has a copy otherwise.
+    """
     settings, start = state.settings.finetuning, model
     if state.settings.pretraining.steps and settings.train != "generator":
         start = start_model(state.run, model.config.backbone_name_or_path, model.config.backbone_revision)

@@ -11,7 +11,7 @@ from .base import BackboneStage, drawn_from
 class InstructionTuning(BackboneStage):
     """Trains the backbone to answer with the instruction in its input.
 
-    A backbone from scratch passes through this stage without steps too: a model of it is made here.
+    A backbone from scratch goes through this stage even without steps, which initialises it if none did before.
     """
 
     name = "instruction_tuning"

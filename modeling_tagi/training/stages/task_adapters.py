@@ -26,10 +26,10 @@ from .base import TrainingStage, device
 
 
 class TaskAdapters(TrainingStage):
-    """Tunes a LoRA for each task or group of tasks, many side by side, over the taught backbone.
+    """Tunes a LoRA for each task or group of tasks, many side by side, over the backbone as trained so far.
 
-    The model is only used, not changed: its backbone, and the A that all adapters start from. Adapters that are given
-    are opened and checked instead.
+    The stage uses the model's backbone, and the A that all adapters start from, and changes neither. If adapters are
+    given, it opens and checks them instead.
     """
 
     name = "task_adapters"
@@ -102,7 +102,7 @@ class TaskAdapters(TrainingStage):
         self._kept(state, folder)
 
     def _kept(self, state: RunState, folder: Stage) -> AdapterBank:
-        """Returns the adapters that were tuned so far, and refuses a damaged one, or a bank that is not the run's."""
+        """Returns the bank of adapters tuned so far, and refuses damaged adapters, or a bank that is not the run's."""
         run, mend = state.run, state.run.again(self.name)
         with reading(run.folder / BANK_FOLDER, mend):
             bank = AdapterBank(run.folder / BANK_FOLDER)
@@ -115,7 +115,7 @@ class TaskAdapters(TrainingStage):
         return bank
 
     def _records_of(self, state: RunState) -> dict[str, list[Record]]:
-        """Returns the records that each adapter is tuned on."""
+        """Returns the records that each adapter is tuned on, by the adapter's name."""
         found: dict[str, list[Record]] = {}
         for record in state.train:
             found.setdefault(getattr(record, state.settings.task_adapters.by), []).append(record)
@@ -177,7 +177,7 @@ class TaskAdapters(TrainingStage):
 
 
 def given_bank(settings: RunSettings) -> Optional[AdapterBank]:
-    """Returns the task adapters that are there already; `None` if they are to be tuned, or not needed."""
+    """Returns the bank of given task adapters; `None` if they are to be tuned, or not needed."""
     section = settings.task_adapters
     loras = section.given_loras()
     if loras is not None:
@@ -186,7 +186,7 @@ def given_bank(settings: RunSettings) -> Optional[AdapterBank]:
 
 
 def kind_of(numbers: dict[str, int], train: Sequence[Record]) -> str:
-    """Returns whether a bank's names are `task`s or `group`s of these records."""
+    """Returns `"task"` or `"group"`, whichever field of these records holds a bank's names."""
     found = {by: len({getattr(record, by) for record in train} & numbers.keys()) for by in ("group", "task")}
     if not any(found.values()):
         raise ValueError(

@@ -37,7 +37,7 @@ def answer_scores(
     tasks: Optional[Sequence[str]] = None,
     categories: Optional[Sequence[str]] = None,
 ) -> dict:
-    """Scores in per cent; the published script rounds the same to four places.
+    """Returns scores in per cent; the published script rounds the same to four places.
 
     Args:
         predictions: One text for each instance.
