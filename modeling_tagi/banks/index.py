@@ -48,7 +48,7 @@ class BankIndex(dict):
         return [(file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else None for file in files]
 
     def add(self, entries: dict[str, dict]):
-        """Adds `entries` in memory and on disk; if the process is killed meanwhile, all or none of them are on disk."""
+        """Adds `entries` in memory and on disk; if the process is killed, all or none of them are on disk."""
         with self._lock:
             if self._on_disk() != self._seen:
                 self._read()

@@ -15,7 +15,7 @@ KEPT_BYTES = 2 * 2**30
 class StoredAdapters:
     """Reads adapters from a bank on demand, instead of holding them all in memory.
 
-    `stored[index]` is equal to indexing a [`TagiAdapter`] of all adapters. On a CPU the files are memory-mapped, so the
+    `stored[index]` is equal to indexing a [`TagiAdapter`] of all adapters. On a CPU files are memory-mapped, so the
     system can take their pages back when it needs them.
 
     Args:

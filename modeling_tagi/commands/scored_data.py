@@ -1,4 +1,4 @@
-"""The arguments of `tagi evaluate` and `tagi compare` that say which data to score, and the settings they stand for."""
+"""The arguments of `tagi evaluate` and `tagi compare` that say which data to score, and the settings they mean."""
 
 import argparse
 

@@ -28,7 +28,7 @@ def add_arguments(parser):
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Splits off the configuration, if it comes first, or `--help` from the fields, whose values may look like options."""
+    """Splits `--help`, or the configuration if it comes first, from fields, whose values may look like options."""
     if any(text in ("-h", "--help") for text in arguments):
         return ["--help"], []
     own = [text for text in arguments[:1] if not text.startswith("-")]

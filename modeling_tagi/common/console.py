@@ -1,4 +1,4 @@
-"""What a program prints: progress bars, and nothing of libraries; and under which circumstances it measured a figure."""
+"""What a program prints: progress bars, and nothing of libraries; and what a figure was measured with."""
 
 import importlib.metadata
 import platform

@@ -65,7 +65,7 @@ class RunCosts:
         return sum(passes[part] * flops for part, flops in parts.items())
 
     def with_task_adapter(self, lengths: TextLengths, backbone: int, adapter: int) -> float:
-        """Returns the FLOPs of a row that a backbone with a task adapter reads; the numbers are of passes through each."""
+        """Returns the FLOPs of a row that a backbone with a task adapter reads; numbers are passes through each."""
         read = self.read_with_task_adapter(lengths)
         low_rank = self.formula.low_rank(read, lengths.target, targets_given=True)
         return backbone * self.formula.forward(read, lengths.target, 1) + adapter * low_rank

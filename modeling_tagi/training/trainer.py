@@ -122,7 +122,7 @@ class TagiTrainer(Seq2SeqTrainer):
             total[0], total[1] = total[0] + term.detach().float(), total[1] + 1
 
     def _mean_over_processes(self, x: Tensor) -> Tensor:
-        """Returns the mean of `x` over processes, with the gradient of this one's `x`, since DDP averages gradients."""
+        """Returns the mean of `x` over processes, with this one's gradient, since DDP averages gradients."""
         if self.accelerator.num_processes == 1:
             return x
         return x + (self.accelerator.reduce(x.detach(), "mean") - x.detach())
