@@ -321,7 +321,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:
         """Encodes instructions: returns their mean state `[tasks, d_model]`, and the memory that fusion attends to."""
         require_one_place(self)
-        states, read = self.kind.read(self, input_ids, attention_mask)
+        with self._keeping_caches():  # an instruction's prefix is read from one
+            states, read = self.kind.read(self, input_ids, attention_mask)
         memory = None
         if self.config.fusion != "none":
             if len(self.fusion):
