@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Optional, Sequence
 
+from ..adapter import TagiAdapter
 from ..banks.adapter_bank import AdapterBank
 from ..common.randomness import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..training.setting_fields import OracleSettings, RunSettings
+from .mean_adapter import mean_adapter
 from .nearest_adapter import nearest_adapters
 from .oracle import oracle, two_folds
 from .other_instructions import random_word_instructions, wrong_instructions
@@ -133,6 +135,24 @@ class RandomWords(WrongInstruction):
         return random_word_instructions([*compared.evaluated, *compared.train], self.seed)
 
 
+class MeanAdapter(Reference):
+    """Gives the evaluated model the mean of the adapters that it writes for training instructions."""
+
+    name, title, asks_trained = "mean_adapter", "mean adapter", True
+
+    def __init__(self, compared):
+        super().__init__(compared)
+        self.mean: Optional[TagiAdapter] = None  # the same for all splits
+
+    def answering(self, records, progress):
+        own = self.compared.own
+        if self.mean is None:
+            self.mean = mean_adapter(own.model, own.tokens, self.compared.train, self.seed, own.batch_size)
+        return Answering(
+            own.model, own.tokens, "input", own.batch_size, adapters=self.mean, row_of=lambda record: 0
+        )
+
+
 class NearestAdapter(Reference):
     """Gives the start the task adapter whose instruction is nearest."""
 
@@ -167,6 +187,7 @@ REFERENCES: dict[str, type[Reference]] = {
         StartPrompted,
         WrongInstruction,
         RandomWords,
+        MeanAdapter,
         NearestAdapter,
         Oracle,
     )

@@ -262,9 +262,9 @@ class EvaluationSettings:
         rank_options: Whether records with options are scored by rank classification.
         references: What else is scored, to tell what a number means: `start_prompted` (the model that TAGI starts
             from, with the instruction in its input), `no_instruction` (the same, without), `wrong_instruction`
-            (another task's), `random_words` (as many words as the instruction has), `nearest_adapter` (the task
-            adapter whose instruction is nearest), `oracle` (a LoRA tuned on instances of the evaluated task); see
-            evaluation/references.py.
+            (another task's), `random_words` (as many words as the instruction has), `mean_adapter` (the mean of the
+            adapters for training instructions), `nearest_adapter` (the task adapter whose instruction is nearest),
+            `oracle` (a LoRA tuned on instances of the evaluated task); see evaluation/references.py.
         oracle: How the oracle's LoRA is tuned.
     """
 

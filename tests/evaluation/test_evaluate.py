@@ -12,6 +12,7 @@ from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.evaluation.evaluate import evaluate_model, score_methods, spread
 from modeling_tagi.evaluation.metrics import normalise_answer
 from modeling_tagi.evaluation.predict import Answering
+from modeling_tagi.evaluation.references import REFERENCES
 from modeling_tagi.evaluation.scores import evaluate_split
 from modeling_tagi.evaluation.statistics import DIFFERENCES, SCORES, mean_interval
 from modeling_tagi.evaluation.tables import table
@@ -205,7 +206,7 @@ def settings_with(references, reads="adapter", steps=1, label="tagi", **evaluati
     return build_settings({"finetuning": finetuning, "evaluation": evaluation, "task_adapters": bank, "label": label})
 
 
-EVERY = ["start_prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle"]
+EVERY = list(REFERENCES)
 SHOWN = {*EVERY, "tagi"}
 
 

@@ -9,6 +9,7 @@ from hub_stand_in import hub_stand_in, log_in
 from huggingface_hub import ModelCard
 
 from modeling_tagi import TagiModel
+from modeling_tagi.evaluation.references import REFERENCES
 from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.publishing.pushing import push_at_the_end, push_on_the_way
 from modeling_tagi.publishing.run_card import PARTS, run_card, write_run_card
@@ -19,9 +20,8 @@ from modeling_tagi.training.settings import RunSettings, load_settings
 def made(config, tmp_path_factory):
     """A whole run, pushed on its way and at its end: its folder, what it returned, and the Hub."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    names = ["start_prompted", "no_instruction", "wrong_instruction", "random_words", "nearest_adapter", "oracle"]
     settings = load_settings(config, {
-        "output_dir": str(folder), "evaluation.references": json.dumps(names), "push_to_hub": "user/run",
+        "output_dir": str(folder), "evaluation.references": json.dumps(list(REFERENCES)), "push_to_hub": "user/run",
         "push_every": "2", "push_private": "true"})  # fmt: skip
     with hub_stand_in() as hub, pytest.MonkeyPatch.context() as patch:
         log_in(hub, patch, folder.parent)
@@ -53,7 +53,8 @@ def test_a_part_of_the_card_is_one_function_and_one_line_of_the_list(made, monke
 def test_every_reference_is_scored(made):
     _, results, _ = made
     assert list(results["splits"]["unseen"]["methods"]) == [
-        "no_instruction", "start_prompted", "tagi", "wrong_instruction", "random_words", "nearest_adapter", "oracle"
+        "no_instruction", "start_prompted", "tagi", "wrong_instruction", "random_words", "mean_adapter",
+        "nearest_adapter", "oracle",
     ]  # fmt: skip
     assert results["tasks"]["next"] == {"group": "next", "split": "unseen"}
     assert results["run"]["seed"] == 0 and results["run"]["train_tasks"] == 3
