@@ -69,11 +69,23 @@ class InstructionCrossAttention(nn.Module):
 
 
 def layers_of(stack: nn.Module) -> nn.ModuleList:
-    """Returns the layers of an encoder, a decoder, or a causal backbone's `base_model`."""
-    lists = [module for module in stack.children() if isinstance(module, nn.ModuleList)]
+    """Returns the layers of an encoder, a decoder, or a causal backbone's `base_model`.
+
+    They are the one `ModuleList` among its children or, if there is none (OPT), among those of its `decoder`.
+
+    Raises:
+        ValueError: if there is not exactly one.
+    """
+    lists = _lists_of(stack) or _lists_of(getattr(stack, "decoder", stack))
     if len(lists) != 1:
-        raise ValueError(f"cannot tell which modules of {type(stack).__name__} are its layers; use fusion='none'")
+        raise ValueError(
+            f"cannot tell which modules of {type(stack).__name__} are its layers; cross-attention and FLOPs need them"
+        )
     return lists[0]
+
+
+def _lists_of(module: nn.Module) -> list[nn.ModuleList]:
+    return [child for child in module.children() if isinstance(child, nn.ModuleList)]
 
 
 def _normalise(x: Tensor) -> Tensor:

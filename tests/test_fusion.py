@@ -1,10 +1,17 @@
 import pytest
 import torch
-from transformers import MBartConfig, MBartForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
+from transformers import (
+    MBartConfig,
+    MBartForConditionalGeneration,
+    OPTConfig,
+    OPTForCausalLM,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from modeling_tagi.causal import Causal
-from modeling_tagi.fusion import InstructionCrossAttention
+from modeling_tagi.fusion import InstructionCrossAttention, layers_of
 from modeling_tagi.seq2seq import Seq2Seq, concat_memory, memory_projections
 
 MBART = MBartConfig(
@@ -92,6 +99,18 @@ def test_an_encoder_is_fused_behind_its_self_attention(make_backbone, family):
 def test_a_causal_model_is_fused_behind_its_layers(make_backbone, family, layers):
     backbone = make_backbone(family)
     assert Causal().fused_modules(backbone) == list(backbone.get_submodule(layers))
+
+
+def test_layers_one_module_deeper_are_found_and_those_that_cannot_be_told_are_refused():
+    config = OPTConfig(vocab_size=100, hidden_size=8, word_embed_proj_dim=8, ffn_dim=8, num_hidden_layers=2,
+                       num_attention_heads=1)  # fmt: skip
+    backbone = OPTForCausalLM(config)
+    assert Causal().fused_modules(backbone) == list(backbone.model.decoder.layers)
+    two = torch.nn.Module()
+    two.first, two.second = torch.nn.ModuleList(), torch.nn.ModuleList()
+    for stack in (two, torch.nn.Module()):
+        with pytest.raises(ValueError, match="modules of Module are its layers; cross-attention and FLOPs need them"):
+            layers_of(stack)
 
 
 def test_an_encoder_whose_layers_are_not_known_is_refused():
