@@ -182,7 +182,8 @@ def _circumstances(settings: dict, results: dict) -> str:
     """Returns the table of data, backbone, weights of the losses, precision, versions and command."""
     run, train = results["run"], results["leaks"]["train"]
     finetuning = {name.removeprefix("finetuning."): value for name, value in settings.items()
-                  if name.startswith("finetuning.") and ("weight" in name or name.endswith((".alignment", ".train")))}
+                  if name.startswith("finetuning.losses.") or name.startswith("finetuning.")
+                  and ("weight" in name or name.endswith((".alignment", ".train")))}
     return facts([
         ("data", _described(settings["data.source"])),
         ("trained on", f"{train['tasks']:,} tasks, {train['instructions']:,} instructions, {train['records']:,} "

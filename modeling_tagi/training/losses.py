@@ -15,7 +15,7 @@ from ..modeling_tagi import prediction_loss
 
 __all__ = ["ALIGNMENTS", "LOSSES", "TopK",
            "alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss",
-           "predicting", "prediction_loss", "target_logits", "top_k", "update_norm"]  # fmt: skip
+           "predicted", "predicting", "prediction_loss", "target_logits", "top_k", "update_norm"]  # fmt: skip
 
 Factors = Mapping[str, Tensor]
 
@@ -174,7 +174,7 @@ ALIGNMENTS: dict[str, Optional[Callable[..., Tensor]]] = {
 }
 
 
-def update_norm(outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Tensor:
+def update_norm(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> Tensor:
     """Returns `‖ΔW‖²` of the generated updates, as a mean over tasks and modules; as a loss, it keeps them small.
 
     Args:
@@ -188,8 +188,21 @@ def update_norm(outputs: Mapping[str, Any], inputs: Mapping[str, Tensor]) -> Ten
     return torch.stack(norms).mean()
 
 
-# Further terms of the objective, by their names in `finetuning.losses`, which gives their weights. To add one,
-# write a function of the model's outputs for a batch and of the batch that returns a mean, and add a line here.
-LOSSES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Tensor]] = {
+def predicted(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns what a further term compares: the logits `[tokens, vocab]` of target tokens, and these tokens' ids.
+
+    Args:
+        outputs: The model's outputs, with `logits [batch, seq, vocab]`.
+        inputs: The batch, with `labels [batch, seq]`, and with `is_encoder_decoder`, which tells where in `logits` a
+            target is predicted.
+    """
+    labels = inputs["labels"]
+    return target_logits(outputs["logits"], labels, inputs["is_encoder_decoder"]), labels[labels != -100]
+
+
+# Further terms of the objective, by their names in `finetuning.losses`, which gives their weights. To add one, write
+# a function of the model's outputs for a batch and of the batch (with `is_encoder_decoder`; see `predicted`) that
+# returns a mean, and add a line here.
+LOSSES: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Tensor]] = {
     "update_norm": update_norm,
 }

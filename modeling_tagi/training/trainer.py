@@ -91,7 +91,8 @@ class TagiTrainer(Seq2SeqTrainer):
         if self.objective.needs_teacher:
             loss = loss + self._taught_loss(outputs, inputs, taught, terms, num_items_in_batch)
         for name, weight in self.objective.losses.items():
-            terms[name] = losses.LOSSES[name](outputs, inputs) / self._batches_to_sum(num_items_in_batch)
+            batch = {**inputs, "is_encoder_decoder": self.model.config.is_encoder_decoder}
+            terms[name] = losses.LOSSES[name](outputs, batch) / self._batches_to_sum(num_items_in_batch)
             loss = loss + weight * terms[name]
         self._record(loss, terms)
         return (loss, outputs) if return_outputs else loss

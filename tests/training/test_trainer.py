@@ -243,10 +243,10 @@ def test_batches_that_do_not_name_their_teachers_are_refused(make_model, make_tr
 
 
 @pytest.mark.parametrize("fields, message", [
-    ({"alignment": "factor"}, "'factor', but must be one of 'factors', 'delta', 'none'"),
+    ({"alignment": "factor"}, f"'factor', but must be one of {', '.join(map(repr, losses.ALIGNMENTS))}"),
     ({"alignment_weight": "sigmod"}, "'sigmod', but must be a number"),
     ({"temperature": -1.0}, "temperature is -1.0, but must be above 0"),
-    ({"losses": {"norm": 1.0}}, "losses has 'norm', but knows 'update_norm'"),
+    ({"losses": {"norm": 1.0}}, f"losses has 'norm', but knows {', '.join(map(repr, LOSSES))}"),
     ({"losses": {"update_norm": -1}}, "losses.update_norm is -1, but must be a number from 0 to 1000"),
 ])
 def test_an_objective_checks_its_fields(fields, message):
@@ -274,6 +274,21 @@ def test_a_further_loss_is_a_function_in_a_table_and_its_weight(
     for num_items, parts in ((None, 1), (tokens, accumulation)):
         found = trainer.compute_loss(model, batch, num_items_in_batch=num_items)
         torch.testing.assert_close(found, outputs["loss"] + (3.0 * 4 + 0.5 * norm) / parts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_further_loss_can_read_the_logits_of_targets(make_model, make_trainer, records, monkeypatch, family):
+    def cross_entropy(outputs, inputs):
+        return torch.nn.functional.cross_entropy(*losses.predicted(outputs, inputs))
+
+    monkeypatch.setitem(LOSSES, "again", cross_entropy)
+    model = make_model(family, trained=True).train()
+    trainer = make_trainer(
+        model, [[0]], family, Objective(distillation_weight=0, alignment="none", losses={"again": 1.0})
+    )
+    batch = batch_of(trainer, records[:4])
+    expected = model(**{k: x for k, x in batch.items() if not k.startswith("teacher")})["loss"]
+    torch.testing.assert_close(trainer.compute_loss(model, batch), 2 * expected)
 
 
 def test_an_objective_that_falls_over_no_steps_does_not_last():

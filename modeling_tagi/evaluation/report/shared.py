@@ -71,11 +71,13 @@ def loss_plots(folder: Path, stages: Iterable[str]) -> list[Plot]:
 
 
 def _terms(log: Sequence[dict]) -> dict[str, Line]:
-    """Returns a line for each term of the loss that a log has, without the alignment."""
-    terms = [term for term in _TERMS if any(term in entry for entry in log)]
+    """Returns a line for each term of the loss that a log has, without the alignment; further terms by their names."""
+    further = sorted({name for entry in log for name in entry if name.startswith("loss_")} - _TERMS.keys())
+    titles = {**_TERMS, **{name: plain(name.removeprefix("loss_")) for name in further}}
+    terms = [term for term in titles if any(term in entry for entry in log)]
     if terms == ["loss", "loss_prediction"]:
         terms = ["loss_prediction"]
-    return {_TERMS[term] if len(terms) > 1 else "all": _line(log, term) for term in terms if term != "loss_alignment"}
+    return {titles[term] if len(terms) > 1 else "all": _line(log, term) for term in terms if term != "loss_alignment"}
 
 
 def _alignment_plot(name: str, stage: str, log: Sequence[dict]) -> Plot:
