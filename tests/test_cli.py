@@ -16,7 +16,7 @@ from modeling_tagi import TagiAdapter
 from modeling_tagi.banks.adapter_bank import AdapterBank
 from modeling_tagi.commands.main import main
 from modeling_tagi.commands.parsing import take_fields
-from modeling_tagi.commands.table import COMMANDS as COMMAND_MODULES
+from modeling_tagi.commands.table import COMMANDS
 from modeling_tagi.common.arguments import Parser
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tables import write_table
@@ -131,9 +131,6 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, message, capsys
     assert line.startswith("tagi") and message in line
 
 
-COMMANDS = ["generate", "run", "train", "evaluate", "compare", "push", "study", "plan"]
-
-
 def test_help_does_not_wait_for_torch_and_is_there_within_half_a_second():
     code = "import sys; from modeling_tagi.commands.main import main\n"
     code += "try: main({})\nfinally: assert 'torch' not in sys.modules"
@@ -156,7 +153,7 @@ def test_each_commands_help_says_what_it_does_with_an_example_that_is_right(comm
         main([command, "--help"])
     out = capsys.readouterr().out
     assert ended.value.code == 0 and out.startswith(f"usage: tagi {command} ")
-    module = COMMAND_MODULES[command]
+    module = COMMANDS[command]
     assert module.DESCRIPTION in out and f"example:\n  {module.EXAMPLE}\n" in out
     assert "--json" in out or command == "train"  # which prints as it goes, and leaves results.json
     parser = Parser()
@@ -177,7 +174,7 @@ def test_a_command_is_one_file_and_one_line_of_the_table(capsys, monkeypatch):
     toy.HELP, toy.DESCRIPTION, toy.EXAMPLE = "says a word again", "Says a word, as often as is asked for.", "tagi toy"
     toy.add_arguments = lambda parser: parser.add_argument("word", metavar="WORD", help="what is said")
     toy.call = lambda options: print(options.word, options.called) or 3
-    monkeypatch.setitem(COMMAND_MODULES, "toy", toy)
+    monkeypatch.setitem(COMMANDS, "toy", toy)
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "\n    toy       " in (out := capsys.readouterr().out) and toy.HELP in out

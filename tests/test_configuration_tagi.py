@@ -6,6 +6,7 @@ import torch
 
 from modeling_tagi import TagiConfig, TagiModel
 from modeling_tagi.families import FAMILIES
+from modeling_tagi.hypernetwork import GENERATORS
 
 
 @pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "llama", "qwen2", "qwen3", "gpt2"])
@@ -74,7 +75,7 @@ def test_a_family_without_default_targets_is_asked_for_them(make_config):
     [
         ("fusion", "adder", "'cross_attention', 'concat', 'none'"),
         ("fusion_heads", 0, "at least 1"),
-        ("generator", "per_task", "'per_layer', 'per_module', 'shared'"),
+        ("generator", "per_task", ", ".join(map(repr, GENERATORS))),
         ("r", 0, "at least 1"),
         ("r", 2.0, "whole number"),
         ("r", True, "whole number"),

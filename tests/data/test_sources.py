@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from modeling_tagi.data.readers import READERS
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.sources import read_source
 from modeling_tagi.data.splits import LeakError
@@ -97,7 +98,7 @@ def test_an_unset_variable_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, error, message", [
-    ({"source": "c4"}, ValueError, "'c4', but must be one of 'builtin', 'p3', 'sni', 'tables'"),
+    ({"source": "c4"}, ValueError, f"'c4', but must be one of {', '.join(map(repr, READERS))}"),
     ({"source": "p3"}, ValueError, "data.path is not given"),
     ({"source": "sni", "path": "/nowhere/at/all"}, FileNotFoundError, "data.path: there is no /nowhere/at/all"),
     ({"source": "builtin", "text": "/nowhere"}, FileNotFoundError, "data.text: there is no /nowhere"),

@@ -82,7 +82,7 @@ def test_a_number_written_as_text_is_a_number(load):
     ("text:\n  batch_size: 0\n", "text.batch_size is 0, but must be 1 or more"),
     ("finetuning:\n  tasks_per_batch: 0\n", "finetuning.tasks_per_batch is 0, but must be 1 or more"),
     ("finetuning:\n  train: everything\n", "finetuning.train is 'everything'.*'generator_and_norms'"),
-    ("finetuning:\n  alignment: factor\n", "alignment is 'factor', but must be one of 'factors', 'delta', 'none'"),
+    ("finetuning:\n  alignment: factor\n", "alignment is 'factor', but must be one of 'factors', 'delta'"),
     ("finetuning:\n  alignment_weight: sigmod\n", "alignment_weight is 'sigmod'"),
     ("finetuning:\n  temperature: 0\n", "temperature is 0.0, but must be above 0"),
     ("task_adapters:\n  by: category\n", "task_adapters.by is 'category', but must be one of 'group', 'task'"),
