@@ -168,7 +168,10 @@ def _tuned_factors(adapter, model, tokens, batches, steps: int, learning_rate: f
 
 
 def _batches(examples: Sequence[Sequence], steps: int, batch_size: int, seed: int) -> Iterator[list[tuple]]:
-    """Yields a batch for each step: input ids, target ids and the task's number of each row."""
+    """Yields a batch for each step: up to `batch_size` rows of each task.
+
+    A row is its input ids, its target ids and the number of its task.
+    """
     for step in range(steps):
         drawn = [random.Random(f"{seed} {step}").sample(e, min(batch_size, len(e))) for e in examples]
         yield [(*example, task) for task, of_task in enumerate(drawn) for example in of_task]

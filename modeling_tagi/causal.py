@@ -27,7 +27,7 @@ class Causal:
         return list(layers_of(backbone.base_model))
 
     def hook(self, backbone: nn.Module):
-        """Registers the hook that `apply_memory` needs."""
+        """Registers the hook that `apply_memory` needs, which is for backbones with sliding windows alone."""
         if window_of(backbone.config) is not None:
             pre_hook_once(backbone.base_model, arguments_pre_hook)
 
@@ -60,7 +60,7 @@ class Causal:
     def arguments(
         self, model, application, adapter, task_index: Optional[Tensor], labels: Optional[Tensor], given: dict
     ) -> dict:
-        """Returns the arguments of the backbone's `forward`, from those `given` to the model's."""
+        """Returns the arguments of the backbone's `forward`, from those `given` to the model's, which this changes."""
         given.pop("decoder_input_ids")
         if adapter is None or adapter.memory is None:
             return given

@@ -129,7 +129,7 @@ class CheckpointMixin(NamedBackboneMixin):
         return config
 
     def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuses to build an adapter into the model, as transformers would: it is given to each call."""
+        """Raises a ValueError: an adapter is given to each call, and not built into the model as in transformers."""
         raise _no_model(peft_model_id, "it is here already")
 
     def save_pretrained(

@@ -277,7 +277,7 @@ def require_one_place(model: PreTrainedModel):
 
 
 def require_rows(adapter, task_index: Optional[Tensor], rows: int):
-    """Refuses a number of adapters that does not match the batch's rows."""
+    """Refuses adapters that are neither one for all rows nor one for each, and a task_index of other than `rows`."""
     if task_index is not None and len(task_index) != rows:
         raise ValueError(
             f"task_index names the adapters of {len(task_index)} rows, but the batch has {rows}; name one for each row"

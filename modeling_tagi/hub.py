@@ -213,7 +213,7 @@ def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
 
 
 def is_repository(name: Optional[str]) -> bool:
-    """Tells whether a name can be a repository on the Hub, and is no folder."""
+    """Tells whether a name can be a repository's on the Hub, and is no path that exists."""
     return bool(name) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
 
 

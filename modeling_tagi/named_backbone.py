@@ -88,7 +88,7 @@ class NamedBackboneMixin:
         return model
 
     def _expect_training(self):
-        """Notes that this call may be of a training step that changes the backbone."""
+        """Notes that the backbone may change from now on, if this call can be a training step with weights of it."""
         known = self._backbone_may_differ or self._backbone_is_only_here
         if self.training and not known and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._backbone_may_differ = any(parameter.requires_grad for parameter in self.backbone.parameters())

@@ -55,7 +55,7 @@ class Seq2Seq:
     def arguments(
         self, model, application, adapter, task_index: Optional[Tensor], labels: Optional[Tensor], given: dict
     ) -> dict:
-        """Returns the arguments of the backbone's `forward`, from those `given` to the model's."""
+        """Returns the arguments of the backbone's `forward`, from those `given` to the model's, which this changes."""
         if given["decoder_input_ids"] is None and labels is not None:
             given["decoder_input_ids"] = model.backbone.prepare_decoder_input_ids_from_labels(labels=labels)
         if adapter is None or adapter.memory is None:

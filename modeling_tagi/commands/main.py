@@ -16,7 +16,7 @@ def main(arguments=None) -> int:
 
 
 def train(arguments=None) -> int:
-    """Runs train.py, which is `tagi train` where the package is not installed; returns as `main`."""
+    """Runs train.py, which is `tagi train` where the package is not installed, and returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return run_command("train.py", lambda: _train(arguments))
 

@@ -28,7 +28,10 @@ def add_arguments(parser):
 
 
 def split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Splits `--help`, or the configuration if it comes first, from fields, whose values may look like options."""
+    """Returns what the parser reads (`--help`, or a configuration that comes first), and the fields of the run.
+
+    The parser must not see the fields, since their values may look like options.
+    """
     if any(text in ("-h", "--help") for text in arguments):
         return ["--help"], []
     own = [text for text in arguments[:1] if not text.startswith("-")]

@@ -39,7 +39,7 @@ class TextLengths:
         return Lengths(*[max(1.0, self.passage / 3)] * 3)
 
     def with_passages_of(self, most: float) -> "TextLengths":
-        """Returns the lengths where a stage reads at most so many tokens of a passage."""
+        """Returns these lengths for a stage that reads at most `most` tokens of a passage."""
         return replace(self, passage=min(self.passage, most))
 
 
@@ -140,7 +140,10 @@ def optimizer_states(optimizer: str) -> int:
 
 
 def optimizer_numbers(optimizer: str, parameters: Sequence) -> int:
-    """Returns how many numbers an optimizer keeps; Adafactor has a row and a column for each matrix."""
+    """Returns how many numbers an optimizer keeps for all `parameters`.
+
+    Adafactor keeps a row and a column for each matrix, others as many for every weight (`optimizer_states`).
+    """
     if optimizer == "adafactor":
         return sum(
             x.numel() // x.shape[-1] + x.numel() // x.shape[-2] if x.dim() > 1 else x.numel() for x in parameters

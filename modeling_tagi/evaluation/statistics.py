@@ -43,7 +43,7 @@ def mean_interval(
             how much seeds differ is to be reported apart.
         clusters: The cluster of each task; `None` makes every task one of its own, and so does a single cluster that
             holds them all, since nothing can be said of others then. Of one task the interval has no width, and this
-            warns.
+            warns; of equal values it has none either.
         level: The fraction of such intervals that cover the mean of the population that the clusters are drawn from.
         bounds: Between which the values lie, `SCORES` or `DIFFERENCES`. Without them the interval is symmetric.
 

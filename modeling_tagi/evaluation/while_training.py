@@ -13,7 +13,7 @@ MOST_RECORDS = 400
 
 
 def scored_while_training(records: Sequence[Record]) -> Sequence[Record]:
-    """Returns those of a split's records that are scored on the way, spread over its tasks."""
+    """Returns up to `MOST_RECORDS` of a split's records, spread over its tasks."""
     return spread(records, MOST_RECORDS)
 
 

@@ -94,7 +94,9 @@ def check_run(settings: RunSettings, tokenizer, splits: Splits, text: Sequence[s
 
 
 def check_cells(todo: Sequence):
-    """Refuses runs of a study, before the first of them is trained; data that several read is read once.
+    """Checks the settings and data of all runs of a study before the first of them is trained.
+
+    Data that several runs share is read once.
 
     Args:
         todo: The `Cell`s, each behind the start that it needs.

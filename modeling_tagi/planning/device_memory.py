@@ -44,7 +44,10 @@ def require_device_memory(
 
 
 def memory_there() -> tuple[int, str]:
-    """Returns the bytes of the GPU's memory, or of the memory that this process may use, and what they are called."""
+    """Returns the bytes of the GPU's memory or, without one, of the memory that this process may use.
+
+    With them comes whose they are, for a message: "this GPU" or "this machine".
+    """
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory, "this GPU"
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -195,7 +195,10 @@ def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float])
 
 
 def _answers(settings: RunSettings, model, baseline, tokens, splits: Splits) -> tuple[float, float, float]:
-    """Returns the seconds of an answer by the model and by its start, and of a step of the oracle's tuning."""
+    """Returns the seconds of an answer by the model, of one by its start, and of a step of tuning for the oracle.
+
+    The last is scaled to a full group of `_TUNED_AT_ONCE` tasks, and 0 if no reference of the run is tuned.
+    """
     evaluation = settings.evaluation
     split, records = next(iter(evaluated_splits(settings, splits).items()))
     records = spread(spread(records, evaluation.max_records), 2 * evaluation.batch_size)

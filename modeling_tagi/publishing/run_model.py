@@ -11,7 +11,7 @@ from .cards import CARD_FILE, is_edited
 
 
 def save_run_model(state: RunState):
-    """Writes the run's `model/`, with the card that was there if a person has edited it."""
+    """Writes the run's `model/` anew, but keeps a card that a person has edited."""
     settings, model = state.settings, state.model
     _name_backbone(model.config, state)
     model.tokenizer = state.tokenizer
@@ -31,7 +31,7 @@ def save_run_model(state: RunState):
 
 
 def save_on_the_way(state: RunState, model: TagiModel, folder: Path):
-    """Writes a model that is being trained as it is published; its configuration is then as it was."""
+    """Writes a model to be published before its training ends, and leaves its configuration as it was."""
     model.tokenizer, kept = state.tokenizer, dict(vars(model.config))
     _name_backbone(model.config, state)
     try:
@@ -41,7 +41,7 @@ def save_on_the_way(state: RunState, model: TagiModel, folder: Path):
 
 
 def _name_backbone(config, state: RunState):
-    """Says in the config whose the backbone is."""
+    """Records in the config whether the backbone was trained, and forgets its name if only this run has it."""
     finetuning = state.settings.finetuning
     finetuned = finetuning.steps and finetuning.train != "generator"
     config.backbone_trained = config.backbone_trained or state.made_backbone or bool(finetuned)

@@ -49,7 +49,8 @@ class StudySettings(Grid):
         output_dir: Where the study goes; default `outputs/<study file's name>`.
         overrides: Fields of every run by dotted name.
         also: Further grids, such as more numbers of training tasks for some of the methods.
-        references: Baselines that are scored without training a generator.
+        references: Names of `REFERENCES`. Those of the start are scored once with each start, those that ask the
+            trained model with the first method that is TAGI.
         workers: Runs side by side.
         threads: CPU threads of each; the figures depend on it in their last digits.
     """

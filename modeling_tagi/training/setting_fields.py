@@ -240,7 +240,7 @@ class OracleSettings:
 
     Args:
         steps: Optimizer steps for each LoRA.
-        learning_rate: At its highest; it falls in a line.
+        learning_rate: Of the first step; it then falls linearly to 0.
         examples_per_task: Examples of each task in a batch.
     """
 

@@ -46,12 +46,12 @@ def mean_with_interval(found: Optional[dict], sign: str = "") -> str:
 
 
 def in_per_cent(column: str) -> str:
-    """Returns what a score is called within a sentence."""
+    """Returns what a sentence calls a score, such as "exact match in per cent"."""
     return UNITS[column].replace("(%)", "in per cent")
 
 
 def in_points(column: str) -> str:
-    """Returns what the difference of two scores is called."""
+    """Returns what the difference of two scores is called, such as "exact match (points)"."""
     return UNITS[column].replace("(%)", "(points)")
 
 

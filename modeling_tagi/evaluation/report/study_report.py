@@ -46,7 +46,7 @@ class StudyFolder:
 
     @property
     def metric(self) -> str:
-        """Returns the score that summaries show."""
+        """Returns the name of the score that summaries show, such as `exact_match`."""
         return self.summary["metric"]
 
     @cached_property
@@ -79,21 +79,21 @@ class StudyFolder:
         return [row for row in self.summary["rows"] if (row["split"], row["train_tasks"]) == (split, tasks)]
 
     def main_rows(self) -> list[dict]:
-        """Returns the rows that summaries show."""
+        """Returns the rows on the split that summaries show, of most training tasks, that have its score."""
         return [row for row in self.rows(self.split, self.most_tasks) if self.metric in row]
 
     def of_tagi(self) -> list[Path]:
-        """Returns the folders of TAGI's runs on most tasks, by seed."""
+        """Returns the folders of TAGI's runs on the largest number of training tasks, in the order of their seeds."""
         found = sorted((seed, path) for (method, seed, tasks), path in self.cells.items()
                        if (method, tasks) == ("tagi", self.most_tasks))  # fmt: skip
         return [path for _, path in found]
 
     def methods(self) -> list[str]:
-        """Returns the methods that were trained on most tasks."""
+        """Returns the methods with runs on the largest number of training tasks."""
         return list(dict.fromkeys(method for method, _, tasks in self.cells if tasks == self.most_tasks))
 
     def of(self, method: str) -> list[Path]:
-        """Returns the folders of a method's runs on most tasks."""
+        """Returns the folders of a method's runs on the largest number of training tasks."""
         return [path for (name, _, tasks), path in self.cells.items() if (name, tasks) == (method, self.most_tasks)]
 
 

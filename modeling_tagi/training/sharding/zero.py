@@ -53,10 +53,9 @@ def require_possible():
 
 
 def share(model: nn.Module, bf16: bool):
-    """Registers the weights in a module's lists and dictionaries of weights with DeepSpeed as the module's.
+    """Lets DeepSpeed gather, with a module's own weights, those in its `ParameterList`s and `ParameterDict`s.
 
-    In stage 3 DeepSpeed would only gather a module's own weights. accelerate shards `model` itself, later. `bf16`
-    changes nothing here.
+    In stage 3 it would leave these sharded. accelerate shards `model` itself, later. `bf16` changes nothing here.
     """
     if stage() < 3:
         return

@@ -118,6 +118,6 @@ def _per_dataset(per_template: dict[str, dict], dataset_of: dict[str, str]) -> d
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns the spread of the values; quartiles are interpolated linearly (numpy's `linear`)."""
+    """Returns median, quartiles, their distance, least and most; quartiles are interpolated (numpy's `linear`)."""
     least, q1, median, q3, most = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
     return {"median": median, "q1": q1, "q3": q3, "iqr": q3 - q1, "min": least, "max": most}
