@@ -134,20 +134,20 @@ def require_room(model: PreTrainedModel, rows: int, length: int):
     """Refuses inputs that are so long that their attention cannot fit into the memory there is."""
     if length <= _CLOSE_LOOK or torch.compiler.is_compiling():
         return
-    memory = _memory_of(model.device)
+    there = _bytes_of(model.device)
     config = model.backbone.config
     # a bias for each head, or the mask alone where fused kernels keep no scores
     heads = config.num_attention_heads if config.is_encoder_decoder else 1
     each = rows * heads * (model.dtype.itemsize if config.is_encoder_decoder else 1)
-    if memory is not None and each * length**2 > memory:
+    if there is not None and each * length**2 > there:
         raise ValueError(
             f"the input has {length:,} tokens, whose attention takes {each * length**2 / 1e9:,.0f} GB of memory, but "
-            f"{model.device} has {memory / 1e9:,.0f} GB; {rows} inputs of at most {int((memory / each) ** 0.5):,} "
+            f"{model.device} has {there / 1e9:,.0f} GB; {rows} inputs of at most {int((there / each) ** 0.5):,} "
             "tokens would fit: cut the input (encode_inputs takes max_length)"
         )
 
 
-def _memory_of(device: torch.device) -> Optional[int]:
+def _bytes_of(device: torch.device) -> Optional[int]:
     """Returns the bytes that a device has; `None` where that is not known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -35,7 +35,7 @@ from .training.backbones import backbone_config
 from .training.run import Run
 from .training.run_state import RunState
 from .training.settings import RunSettings
-from .training.stages import run_stages, wanted_stages
+from .training.stages import STAGES, run_stages, wanted_stages
 from .training.tokenizer import read_tokenizer
 
 
@@ -127,7 +127,7 @@ def _start(settings: RunSettings, data: _Data, repo_id: Optional[str]) -> RunSta
     """Returns the run's state before its first stage, after every check."""
     tokenizer = read_tokenizer(settings, data.train, data.text)
     check_run(settings, tokenizer, data.splits, data.text)
-    run = Run(settings, [*wanted_stages(settings), "evaluation"], data.train, data.text)
+    run = Run(settings, [*wanted_stages(settings), "evaluation"], STAGES, data.train, data.text)
     state = RunState(run, tokenizer, data.train, data.text)
     if settings.evaluation.every:
         state.scores = scores_on_the_way(state, *data.first)

@@ -13,6 +13,7 @@ from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.records import Record
 from modeling_tagi.tokens import Tokens, generation_tensors
 from modeling_tagi.training.stage_keys import settings_of
+from modeling_tagi.training.stages import STAGES
 
 WORDS = "say yes no to it a b c d e Input : Output user model".split()
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>", "<turn>", "<end>"]
@@ -221,8 +222,9 @@ def test_new_models_continue_unless_they_are_told_otherwise(make_backbone, make_
     assert new_model_fields(make_config("llama", bos_token_id=None), {"r": 2}) == {"r": 2}
     # a run that was begun before there was the field goes on with false
     before, said = {"tagi.r": 2}, {"tagi.r": 2, "tagi.continues_instruction": False}
-    assert settings_of("finetuning", said) == settings_of("finetuning", before)
-    assert settings_of("finetuning", {**said, "tagi.continues_instruction": True}) != settings_of("finetuning", before)
+    stage = STAGES["finetuning"]
+    assert settings_of(stage, said) == settings_of(stage, before)
+    assert settings_of(stage, {**said, "tagi.continues_instruction": True}) != settings_of(stage, before)
 
 
 def test_what_cannot_continue_is_refused(make_config, made, make_tokenizer):

@@ -178,7 +178,7 @@ def test_generate_without_inputs_says_so(make_model, family):
 def test_an_input_too_long_for_the_memory_is_refused_with_the_length_that_fits(make_model, monkeypatch, family):
     model = make_model(family, "none")
     adapter = model.generate_adapter([5, 6])
-    monkeypatch.setattr("modeling_tagi.fit._memory_of", lambda device: 16 * 10**9)
+    monkeypatch.setattr("modeling_tagi.fit._bytes_of", lambda device: 16 * 10**9)
     with pytest.raises(ValueError, match=r"has 1,650,000 tokens, .* GB of memory, but cpu has 16 GB; 1 inputs of at"):
         model.generate(torch.full((1, 1_650_000), 5), adapter=adapter)
     each = 4 * 4 if family == "t5" else 1  # of 4 heads, 4 bytes each; or the mask's one

@@ -176,6 +176,7 @@ def writers(make_model):
     from modeling_tagi.studies.study import run_study
     from modeling_tagi.training.run import Run
     from modeling_tagi.training.settings import RunSettings
+    from modeling_tagi.training.stages import STAGES
 
     model = make_model("t5", "none")
     adapter = model.generate_adapter([5, 6])
@@ -189,7 +190,7 @@ def writers(make_model):
         "adapter": adapter.save_pretrained,
         "checkpoint": model.save_pretrained,
         "study": lambda folder: run_study(StudySettings(config="nowhere.yaml", output_dir=str(folder))),
-        "run": lambda folder: Run(RunSettings(output_dir=str(folder)), []),
+        "run": lambda folder: Run(RunSettings(output_dir=str(folder)), [], STAGES),
         "bank": lambda folder: AdapterBank(folder).add(["first"], adapter),
         "evaluation": evaluate,
     }, settings_of

@@ -17,7 +17,8 @@ from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.planning.plan import plan_run
 from modeling_tagi.planning.printed import shown
-from modeling_tagi.studies.settings import cells, load_study
+from modeling_tagi.studies.cells import cells
+from modeling_tagi.studies.settings import load_study
 from modeling_tagi.training.settings import build_settings, load_settings
 
 CONFIGS = Path(__file__).parents[1] / "hub_configs"

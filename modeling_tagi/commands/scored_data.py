@@ -7,13 +7,14 @@ from ..common.arguments import pair, positive
 
 def add_data(parser: argparse.ArgumentParser):
     """Adds the arguments that say which data to score, and how to read it."""
-    from ..data.readers import READERS
+    from ..data.readers import DEFAULT, READERS
 
     add = parser.add_argument
+    makers = " or ".join(repr(name) for name, reader in READERS.items() if not reader.in_folder)
     add("--data", "--path", "--data.path", dest="path", metavar="FOLDER_OR_FILE",
         help="JSON lines or parquet (a file, or a folder with one for each split), or a folder in the layout of "
-             "--source; 'builtin' makes its own tasks")  # fmt: skip
-    add("--source", "--data.source", choices=sorted(READERS), help="the layout; default: tables")
+             f"--source; {makers} makes its own tasks")  # fmt: skip
+    add("--source", "--data.source", choices=sorted(READERS), help=f"the layout; default: {DEFAULT}")
     add("--t0_eval", "--data.t0_eval", metavar="FOLDER", help="T0 evaluation sets, added as splits")
     add("--options", "--data.options", nargs="+", action="extend", default=[], type=pair, metavar="KEY=VALUE",
         help="further arguments of the reader, values in YAML")  # fmt: skip
@@ -39,18 +40,20 @@ def settings_of(options):
     Raises:
         ValueError: for an argument with a value that is not allowed, or arguments that do not go together.
     """
+    from ..data.readers import DEFAULT, READERS
     from ..evaluation.references import REFERENCES, require_references
     from ..hub import require_folder_for
     from ..training.settings import build_settings
 
     source, path = options.source, options.path
-    if path == "builtin" and source is None:
-        source, path = "builtin", None
-    source = source or "tables"
-    if path is None and source != "builtin" and (source != "tables" or options.t0_eval is None):
-        raise ValueError("there is no data; give --data FOLDER, --data builtin, or --t0_eval FOLDER")
-    if path is not None and source == "builtin":
-        raise ValueError(f"--source builtin makes its own tasks, and has no use for --data {path}; leave out one")
+    without_folder = [name for name, reader in READERS.items() if not reader.in_folder]
+    if path in without_folder and source is None:
+        source, path = path, None
+    source = source or DEFAULT
+    if path is None and source not in without_folder and (source != DEFAULT or options.t0_eval is None):
+        raise ValueError(f"there is no data; give --data FOLDER, --data {without_folder[0]}, or --t0_eval FOLDER")
+    if path is not None and source in without_folder:
+        raise ValueError(f"--source {source} makes its own tasks, and has no use for --data {path}; leave out one")
     kinds = {name: REFERENCES[name] for name in options.references if name in REFERENCES}
     for name, kind in kinds.items():
         if kind.needs_bank and options.task_adapters is None:

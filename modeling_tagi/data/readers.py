@@ -15,7 +15,7 @@ from .builtin_text import builtin_text
 from .p3 import read_p3
 from .records import Splits
 from .sni import read_sni
-from .tables import read_folder
+from .tables import read_folder, read_tables
 
 _NO_OPTIONS = ("folder", "stream")
 
@@ -32,6 +32,7 @@ class Reader:
         least: The smallest value of options that are numbers.
         text: Returns the passages that come with the data, for a seed; `None` if there are none.
         others: Whether the data belongs to others, so that their terms apply.
+        splits_of: Reads evaluation splits alone, from a file for each by name; `None` if its files are no splits.
     """
 
     read: Callable[..., Splits]
@@ -39,6 +40,7 @@ class Reader:
     least: Mapping[str, int] = field(default_factory=dict)
     text: Optional[Callable[[int], list[str]]] = None
     others: bool = True
+    splits_of: Optional[Callable[..., Splits]] = None
 
     @property
     def in_folder(self) -> bool:
@@ -74,6 +76,7 @@ class Reader:
         return made
 
 
+DEFAULT = "tables"  # what a folder or a file is read by where no reader is named
 READERS: dict[str, Reader] = {
     "builtin": Reader(
         builtin_suite, "a suite of instruction tasks that the package makes itself",
@@ -87,7 +90,7 @@ READERS: dict[str, Reader] = {
         read_sni, "Super-NaturalInstructions",
         least={"max_train_instances": 1, "max_eval_instances": 1, "positive_examples": 0, "seen_instances": 0},
     ),
-    "tables": Reader(read_folder, "a collection of its own"),
+    DEFAULT: Reader(read_folder, "a collection of its own", splits_of=read_tables),
 }  # fmt: skip
 
 

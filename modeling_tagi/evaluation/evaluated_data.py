@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Optional
 
 from ..data.p3 import read_t0_eval
-from ..data.readers import READERS
+from ..data.readers import reader_of
 from ..data.records import Record, Splits
 from ..data.sources import read_source
-from ..data.tables import JSON_SUFFIXES, read_tables
+from ..data.tables import JSON_SUFFIXES
 from ..training.settings import RunSettings
 
 
@@ -21,10 +21,11 @@ def read_splits(settings: RunSettings) -> tuple[Splits, list[Record], Optional[d
         FileNotFoundError, ValueError: as `read_source`.
     """
     data = settings.data
-    if data.source == "tables":
+    reader = reader_of(data.source)
+    if reader.splits_of is not None:
         files = _files(Path(data.path)) if data.path is not None else {}
         if "train" not in files:
-            splits = read_tables(files, **READERS["tables"].checked(data.options, "tables", "--options"))
+            splits = reader.splits_of(files, **reader.checked(data.options, data.source, "--options"))
             if data.t0_eval is not None:
                 splits.update(read_t0_eval(data.t0_eval))
             return splits, [], None

@@ -11,7 +11,7 @@ import torch
 from ..configuration_tagi import TagiConfig
 from ..costs.work import TextLengths
 from ..training.settings import RunSettings
-from ..training.sharding.sharded import in_shares
+from ..training.sharding.sharded import weights_are_sharded
 from ..training.stage_costs import RunCosts
 from ..training.stages import training_stages
 from .shapes import flops_of
@@ -32,7 +32,7 @@ def require_device_memory(
     Raises:
         ValueError: with how much is needed, for what, and how much there is.
     """
-    if in_shares():  # each process has a part, of which the plan knows nothing
+    if weights_are_sharded():  # each process has a part, of which the plan knows nothing
         return
     there, what = memory_there()
     costs = RunCosts(settings, flops_of(config), adapters)

@@ -106,18 +106,18 @@ def timed_trial(settings: RunSettings, splits: Splits, text: Sequence[str], toke
         trial = _short(settings, folder, longest_target)
         train = splits["train"]
         with progress_bar(total=len(names) + 1, desc="plan: trying this machine", file=said) as bar:
-            state = RunState(Run(trial, wanted_stages(trial)), tokenizer, train, text)
+            state = RunState(Run(trial, wanted_stages(trial), STAGES), tokenizer, train, text)
             for name, stage in STAGES.items():
-                state.train = _of_some(train, trial) if name == "task_adapters" else train
+                state.train = stage.of_one_training(trial, train)
                 stage.run(state)
-                if name == "task_adapters" and state.bank is not None:
+                if state.bank is not None and not isinstance(state.bank, _ReadBank):
                     own = list(dict.fromkeys(getattr(record, trial.task_adapters.by) for record in train))
                     state.bank = _ReadBank(state.bank, state.bank.names if trial.task_adapters.given else own)
                 bar.update(name in names)
             times, bank = _stage_times(settings, trial, stamps), state.bank
-            if bank is not None and settings.finetuning.needs_teacher and "finetuning" in times:
-                found = times["finetuning"]
-                times["finetuning"] = StageTime(found.once + bank.seconds, found.step)
+            for name, found in times.items():
+                if bank is not None and STAGES[name].reads_bank(settings):
+                    times[name] = StageTime(found.once + bank.seconds, found.step)
             own, first, oracle = _answers(
                 trial, state.model, load_backbone(state.backbone, state.revision), state.tokens, splits
             )
@@ -130,24 +130,10 @@ def _short(settings: RunSettings, folder: str, longest_target: int) -> RunSettin
     made = copy.deepcopy(settings)
     made.output_dir, made.push_to_hub, made.push_every = str(Path(folder) / "run"), None, 0
     made.max_target_length = min(settings.max_target_length, max(2, longest_target))
-    for stage in (getattr(made, stage.name) for stage in training_stages(settings)):
-        stage.steps, stage.save_every = STEPS, 10**9
-    phases = _phases(settings.finetuning)
-    if settings.finetuning.steps:
-        made.finetuning.steps = STEPS * len(phases)
-    for name in ("distillation_steps", "alignment_steps"):
-        lasting = sum(end <= (getattr(settings.finetuning, name) or math.inf) for _, end in phases)
-        setattr(made.finetuning, name, STEPS * lasting if lasting < len(phases) else None)
-    made.finetuning.teacher_cache = None  # the teacher reads all the same
+    for stage in training_stages(settings):
+        stage.shorten(made, STEPS)
     made.evaluation.every = 0
     return made
-
-
-def _phases(settings) -> list[tuple[int, int]]:
-    """Returns length and end, in steps, of each part of finetuning: a step's cost changes when the teacher ends."""
-    ends = {settings.distillation_steps, settings.alignment_steps} - {None}
-    ends = sorted({end for end in ends if 0 < end < settings.steps} | {settings.steps})
-    return [(end - before, end) for before, end in zip([0, *ends], ends)]
 
 
 class _ReadBank(AdapterBank):
@@ -172,25 +158,17 @@ class _ReadBank(AdapterBank):
         return self._adapters[self._places[name]].to(device)
 
 
-def _of_some(train: Sequence[Record], settings: RunSettings) -> list[Record]:
-    """Returns the records of as many tasks or groups as are tuned side by side."""
-    by, at_once = settings.task_adapters.by, settings.task_adapters.at_once
-    chosen = set(list(dict.fromkeys(getattr(record, by) for record in train))[:at_once])
-    return [record for record in train if getattr(record, by) in chosen]
-
-
 def _stage_times(settings: RunSettings, trial: RunSettings, stamps: list[float]) -> dict[str, StageTime]:
     """Returns what each stage takes, once and for every step, from the moments at which the trial's steps ended."""
     times, rest = {}, list(stamps)
-    for name in (stage.name for stage in training_stages(settings)):
-        lengths = [length for length, _ in _phases(settings.finetuning)] if name == "finetuning" else [1]
-        steps = []
+    for stage in training_stages(settings):
+        lengths, steps = [length for length, _ in stage.phases(settings)], []
         for _ in lengths:
             own, rest = rest[:STEPS], rest[STEPS:]
             steps.append(median(after - before for before, after in zip(own, own[1:])))
-        done = json.loads((Path(trial.output_dir) / "stages" / name / DONE_FILE).read_text())
+        done = json.loads((Path(trial.output_dir) / "stages" / stage.name / DONE_FILE).read_text())
         mean = sum(step * length for step, length in zip(steps, lengths)) / sum(lengths)
-        times[name] = StageTime(max(0.0, done["seconds"] - STEPS * sum(steps)), mean)
+        times[stage.name] = StageTime(max(0.0, done["seconds"] - STEPS * sum(steps)), mean)
     return times
 
 

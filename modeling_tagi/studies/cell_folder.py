@@ -13,9 +13,9 @@ import yaml
 from ..common.errors import TRACEBACK
 from ..common.writing import write_text
 from ..training.run import FREE_FIELDS, flat, has_begun
-from ..training.stage_keys import STAGES
+from ..training.stages import STAGES
+from .cells import Cell
 from .lines import results_file
-from .settings import Cell
 
 CELL_FILE = "cell.yaml"
 DATA_FILE = "data.json"

@@ -9,6 +9,7 @@ import torch
 
 from ..common.console import circumstances, quiet_libraries
 from ..common.writing import write_text
+from ..data.readers import DEFAULT, READERS
 from ..data.records import Splits
 from ..data.sources import read_source
 from ..evaluation.report.plots import PALETTE
@@ -60,10 +61,10 @@ def write_curve(
 
 
 def _splits(data: str, most: int) -> Splits:
-    if data != "builtin":
-        return read_source("tables", data)[0]
+    if data not in READERS or READERS[data].in_folder:
+        return read_source(DEFAULT, data)[0]
     # as many to train on as in the quickstart, so that the check for leaks sees what was trained on
-    return read_source("builtin", options={"train_instances": 200, "eval_instances": SCORED + most})[0]
+    return read_source(data, options={"train_instances": 200, "eval_instances": SCORED + most})[0]
 
 
 def page(lines: Sequence[dict], picture: str, seeds: int, seconds: float, command: str) -> str:

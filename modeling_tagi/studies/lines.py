@@ -7,7 +7,8 @@ from typing import Any, Iterator, Optional, Sequence
 from ..common.writing import write_text
 from ..evaluation.references import REFERENCES
 from ..evaluation.results import read_results
-from .settings import START, TAGI_REFERENCES, Cell, StudySettings
+from .cells import Cell
+from .settings import START, TAGI_REFERENCES, StudySettings
 
 METRICS = ("exact_match", "rouge_l", "rank_accuracy", "rank_accuracy_mean")
 _FREE = METRICS[:2]  # those of answers that are written freely; the others are of ranked options

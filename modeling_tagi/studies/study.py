@@ -16,8 +16,9 @@ from ..evaluation.report.write import write_report
 from ..hub import require_folder_for
 from ..planning.checks import check_cells
 from .cell_folder import LOG_FILE, is_done, last_line, require_as_begun, start
+from .cells import Cell, cells
 from .lines import write_lines
-from .settings import Cell, StudySettings, cells
+from .settings import StudySettings
 from .summary import write_tables
 
 STUDY_FILE = "study.yaml"

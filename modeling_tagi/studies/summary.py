@@ -9,8 +9,9 @@ import numpy as np
 
 from ..common.writing import write_text
 from ..evaluation.statistics import DIFFERENCES, SCORES, Interval, mean_interval, paired_difference
+from .cells import Cell
 from .lines import METRICS, write_lines
-from .settings import START, Cell, StudySettings
+from .settings import START, StudySettings
 from .table import table
 
 _COMPARED_WITH = ("prompted", "tagi", START)

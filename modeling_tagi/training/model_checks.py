@@ -10,7 +10,7 @@ from ..data.records import Record
 from ..tokens import Tokens, instruction_text
 from .backbones import backbone_config
 from .setting_fields import RunSettings
-from .sharding.sharded import require_possible_shares
+from .sharding.sharded import require_possible_sharding
 from .stages import STAGES
 
 
@@ -29,7 +29,7 @@ def check_model(settings: RunSettings, tokenizer, splits: dict[str, list[Record]
             f"there are {torch.cuda.device_count()} GPUs, but one process: start train.py by accelerate launch or "
             "torchrun, or set CUDA_VISIBLE_DEVICES to one of them"
         )
-    require_possible_shares(settings)
+    require_possible_sharding(settings)
     config = TagiConfig(backbone_config(settings, len(tokenizer)), **settings.tagi)
     for stage in STAGES.values():
         stage.require(settings, config, splits["train"], text)

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Iterable, Optional, Union
+from typing import Iterable, Mapping, Optional, Union
 
 import yaml
 
@@ -32,6 +32,7 @@ class Run:
     Args:
         settings: The run's settings.
         stages: Names of the stages, in order, to show progress.
+        known: Every stage there is by its name, in order: `training.stages.STAGES`.
         records, text: The training data; with `None`, the data that earlier stages were trained on is not checked.
 
     Raises:
@@ -43,10 +44,11 @@ class Run:
         self,
         settings: RunSettings,
         stages: list[str],
+        known: Mapping[str, keys.Keyed],
         records: Optional[Iterable[Record]] = None,
         text: Optional[Iterable[str]] = None,
     ):
-        self.settings, self.stages = settings, stages
+        self.settings, self.stages, self._known = settings, stages, known
         self.folder = require_folder_for("run", settings.output_dir)
         self.read = {} if records is None else {"records": keys.digest_of_records(records)}
         self.read |= {} if text is None else {"text": keys.digest_of_text(text)}
@@ -71,8 +73,8 @@ class Run:
         """
         number = self.stages.index(name) + 1 if name in self.stages else 0
         stage = Stage(name, self.folder / "stages" / name, number, len(self.stages))
-        if name in keys.STAGES:
-            stage.key = self._key(name)
+        if name in self._known:
+            stage.key = self._key(self._known[name])
         if before:
             stage.key["before"] = now = {what: keys.digest_of(place) for what, place in before.items()}
             made = (stage.made_of() or {}).get("before") or {}
@@ -92,12 +94,12 @@ class Run:
         """Returns how to do a stage again, for a message: the same command makes its folders anew, once deleted."""
         return f"delete {self._folders(name)} to do that stage again"
 
-    def _key(self, name: str) -> dict:
+    def _key(self, stage: keys.Keyed) -> dict:
         scratch = self.settings.backbone.name is None
         return {
-            "settings": keys.settings_of(name, self._values),
+            "settings": keys.settings_of(stage, self._values),
             "data": keys.data_settings(self._values),
-            "read": keys.reads_of(name, scratch, self.read),
+            "read": keys.reads_of(stage, scratch, self.read),
         }
 
     def _folders(self, name: str) -> str:
@@ -106,7 +108,7 @@ class Run:
 
     def _from(self, name: str) -> str:
         """Returns the folders of a stage and of those after it, for a message."""
-        later = keys.STAGES[keys.STAGES.index(name):]
+        later = list(self._known)[list(self._known).index(name):]
         return " and ".join(self._folders(other) for other in later if other == name or self.has_begun(other))
 
     def _require_as_begun(self):
@@ -117,13 +119,13 @@ class Run:
                     "another --output_dir, or train with that version"
                 )
         before = None
-        for name in keys.STAGES:
+        for name, stage in self._known.items():
             if not self.has_begun(name):
                 continue
-            now, made = self._key(name), Stage(name, self.folder / "stages" / name, 0, 0).made_of()
+            now, made = self._key(stage), Stage(name, self.folder / "stages" / name, 0, 0).made_of()
             if made is None:  # a run of an earlier version, whose settings were one for all stages
                 before = _settings_before(self.folder) if before is None else before
-                made = {"settings": keys.settings_of(name, before), "read": {}} if before else now
+                made = {"settings": keys.settings_of(stage, before), "read": {}} if before else now
             mend = f"choose another --output_dir, or delete {self._from(name)} to train anew from there"
             changed = _differences(made["settings"], now["settings"])
             if changed:

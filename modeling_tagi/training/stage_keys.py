@@ -4,42 +4,42 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Iterable, Optional, Union
+from typing import Iterable, Optional, Protocol, Union
 
 from ..data.records import Record, record_bytes
 from ..data.streams import RecordStream
 
 KEY_FILE = "made_of.json"
-_ALL = ("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "backbone")
-_TASKS = ("data.streaming",)
-# The fields (or sections) that each stage's result depends on, including whether earlier stages take steps.
-_FIELDS = {
-    "text": (*_ALL, "text"),
-    "instruction_tuning": (*_ALL, *_TASKS, "instruction_tuning", "text.steps", "tagi.input_format"),
-    "task_adapters": (*_ALL, *_TASKS, "task_adapters", "tagi", "text.steps", "instruction_tuning.steps"),
-    "pretraining": (*_ALL, "pretraining", "tagi", "text.steps", "instruction_tuning.steps", "finetuning.train",
-                    "finetuning.freeze"),
-    "finetuning": (*_ALL, *_TASKS, "finetuning", "tagi", "text.steps", "instruction_tuning.steps",
-                   "task_adapters.steps", "pretraining.steps"),
-}  # fmt: skip
-STAGES = tuple(_FIELDS)
+# The fields (or sections) that every stage's result depends on, and those that only one that reads records does.
+_OF_ALL = ("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "backbone")
+_OF_RECORDS = ("data.streaming",)
 # Fields with the value that stood for them before they existed: the keys of stages from then do not have them.
 _AS_BEFORE = (("tagi.continues_instruction", False),)
-# The kinds of data that each stage reads; a vocabulary that the run makes is made of both.
-_READS = {
-    "text": ("text",), "instruction_tuning": ("records",), "task_adapters": ("records",), "pretraining": ("text",),
-    "finetuning": ("records",),
-}  # fmt: skip
 _DATA_FIELDS = ("data", "train_tasks")  # where the data come from; what they hold is what counts
 _WHOLE = 2**20  # bytes of the largest file that is hashed from beginning to end
 # Bytes at three places of each tensor that are hashed of a larger file: training changes the whole of a tensor.
 _PIECE = 2**12
 
 
-def settings_of(stage: str, values: dict) -> dict:
+class Keyed(Protocol):
+    """Says what a stage's key is made of, as a `TrainingStage` does.
+
+    Attributes:
+        name: Of its section in the settings.
+        reads: What its batches are drawn from, `records` or `text`.
+        depends_on: Fields and sections, beside its own, that its result depends on.
+    """
+
+    name: str
+    reads: str
+    depends_on: tuple[str, ...]
+
+
+def settings_of(stage: Keyed, values: dict) -> dict:
     """Returns those of a run's settings, by dotted name, that the stage's result depends on."""
     values = {name: value for name, value in values.items() if (name, value) not in _AS_BEFORE}
-    return _below(_FIELDS[stage], values)
+    of_records = _OF_RECORDS if stage.reads == "records" else ()
+    return _below((*_OF_ALL, *of_records, stage.name, *stage.depends_on), values)
 
 
 def data_settings(values: dict) -> dict:
@@ -47,9 +47,12 @@ def data_settings(values: dict) -> dict:
     return _below(_DATA_FIELDS, values)
 
 
-def reads_of(stage: str, scratch: bool, digests: dict[str, str]) -> dict[str, str]:
-    """Returns the digests of the data that the stage depends on; all, if a vocabulary is made from `scratch`."""
-    return {name: x for name, x in digests.items() if name in _READS[stage] or scratch}
+def reads_of(stage: Keyed, scratch: bool, digests: dict[str, str]) -> dict[str, str]:
+    """Returns the digests of the data that the stage depends on.
+
+    They are of both kinds if a vocabulary is made from `scratch`, since it is made of both.
+    """
+    return {name: x for name, x in digests.items() if name == stage.reads or scratch}
 
 
 def _below(fields: Iterable[str], values: dict) -> dict:

@@ -19,7 +19,7 @@ from ..modeling_tagi import TagiModel, evaluating
 from .finite import NotFinite
 from .run import Run, Stage
 from .setting_fields import StageSettings
-from .sharding.sharded import end_in_shares, in_shares, shared_copy
+from .sharding.sharded import gathered_weights, sharded_copy, weights_are_sharded
 from .task_adapters import AdapterTuner
 from .trainer import TagiTrainer
 
@@ -50,7 +50,7 @@ def train_stage(
     place = file_name(part) if part else ""  # a task's name, which comes from the data and may be any text
     checkpoints = stage.folder / "checkpoints" / (place or "all")
     trainer = TagiTrainer(
-        model=shared_copy(model, run.settings.bf16) if in_shares() else model,
+        model=sharded_copy(model, run.settings.bf16) if weights_are_sharded() else model,
         args=training_arguments(run, settings, model, checkpoints, seed),
         train_dataset=dataset,
         data_collator=collator,
@@ -67,8 +67,8 @@ def train_stage(
         raise NotFinite(f"{stage.label} stopped at {error}; {_after_a_stop(stage, settings, checkpoints)}") from error
     finally:
         progress.close()
-    if in_shares():
-        weights = end_in_shares(trainer)
+    if weights_are_sharded():
+        weights = gathered_weights(trainer)
         if is_main():
             model.load_state_dict({**model.state_dict(), **weights})
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -96,7 +96,7 @@ def training_arguments(
         optim=settings.optimizer,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=run.settings.bf16 and not in_shares(),  # a sharded model casts by itself
+        bf16=run.settings.bf16 and not weights_are_sharded(),  # a sharded model casts by itself
         use_cpu=not torch.cuda.is_available(),  # as elsewhere; without it the Trainer refuses bf16
         gradient_checkpointing=run.settings.gradient_checkpointing and not isinstance(model, AdapterTuner),
         logging_steps=max(1, settings.steps // 50),

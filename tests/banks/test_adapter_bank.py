@@ -60,7 +60,7 @@ def run_of(backbones, tmp_path):
         }  # fmt: skip
         for section, fields in sections.items():
             values[section] = {**values.get(section, {}), **fields}
-        return Run(build_settings(values), ["task_adapters", "finetuning"])
+        return Run(build_settings(values), ["task_adapters", "finetuning"], STAGES)
 
     return make
 

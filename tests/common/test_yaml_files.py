@@ -1,7 +1,8 @@
 import pytest
 
 from modeling_tagi.common.yaml_files import joined, read_recipe, read_yaml
-from modeling_tagi.studies.settings import cells, load_study
+from modeling_tagi.studies.cells import cells
+from modeling_tagi.studies.settings import load_study
 from modeling_tagi.training.settings import load_settings
 
 

@@ -15,7 +15,8 @@ from filelock import FileLock
 
 from modeling_tagi.evaluation.report.write import write_report
 from modeling_tagi.studies.cell_folder import require_as_begun as refuse_other_settings
-from modeling_tagi.studies.settings import cells, load_study
+from modeling_tagi.studies.cells import cells
+from modeling_tagi.studies.settings import load_study
 from modeling_tagi.studies.study import run_study
 from modeling_tagi.studies.summary import write_tables
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modeling_tagi.studies.settings import START, cells, load_study
+from modeling_tagi.studies.cells import cells
+from modeling_tagi.studies.settings import START, TAGI_REFERENCES, load_study
 from modeling_tagi.training.methods import METHODS
 from modeling_tagi.training.settings import build_settings
 
@@ -79,7 +80,7 @@ def test_a_start_of_a_methods_own_has_a_name_of_its_own_and_no_references(study)
 
 def test_without_a_method_called_tagi_the_first_that_is_has_the_wrong_instructions(study):
     found = by_name(study(methods=["hint", {"mine": {"base": "tagi", "tagi.r": 2}}]))
-    assert found["mine-seed0"].settings.evaluation.references == ["wrong_instruction", "random_words"]
+    assert found["mine-seed0"].settings.evaluation.references == list(TAGI_REFERENCES)
     assert found["mine-seed0"].settings.label == "mine"
 
 
@@ -98,7 +99,7 @@ def test_references_are_scored_once(study):
     assert found[f"{START}-seed0"].settings.evaluation.references == [
         "start_prompted", "no_instruction", "nearest_adapter", "oracle"
     ]  # fmt: skip
-    assert found["tagi-seed0"].settings.evaluation.references == ["wrong_instruction", "random_words"]
+    assert found["tagi-seed0"].settings.evaluation.references == list(TAGI_REFERENCES)
     assert found["hint-seed0"].settings.evaluation.references == []
 
 

@@ -1,4 +1,4 @@
-"""train.py with its weights in shares on a CPU. There accelerate shares none, and is told that its processes are on an
+"""train.py with sharded weights on a CPU. There accelerate shards none, and is told that its processes are on an
 accelerator; everything after that is its own."""
 
 import os

@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 
 def start(folder, output_dir, launcher=(), **overrides):
     if launcher in (ZERO2, ZERO3):
-        pytest.importorskip("deepspeed", reason="weights in shares by DeepSpeed are tried where it is installed")
+        pytest.importorskip("deepspeed", reason="weights sharded by DeepSpeed are tried where it is installed")
     script = ROOT / ("tests/training/on_cpu_sharded.py" if launcher in (SHARES, SHARED_STATES) else "train.py")
     fields = [x for name, value in overrides.items() for x in (f"--{name}", json.dumps(value))]
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -104,7 +104,7 @@ def test_two_processes_end_as_one_with_the_same_batches(folder, name):
     ("t5", ZERO3, {"finetuning.teacher_cache": "states"}),
     ("llama", ZERO3, {"gradient_checkpointing": True}),
 ], ids=["t5", "cache", "llama", "zero2", "zero3", "zero3-llama"])  # fmt: skip
-def test_weights_in_shares_end_as_whole_ones(folder, name, launcher, more):
+def test_sharded_weights_end_as_whole_ones(folder, name, launcher, more):
     if not (folder / f"one-{name}").is_dir():
         end(start(folder, f"one-{name}", **RUNS[name]))
     shares = f"shares-{name}-{len(more)}-{Path(launcher[-1]).stem}"
@@ -114,7 +114,7 @@ def test_weights_in_shares_end_as_whole_ones(folder, name, launcher, more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [SHARES, ZERO2, ZERO3], ids=["fsdp2", "zero2", "zero3"])
-def test_weights_in_shares_compute_in_bfloat16(folder, launcher):
+def test_sharded_weights_compute_in_bfloat16(folder, launcher):
     one, two = folder / "one-bf16", folder / f"two-bf16-{Path(launcher[-1]).stem}"
     for run, by in ((one, ()), (two, launcher)):
         if not run.is_dir():

@@ -8,6 +8,7 @@ from modeling_tagi.common.console import quiet_libraries
 from modeling_tagi.common.writing import replacing, write_text
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import RunSettings
+from modeling_tagi.training.stages import STAGES
 
 
 def make(tmp_path, **fields):
@@ -21,64 +22,64 @@ def do(run, name, **before):
 
 
 def test_a_run_is_taken_up_with_the_same_settings(tmp_path):
-    Run(make(tmp_path), ["text"])
+    Run(make(tmp_path), ["text"], STAGES)
     settings = make(tmp_path)
     settings.evaluation.batch_size = 7  # does not change what is trained
-    assert Run(settings, ["text"]).stage("text").facts is None
+    assert Run(settings, ["text"], STAGES).stage("text").facts is None
 
 
 def test_other_settings_than_a_stage_was_begun_with_are_refused_by_name(tmp_path):
-    run = Run(make(tmp_path), ["finetuning"])
+    run = Run(make(tmp_path), ["finetuning"], STAGES)
     do(run, "finetuning")
     settings = make(tmp_path)
     settings.finetuning.temperature = 2.0
     with pytest.raises(ValueError) as refused:
-        Run(settings, ["finetuning"])
+        Run(settings, ["finetuning"], STAGES)
     assert "stage finetuning was begun with them (finetuning.temperature was 3.0, is now 2.0); " in str(refused.value)
     assert f"or delete {tmp_path}/run/stages/finetuning to train" in str(refused.value)
     settings.tagi = {"r": 4}
     with pytest.raises(ValueError, match="temperature was 3.0, is now 2.0; tagi.r was None, is now 4"):
-        Run(settings, ["finetuning"])
+        Run(settings, ["finetuning"], STAGES)
     for number, name in enumerate(("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length")):
         setattr(settings, name, 99 + number)
     with pytest.raises(ValueError, match="; 2 more differ"):
-        Run(settings, ["finetuning"])
+        Run(settings, ["finetuning"], STAGES)
 
 
 def test_what_no_stage_has_begun_with_may_change(tmp_path):
-    run = Run(make(tmp_path), ["text", "finetuning"])
+    run = Run(make(tmp_path), ["text", "finetuning"], STAGES)
     do(run, "text")
     run.stage("finetuning").start()  # and fails before it has saved anything
     settings = make(tmp_path)
     settings.finetuning.temperature = 2.0
-    again = Run(settings, ["text", "finetuning"])
+    again = Run(settings, ["text", "finetuning"], STAGES)
     again.stage("finetuning").start()
     assert again.stage("finetuning").made_of()["settings"]["finetuning.temperature"] == 2.0
     (again.folder / "stages" / "finetuning" / "checkpoints" / "all" / "checkpoint-2").mkdir(parents=True)
-    Run(make(tmp_path), ["text", "finetuning"])  # half a checkpoint is none
+    Run(make(tmp_path), ["text", "finetuning"], STAGES)  # half a checkpoint is none
     (again.folder / "stages" / "finetuning" / "checkpoints" / "all" / "checkpoint-2" / "complete").touch()
     with pytest.raises(ValueError, match="temperature was 2.0, is now 3.0"):
-        Run(make(tmp_path), ["text", "finetuning"])
+        Run(make(tmp_path), ["text", "finetuning"], STAGES)
 
 
 def test_a_run_of_before_stages_said_what_they_were_made_of_is_held_to_its_settings(tmp_path):
-    stage = Run(make(tmp_path), ["text"]).stage("text")
+    stage = Run(make(tmp_path), ["text"], STAGES).stage("text")
     stage.start()
     stage.finish()
     (stage.folder / "made_of.json").unlink()
-    Run(make(tmp_path), ["text"], [], [])
+    Run(make(tmp_path), ["text"], STAGES, [], [])
     settings = make(tmp_path)
     settings.text.learning_rate = 1.0
     with pytest.raises(ValueError, match="text.learning_rate was 0.001, is now 1.0"):
-        Run(settings, ["text"])
+        Run(settings, ["text"], STAGES)
     (tmp_path / "run" / "settings.yaml").write_text("seed: [")
     with pytest.raises(ValueError, match="run/settings.yaml is damaged or not complete .*; delete it"):
-        Run(settings, ["text"])
+        Run(settings, ["text"], STAGES)
 
 
 def test_a_stage_done_with_something_else_than_is_there_now_is_refused(tmp_path):
     before = tmp_path / "run" / "stages" / "instruction_tuning" / "backbone"
-    run = Run(make(tmp_path), ["pretraining", "finetuning"])
+    run = Run(make(tmp_path), ["pretraining", "finetuning"], STAGES)
     before.mkdir(parents=True)
     (before / "config.json").write_text("1")
     for name in ("pretraining", "finetuning"):
@@ -92,7 +93,7 @@ def test_a_stage_done_with_something_else_than_is_there_now_is_refused(tmp_path)
 
 
 def test_a_stage_says_where_it_stands(tmp_path, capsys):
-    run = Run(make(tmp_path), ["text", "instruction_tuning", "evaluation"])
+    run = Run(make(tmp_path), ["text", "instruction_tuning", "evaluation"], STAGES)
     stage = run.stage("instruction_tuning")
     assert stage.facts is None
     stage.start()
@@ -106,10 +107,10 @@ def test_a_stage_says_where_it_stands(tmp_path, capsys):
 
 
 def test_the_clock_goes_on_in_the_next_attempt(tmp_path, capsys):
-    stage = Run(make(tmp_path), ["text"]).stage("text")
+    stage = Run(make(tmp_path), ["text"], STAGES).stage("text")
     stage.start()
     (stage.folder / "seconds.json").write_text("100.0")
-    again = Run(make(tmp_path), ["text"]).stage("text")
+    again = Run(make(tmp_path), ["text"], STAGES).stage("text")
     again.start()
     assert again.tick() >= 100
     again.finish()
@@ -118,7 +119,7 @@ def test_the_clock_goes_on_in_the_next_attempt(tmp_path, capsys):
 
 
 def test_finishing_removes_the_checkpoints(tmp_path, capsys):
-    stage = Run(make(tmp_path), ["text"]).stage("text")
+    stage = Run(make(tmp_path), ["text"], STAGES).stage("text")
     stage.start()
     (stage.folder / "checkpoints" / "all" / "checkpoint-3").mkdir(parents=True)
     stage.finish()
@@ -168,4 +169,4 @@ def test_a_run_folder_of_before_a_stage_was_renamed_is_refused_with_its_new_name
     (tmp_path / "run" / "stages" / "prompted").mkdir(parents=True)
     (tmp_path / "run" / "settings.yaml").write_text("prompted.steps: 3\n")
     with pytest.raises(ValueError, match="an earlier version, whose stage prompted is called instruction_tuning now"):
-        Run(settings, ["text"])
+        Run(settings, ["text"], STAGES)

@@ -12,6 +12,7 @@ from modeling_tagi.common.folder_lock import alone_in
 from modeling_tagi.pipeline import run_experiment
 from modeling_tagi.training.run import Run
 from modeling_tagi.training.settings import RunSettings
+from modeling_tagi.training.stages import STAGES
 
 HOLDER = (
     "import pathlib, sys, time; from modeling_tagi.common.folder_lock import alone_in\n"
@@ -53,7 +54,7 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
 def test_a_run_keeps_its_lock_and_takes_its_own_folder_again(tmp_path):
     for _ in range(2):
         with alone_in(tmp_path / "run", ".run.lock"):
-            Run(RunSettings(output_dir=str(tmp_path / "run")), ["text"])
+            Run(RunSettings(output_dir=str(tmp_path / "run")), ["text"], STAGES)
 
 
 @pytest.mark.parametrize("name", ["file", "file/below", ""])
@@ -79,17 +80,17 @@ def small_disk():
 
 def test_a_disk_that_is_full_or_read_only_is_told_in_one_message_and_what_was_there_stays(small_disk):
     settings = RunSettings(output_dir=str(small_disk / "run"))
-    Run(settings, ["text"])
+    Run(settings, ["text"], STAGES)
     before = (small_disk / "run" / "settings.yaml").read_text()
     with pytest.raises(OSError) as full:
         (small_disk / "filler").write_bytes(b"x" * 100_000)
     assert "the disk is full; free some space" in explained(full.value)[0]
     with pytest.raises(OSError) as full:
-        Run(settings, ["text"]).stage("text").start()
+        Run(settings, ["text"], STAGES).stage("text").start()
     assert "the disk is full; free some space" in explained(full.value)[0]
     assert (small_disk / "run" / "settings.yaml").read_text() == before
     (small_disk / "filler").unlink()
-    Run(settings, ["text"]).stage("text").start()
+    Run(settings, ["text"], STAGES).stage("text").start()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     for place in (small_disk / "run", small_disk / "other"):
         with pytest.raises(OSError) as refused:

@@ -1,4 +1,4 @@
-"""Weights in shares (FSDP2) on two CPU processes. This file is the test and, run as a script, what the processes do.
+"""Sharded weights (FSDP2) on two CPU processes. This file is the test and, run as a script, what the processes do.
 
 accelerate shares weights on GPUs alone, so the shares are torch's own here.
 """
@@ -65,7 +65,7 @@ def main(folder):
 
 
 @pytest.mark.slow
-def test_weights_in_shares_take_the_step_of_whole_ones_and_their_checkpoint_loads(tmp_path):
+def test_sharded_weights_take_the_step_of_whole_ones_and_their_checkpoint_loads(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([sys.executable, *launch, __file__, str(tmp_path)], env=environment, check=True, timeout=300)

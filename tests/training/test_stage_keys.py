@@ -8,12 +8,12 @@ from modeling_tagi.data.streams import RecordStream
 from modeling_tagi.training.run import FREE_FIELDS
 from modeling_tagi.training.settings import RunSettings
 from modeling_tagi.training.stage_keys import (
-    STAGES,
     digest_of_folder,
     digest_of_records,
     digest_of_text,
     settings_of,
 )
+from modeling_tagi.training.stages import STAGES
 
 RECORD = Record("t", "do this", "a", ("b",), "g", (("c", "d"),), ("b", "e"))
 
@@ -51,7 +51,7 @@ def test_a_change_to_one_tensor_of_a_large_file_is_seen(tmp_path):
 
 def test_every_setting_of_training_is_some_stages():
     values = {f.name: 0 for f in dataclasses.fields(RunSettings)}
-    used = {name for stage in STAGES for name in settings_of(stage, {**values, "data.streaming": 1})}
+    used = {name for stage in STAGES.values() for name in settings_of(stage, {**values, "data.streaming": 1})}
     elsewhere = {
         "output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every", "publish_instructions",
     }  # fmt: skip

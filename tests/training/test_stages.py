@@ -22,7 +22,8 @@ from modeling_tagi.training.run import Run
 from modeling_tagi.training.run_state import RunState, start_model
 from modeling_tagi.training.settings import load_settings
 from modeling_tagi.training.sharding.fsdp import cut
-from modeling_tagi.training.sharding.sharded import require_possible_shares
+from modeling_tagi.training.sharding.sharded import require_possible_sharding
+from modeling_tagi.training.stages import STAGES as KNOWN
 from modeling_tagi.training.stages import base, run_stages
 from modeling_tagi.training.teacher import Teacher
 from modeling_tagi.training.tokenizer import read_tokenizer
@@ -56,7 +57,7 @@ def make_run(backbones, tmp_path_factory):
         for section, fields in sections.items():
             values[section] = {**values.get(section, {}), **fields} if isinstance(fields, dict) else fields
         (folder / "config.yaml").write_text(yaml.safe_dump(values))
-        return Run(load_settings(folder / "config.yaml"), STAGES)
+        return Run(load_settings(folder / "config.yaml"), STAGES, KNOWN)
 
     return make
 
@@ -539,14 +540,14 @@ def test_deepspeed_that_is_not_there_is_asked_for(make_run, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("modeling_tagi.training.sharding.zero.is_deepspeed_available", lambda: False)
     with pytest.raises(ImportError, match="pip install deepspeed"):
-        require_possible_shares(make_run("without").settings)
+        require_possible_sharding(make_run("without").settings)
 
 
 def test_an_accelerate_without_fsdp2_is_refused(make_run, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setattr("accelerate.__version__", "1.3.0")
     with pytest.raises(ValueError, match="need accelerate 1.15 or later, this is 1.3.0"):
-        require_possible_shares(make_run("old").settings)
+        require_possible_sharding(make_run("old").settings)
 
 
 def test_weights_are_cut_where_every_process_has_a_part():

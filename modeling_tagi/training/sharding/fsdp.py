@@ -33,19 +33,19 @@ def require_possible():
     """
     if Version(accelerate.__version__) < Version(_ACCELERATE):
         raise ValueError(
-            f"weights in shares need accelerate {_ACCELERATE} or later, this is {accelerate.__version__}: "
+            f"sharded weights need accelerate {_ACCELERATE} or later, this is {accelerate.__version__}: "
             f"pip install 'accelerate>={_ACCELERATE}', or use hub_configs/accelerate/ddp.yaml"
         )
     if os.environ.get("FSDP_VERSION") != "2":
         raise ValueError(
-            "accelerate was told to use FSDP's first version, but train.py shares weights by the second: set "
+            "accelerate was told to use FSDP's first version, but train.py shards weights by the second: set "
             "fsdp_version: 2, as hub_configs/accelerate/fsdp2.yaml does"
         )
     if processes().distributed_type == DistributedType.MULTI_CPU:
-        raise ValueError("accelerate shares no weights on CPUs: use hub_configs/accelerate/ddp.yaml or torchrun")
+        raise ValueError("accelerate shards no weights on CPUs: use hub_configs/accelerate/ddp.yaml or torchrun")
     if os.environ.get("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT") != "SHARDED_STATE_DICT":
         raise ValueError(
-            "a run with weights in shares goes on from checkpoints in shares alone: set fsdp_state_dict_type: "
+            "a run with sharded weights goes on from sharded checkpoints alone: set fsdp_state_dict_type: "
             "SHARDED_STATE_DICT, as hub_configs/accelerate/fsdp2.yaml does; models are saved whole all the same"
         )
     for field in ("OFFLOAD_PARAMS", "ACTIVATION_CHECKPOINTING"):
@@ -56,7 +56,7 @@ def require_possible():
             )
 
 
-def share(model: nn.Module, bf16: bool):
+def shard(model: nn.Module, bf16: bool):
     """Shards the trained weights of `model` in place, block by block; accelerate then uses it unchanged.
 
     accelerate's own sharding fails if embeddings are tied, as T5's are.

@@ -14,12 +14,12 @@ from ..task_adapters import AdapterTuner
 from . import fsdp, zero
 
 
-def in_shares() -> bool:
+def weights_are_sharded() -> bool:
     """Tells whether accelerate was started with a configuration that shards weights."""
     return fsdp.used() or zero.used()
 
 
-def require_possible_shares(settings):
+def require_possible_sharding(settings):
     """Refuses a sharding configuration that training does not support, and settings that do not go with sharding.
 
     Args:
@@ -28,24 +28,24 @@ def require_possible_shares(settings):
     Raises:
         ValueError: naming the field of accelerate's configuration or of the run's.
     """
-    if not in_shares():
+    if not weights_are_sharded():
         return
     _way().require_possible()
     for name, stage in vars(settings).items():
         if isinstance(stage, StageSettings) and stage.steps and stage.optimizer == "adafactor":
             raise ValueError(
-                f"{name}.optimizer is 'adafactor', which cannot work on weights in shares: set it to "
+                f"{name}.optimizer is 'adafactor', which cannot work on sharded weights: set it to "
                 "'adamw_torch_fused', or use hub_configs/accelerate/ddp.yaml"
             )
     for name, value in (("evaluation.every", settings.evaluation.every), ("push_every", settings.push_every)):
         if value:
             raise ValueError(
-                f"{name} is {value}, but a model whose weights are in shares is whole only after training; "
+                f"{name} is {value}, but a model whose weights are sharded is whole only after training; "
                 "set it to 0, or use hub_configs/accelerate/ddp.yaml"
             )
 
 
-def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
+def sharded_copy(model: nn.Module, bf16: bool) -> nn.Module:
     """Returns a sharded copy of `model` to train, and moves `model` to the CPU.
 
     An [`AdapterTuner`] stays where it is, and its copy shares its backbone, which is frozen and not sharded.
@@ -61,13 +61,13 @@ def shared_copy(model: nn.Module, bf16: bool) -> nn.Module:
         model = copy.deepcopy(model, {id(model.backbone): model.backbone})
     else:
         model = copy.deepcopy(model.to("cpu"))
-    _way().share(model, bf16)
+    _way().shard(model, bf16)
     if bf16:
         model.forward = torch.autocast(processes().device.type, torch.bfloat16)(model.forward)
     return model
 
 
-def end_in_shares(trainer) -> dict[str, Tensor]:
+def gathered_weights(trainer) -> dict[str, Tensor]:
     """Gathers the trained weights of the trainer's sharded model on the CPU of the main process.
 
     All processes must call this. The trainer cannot be used afterwards.

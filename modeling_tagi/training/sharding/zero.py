@@ -52,7 +52,7 @@ def require_possible():
             )
 
 
-def share(model: nn.Module, bf16: bool):
+def shard(model: nn.Module, bf16: bool):
     """Lets DeepSpeed gather, with a module's own weights, those in its `ParameterList`s and `ParameterDict`s.
 
     In stage 3 it would leave these sharded. accelerate shards `model` itself, later. `bf16` changes nothing here.

@@ -34,11 +34,15 @@ class TrainingStage(ABC):
         description: What it does, in a few words.
         stream: Names its random numbers, which are derived from it.
         reads: What its batches are drawn from, `records` or `text`.
+        depends_on: Fields and sections of the settings, beside its own section and what all stages depend on
+            (`stage_keys`), that its result depends on; whether earlier stages take steps is among them. A run resumes
+            only with the same.
     """
 
     name: str
     description: str
     reads = "records"
+    depends_on: tuple[str, ...] = ()
 
     @property
     def stream(self) -> str:
@@ -94,6 +98,24 @@ class TrainingStage(ABC):
     def trainings(self, costs: RunCosts) -> int:
         """Returns how many trainings the stage has, one after the other."""
         return 1
+
+    def of_one_training(self, settings: RunSettings, train: Sequence[Record]) -> Sequence[Record]:
+        """Returns the records that its first training reads."""
+        return train
+
+    def reads_bank(self, settings: RunSettings) -> bool:
+        """Returns whether it reads the task adapters."""
+        return False
+
+    def phases(self, settings: RunSettings) -> list[tuple[int, int]]:
+        """Returns length and end, in steps, of each part of a training within which all steps cost alike."""
+        steps = self.section(settings).steps
+        return [(steps, steps)]
+
+    def shorten(self, settings: RunSettings, steps: int):
+        """Shortens each phase of the stage to `steps` steps, in place, for a trial that saves nothing on the way."""
+        section = self.section(settings)
+        section.steps, section.save_every = steps * len(self.phases(settings)), 10**9
 
     def steps(self, costs: RunCosts) -> int:
         """Returns the optimizer steps of all its trainings."""

@@ -1,5 +1,6 @@
 """Finetuning of the hypernetwork on tasks (eqs 4-6)."""
 
+import math
 import shutil
 from typing import Optional
 
@@ -15,7 +16,7 @@ from ...modeling_tagi import TagiModel
 from ..objective import Objective
 from ..run import Stage
 from ..run_state import RunState, start_model
-from ..sharding.sharded import in_shares
+from ..sharding.sharded import weights_are_sharded
 from ..stage_costs import RunCosts
 from ..stage_training import Pushes, Scores
 from ..teacher import Teacher, frozen_copy
@@ -31,6 +32,7 @@ class Finetuning(GeneratorStage):
 
     name = "finetuning"
     description = "hypernetwork on tasks (eqs 4-6)"
+    depends_on = ("tagi", "text.steps", "instruction_tuning.steps", "task_adapters.steps", "pretraining.steps")
 
     def batch(self, costs, lengths):
         section = self.section(costs.settings)
@@ -46,6 +48,23 @@ class Finetuning(GeneratorStage):
             flops = rows * taught * costs.with_task_adapter(lengths, backbone=1, adapter=1)
         flops += tasks * costs.generated(lengths.task, section.examples_per_task)
         return Work(rows, tasks * lengths.instruction, rows * lengths.input, rows * lengths.target, teacher, flops)
+
+    def reads_bank(self, settings):
+        return self.section(settings).needs_teacher
+
+    def phases(self, settings):  # a step's cost changes when the teacher ends
+        section = self.section(settings)
+        ends = {section.distillation_steps, section.alignment_steps} - {None}
+        ends = sorted({end for end in ends if 0 < end < section.steps} | {section.steps})
+        return [(end - before, end) for before, end in zip([0, *ends], ends)]
+
+    def shorten(self, settings, steps):
+        section, phases = self.section(settings), self.phases(settings)
+        super().shorten(settings, steps)
+        for name in ("distillation_steps", "alignment_steps"):
+            lasting = sum(end <= (getattr(section, name) or math.inf) for _, end in phases)
+            setattr(section, name, steps * lasting if lasting < len(phases) else None)
+        section.teacher_cache = None  # the teacher reads all the same
 
     def device_memory(self, costs, lengths):
         section, further = self.section(costs.settings), 0
@@ -84,7 +103,7 @@ class Finetuning(GeneratorStage):
 
     def _bank(self, state: RunState) -> Optional[AdapterBank]:
         """Returns the teacher's task adapters; `None` if no teacher is needed."""
-        return state.bank if self.section(state.settings).needs_teacher else None
+        return state.bank if self.reads_bank(state.settings) else None
 
     def made(self, state: RunState, folder: Stage, model: TagiModel) -> dict:
         section, bank = self.section(state.settings), self._bank(state)
@@ -151,6 +170,6 @@ def _teacher(state: RunState, model: TagiModel, bank: AdapterBank) -> Teacher:
     if state.settings.pretraining.steps and settings.train != "generator":
         start = start_model(state.run, model.config.backbone_name_or_path, model.config.backbone_revision)
     bank.require_like(start, ranks=settings.alignment == "factors")
-    apart = settings.train != "generator" or in_shares()
+    apart = settings.train != "generator" or weights_are_sharded()
     backbone = frozen_copy(start.backbone) if apart else start.backbone
     return Teacher(backbone.to(device()), StoredAdapters(bank, device()), state.settings.bf16)

@@ -16,6 +16,7 @@ class InstructionTuning(BackboneStage):
 
     name = "instruction_tuning"
     description = "instructions in the input"
+    depends_on = ("text.steps", "tagi.input_format")
     stream = "prompted"  # its former name: a seed keeps the batches and the dropout that it had
 
     def wanted(self, settings: RunSettings) -> bool:

@@ -13,6 +13,7 @@ class Pretraining(ReadsText, GeneratorStage):
 
     name = "pretraining"
     description = "hypernetwork on text (eq. 3)"
+    depends_on = ("tagi", "text.steps", "instruction_tuning.steps", "finetuning.train", "finetuning.freeze")
 
     def batch(self, costs, lengths):
         section = self.section(costs.settings)

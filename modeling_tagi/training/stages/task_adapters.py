@@ -34,6 +34,7 @@ class TaskAdapters(TrainingStage):
 
     name = "task_adapters"
     description = "a LoRA for each task or group of tasks"
+    depends_on = ("tagi", "text.steps", "instruction_tuning.steps")
 
     def trains(self, settings: RunSettings) -> bool:
         return settings.task_adapters.steps > 0 and settings.task_adapters.given is None
@@ -59,6 +60,11 @@ class TaskAdapters(TrainingStage):
 
     def trainings(self, costs):
         return math.ceil(costs.adapters / self.section(costs.settings).at_once)
+
+    def of_one_training(self, settings, train):
+        section = self.section(settings)
+        chosen = set(list(dict.fromkeys(getattr(record, section.by) for record in train))[:section.at_once])
+        return [record for record in train if getattr(record, section.by) in chosen]
 
     def batch(self, costs, lengths):  # the last group may be smaller
         return self._batch_of(costs.adapters / self.trainings(costs), costs, lengths)
