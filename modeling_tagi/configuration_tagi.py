@@ -49,6 +49,9 @@ class TagiConfig(PretrainedConfig):
             modules by an index (eq. 2). `"per_module"`: one for each target module. `"shared"`: one for all.
         generator_hidden_size: Width of the generator's hidden layer.
         generator_index_size: Width of the learned index that tells the targets of one MLP apart.
+        standardise: Whether the generator reads instructions standardised, feature by feature, by the mean and
+            deviation of the training instructions; training takes them before the generator's first step and keeps
+            them, also where it changes the backbone. `False`, as before there was this field.
         max_instruction_length: Most tokens of an instruction (with its demonstrations). `None`: what the backbone's
             positions allow, 1024 where they set no limit.
         input_format: How inputs, and prompts, become what the language model reads. `"plain"`: as they are; a causal
@@ -86,6 +89,7 @@ class TagiConfig(PretrainedConfig):
         generator: str = "per_layer",
         generator_hidden_size: int = 128,
         generator_index_size: int = 32,
+        standardise: bool = False,
         max_instruction_length: Optional[int] = None,
         input_format: str = "plain",
         continues_instruction: bool = False,
@@ -105,6 +109,7 @@ class TagiConfig(PretrainedConfig):
         self.generator = _one_of("generator", generator, tuple(GENERATORS))
         self.generator_hidden_size = _positive_int("generator_hidden_size", generator_hidden_size)
         self.generator_index_size = _positive_int("generator_index_size", generator_index_size)
+        self.standardise = _true_or_false("standardise", standardise)
         self.input_format = _one_of("input_format", input_format, INPUT_FORMATS)
         self.continues_instruction = _true_or_false("continues_instruction", continues_instruction)
         self.backbone_name_or_path = backbone_name_or_path

@@ -22,6 +22,42 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(1, keepdim=True).clamp_min(1)  # a whole number: bfloat16 cannot count beyond 256
 
 
+class Standardised(nn.Module):
+    """Standardises pooled instructions, feature by feature, by the training instructions' mean and deviation.
+
+    Those of a pretrained causal model are nearly the same vector, and differ in what this makes large. A fresh one
+    changes nothing.
+
+    Args:
+        d_model: Width of the pooled instruction.
+    """
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(d_model))
+        self.register_buffer("std", torch.ones(d_model))
+
+    def initialise(self):
+        """Sets mean 0 and deviation 1."""
+        nn.init.zeros_(self.mean)
+        nn.init.ones_(self.std)
+
+    @property
+    def is_set(self) -> bool:
+        """Tells whether `set` was called, or a checkpoint with its result was loaded."""
+        return bool(self.mean.any() or (self.std != 1).any())
+
+    @torch.no_grad()
+    def set(self, pooled: Tensor):
+        """Takes the statistics of `pooled [instructions, d_model]`; a feature that hardly differs keeps its scale."""
+        std, mean = torch.std_mean(pooled.double(), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6 * mean.abs().clamp_min(1), std, torch.ones_like(std)))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return (pooled - self.mean) / self.std
+
+
 class Hypernetwork(nn.Module):
     """Writes LoRA factors with two-layer ReLU MLPs, one MLP for each layer of the backbone (eq. 2, `"per_layer"`).
 

@@ -33,7 +33,7 @@ from .fit import (
     require_rows,
 )
 from .fusion import InstructionCrossAttention, InstructionMemory
-from .hypernetwork import GENERATORS, masked_mean
+from .hypernetwork import GENERATORS, Standardised, masked_mean
 from .instruction_index import mean_embeddings
 from .lora import (
     Application,
@@ -144,6 +144,7 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         self.hypernetwork = GENERATORS[config.generator](
             targets, d_model, config.r, config.generator_hidden_size, config.generator_index_size
         )
+        self.standardised = Standardised(d_model) if config.standardise else None
         self.kind = Seq2Seq() if config.is_encoder_decoder else Causal()
         fused = self.kind.fused_modules(self.backbone) if config.fusion == "cross_attention" else []
         d_head = getattr(text_config, "head_dim", None) or d_model // heads
@@ -318,6 +319,18 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
                     memory.put_(group, read)
             return self._written(pooled, memory)
 
+    @torch.no_grad()
+    def pooled_from_rows(self, rows: Sequence[Sequence[int]], at_most: int = 32) -> Tensor:
+        """Returns what the encoder makes of instructions given as token ids, `[instructions, d_model]`, pooled but not
+        standardised, without gradients; it reads `at_most` at once."""
+        pooled: list[Any] = [None] * len(rows)
+        with evaluating(self):
+            for group in alike_in_length([len(row) for row in rows], at_most, on_cpu=self.device.type == "cpu"):
+                padded, mask = pad([list(rows[number]) for number in group], 0)
+                for number, one in zip(group, self._read(padded.to(self.device), mask.to(self.device))[0]):
+                    pooled[number] = one
+        return torch.stack(pooled)
+
     def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:
         """Encodes instructions: returns their mean state `[tasks, d_model]`, and the memory that fusion attends to."""
         require_one_place(self)
@@ -332,6 +345,8 @@ class TagiModel(CheckpointMixin, TagiPreTrainedModel, GenerationMixin):
         return masked_mean(states, attention_mask), memory
 
     def _written(self, pooled: Tensor, memory: Optional[InstructionMemory]) -> TagiAdapter:
+        if self.standardised is not None:
+            pooled = self.standardised(pooled)
         a, b = self.hypernetwork(pooled)
         return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory)
 

@@ -1,5 +1,6 @@
 """The index of training instructions in a checkpoint, by which it tells how far a new instruction is from them."""
 
+import random
 from typing import Optional, Sequence
 
 import torch
@@ -57,6 +58,14 @@ def index_instructions(
     }  # fmt: skip
     return InstructionIndex(_means(vectors, members), [texts[row] for row in kept] if publish else None,
                             max(found), notes)  # fmt: skip
+
+
+def drawn_instructions(tokens: Tokens, train: Sequence[Record], seed: int, most: int = 4096) -> list[list[int]]:
+    """Returns the token ids of the unique instructions of the train split, or of `most` of them drawn by `seed`."""
+    texts = list(dict.fromkeys(instruction_text(r.instruction, r.demonstrations) for r in train))
+    if len(texts) > most:
+        texts = random.Random(seed).sample(texts, most)
+    return [tokens.instruction(text) for text in texts]
 
 
 def grouped(vectors: Tensor, most: int) -> Tensor:

@@ -8,7 +8,13 @@ from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
 from modeling_tagi.instruction_index import mean_embeddings
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.known_instructions import FEWEST, grouped, index_instructions, spread_rows
+from modeling_tagi.training.known_instructions import (
+    FEWEST,
+    drawn_instructions,
+    grouped,
+    index_instructions,
+    spread_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +93,13 @@ def test_a_single_task_has_no_index(suite):
 def test_rows_are_chosen_far_apart():
     rows = torch.tensor([[0.0], [0.1], [10.0], [0.2], [5.0]])
     assert spread_rows(rows, 3) == [0, 2, 4] and spread_rows(rows, 9) == [0, 1, 2, 3, 4]
+
+
+def test_statistics_are_of_unique_instructions_drawn_by_the_seed(records, make_tokens):
+    tokens = make_tokens()
+    everything = drawn_instructions(tokens, records + records, seed=0)
+    unique = {record.instruction for record in records}
+    assert len(everything) == len(unique)
+    drawn = drawn_instructions(tokens, records, seed=0, most=len(unique) - 1)
+    assert drawn == drawn_instructions(tokens, records, seed=0, most=len(unique) - 1)
+    assert len(drawn) == len(unique) - 1 and all(row in everything for row in drawn)

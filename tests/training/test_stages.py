@@ -567,3 +567,24 @@ def test_a_bank_of_a_backbone_of_another_width_is_not_mended_by_the_rank(tmp_pat
     bank.add(["first"], adapter, [{"reads": "input"}])
     with pytest.raises(ValueError, match="tuned on a backbone of another width"):
         bank.require_like(Generator(6), ranks=True)
+
+
+def test_statistics_of_instructions_are_those_of_the_start(make_run, records, kill, monkeypatch):
+    sections = {"tagi": {"standardise": True}, "instruction_tuning": {"steps": 0}, "task_adapters": {"steps": 0}}
+    sections["finetuning"] = {"alignment": "none", "distillation_weight": 0}
+    run = make_run("standardised", **sections)
+    tokenizer = read_tokenizer(run.settings, records, TEXT)
+    start = RunState(run, tokenizer, records, TEXT)
+    pooled = start.model.pooled_from_rows(
+        [start.tokens.instruction(text) for text in dict.fromkeys(r.instruction for r in records)]
+    )
+    kill("finetuning", 4)
+    with pytest.raises(Killed):
+        go(run, records)
+    monkeypatch.undo()
+    model, _ = go(make_run("standardised", **sections), records)
+    torch.testing.assert_close(model.standardised.mean, pooled.mean(0))
+    torch.testing.assert_close(model.standardised.std, pooled.std(0, correction=0))
+    whole, _ = go(make_run("standardised-at-once", **sections), records)
+    assert same(model.state_dict(), whole.state_dict())
+    assert not torch.equal(model.pooled_from_rows([[5, 6, 7]]), start.model.pooled_from_rows([[5, 6, 7]]))

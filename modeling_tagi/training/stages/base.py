@@ -17,10 +17,12 @@ from ...data.records import Record
 from ...data.sampling import Drawn, StreamBatchSampler, TaskBatchSampler, TextBatchSampler
 from ...data.streams import RecordStream
 from ..batch_checks import require_drawn
+from ..known_instructions import drawn_instructions
 from ..run import Stage
 from ..run_state import RunState
 from ..saved_models import read_model, require_whole, save_model
 from ..setting_fields import RunSettings, StageSettings
+from ..sharding.sharded import weights_are_sharded
 from ..stage_costs import RunCosts
 from ..stage_training import train_stage
 from ..trainable import set_trainable
@@ -262,6 +264,14 @@ class GeneratorStage(TrainingStage):
     def set_trainable(self, state: RunState, model):
         """Lets the model's parameters change, or stay, as the settings say."""
         set_trainable(model, state.settings)
+
+    def standardise(self, state: RunState, model):
+        """Takes the statistics of the training instructions, if the model is to have them and has none yet."""
+        if model.config.standardise and not model.standardised.is_set:
+            if model.device.type == "cpu" and not weights_are_sharded():
+                model.to(device())
+            seed = derived_seed(state.settings.seed, "generator", "standardise")
+            model.standardised.set(model.pooled_from_rows(drawn_instructions(state.tokens, state.train, seed)))
 
     def save_model(self, state: RunState, folder: Stage, model):
         """Writes the trained model."""

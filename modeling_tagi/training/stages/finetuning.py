@@ -109,6 +109,7 @@ class Finetuning(GeneratorStage):
         section, bank = self.section(state.settings), self._bank(state)
         teacher = _teacher(state, model, bank) if bank is not None else None
         numbers, by = (bank.numbers(), kind_of(bank.numbers(), state.train)) if bank is not None else (None, "group")
+        self.standardise(state, model)
         self.set_trainable(state, model)
         reads = bank.reads if bank is not None else "prompt"
         collator = RecordCollator(state.tokens, section.reads, numbers, by, reads)

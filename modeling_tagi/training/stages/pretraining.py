@@ -23,6 +23,7 @@ class Pretraining(ReadsText, GeneratorStage):
 
     def made(self, state: RunState, folder: Stage, model) -> dict:
         settings = state.settings
+        self.standardise(state, model)
         self.set_trainable(state, model)
         collator = TextCollator(state.tokens, state.text, settings.pretraining.max_length, to_hypernetwork=True)
         facts = self.trained(state, folder, model, collator, self.text_sampler(settings, collator), Drawn())
