@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from .configuration_tagi import TagiConfig
+from .gguf_backbone import readable
 from .hub import STALE, filling, is_repository, push_saved, require_folder_for, said_in_one_line
 from .instruction_index import InstructionIndex
 from .named_backbone import (
@@ -298,9 +299,10 @@ class CheckpointMixin(NamedBackboneMixin):
         config = self.config
         places = (self.name_or_path, self._revision), (config.backbone_name_or_path, config.backbone_revision)
         for name, revision in places if self._tokenizer is None else ():
-            if not name or not _has_tokenizer(name, revision, **access):
-                continue
             try:
+                name = name and readable(name, revision, **access)
+                if not name or not _has_tokenizer(name, revision, **access):
+                    continue
                 # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
                 self._tokenizer = AutoTokenizer.from_pretrained(
                     name, revision=revision, config=config.backbone_config, trust_remote_code=False, **access

@@ -38,6 +38,8 @@ KINDS = {
 # checkpoint carries has no cards, and uploads the files alone.
 PUBLISHERS: dict[str, Callable] = {}
 
+PACKAGE = "package:"  # begins the name of a backbone whose GGUF file is in an installed package
+
 _HARMLESS = ("README*", "LICENSE*", "*.log", "log.txt")  # may lie beside whatever is written
 # What the system may say of a write.
 _OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM,
@@ -214,7 +216,35 @@ def naming(place: Union[str, os.PathLike]) -> Iterator[None]:
 
 def is_repository(name: Optional[str]) -> bool:
     """Tells whether a name can be a repository's on the Hub, and is no path that exists."""
-    return bool(name) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None and not os.path.exists(name)
+    fits = bool(name) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is not None
+    return fits and not os.path.exists(name) and not is_gguf(name)
+
+
+def named_with_file(name: Union[str, os.PathLike], gguf_file: Optional[str]) -> str:
+    """Returns the one name of a backbone and its GGUF file.
+
+    Raises:
+        ValueError: if either names no GGUF file, or a package no file.
+    """
+    name = str(name)
+    if gguf_file is None:
+        if name.startswith(PACKAGE) and not is_gguf(name):
+            raise ValueError(f"the backbone is named {name!r}, a package; say which of its files as gguf_file")
+        return name
+    if not isinstance(gguf_file, str) or not gguf_file.endswith(".gguf"):
+        raise ValueError(f"gguf_file is {gguf_file!r}, but must be the name of a file that ends in .gguf")
+    if is_gguf(name):
+        raise ValueError(f"gguf_file is {gguf_file!r}, but the backbone's name has a GGUF file already: {name!r}")
+    return f"{name.rstrip('/')}/{gguf_file}"
+
+
+def is_gguf(name: Optional[Union[str, os.PathLike]]) -> bool:
+    return str(name or "").endswith(".gguf") and not os.path.isdir(str(name))
+
+
+def repository_of(name: str) -> str:
+    """Returns the name of a backbone's repository, without a GGUF file."""
+    return "/".join(name.split("/")[:2]) if is_gguf(name) and name.count("/") > 1 else name
 
 
 def push_saved(

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file, logging
 
 from .configuration_tagi import TagiConfig, new_model_fields
-from .hub import is_repository, said_in_one_line
+from .gguf_backbone import file_hash, gguf_path, readable
+from .hub import PACKAGE, is_gguf, is_repository, named_with_file, repository_of, said_in_one_line
 
 logger = logging.get_logger(__name__)
 
@@ -36,6 +37,7 @@ class NamedBackboneMixin:
         cls,
         name_or_folder: Union[str, os.PathLike],
         *,
+        gguf_file: Optional[str] = None,
         revision: Optional[str] = None,
         dtype: Union[str, torch.dtype, None] = None,
         quantization_config: Any = None,
@@ -47,7 +49,8 @@ class NamedBackboneMixin:
         """Makes a fresh generator on a pretrained backbone.
 
         Args:
-            name_or_folder: A repository on the Hub, or a folder.
+            name_or_folder: A repository on the Hub, a folder, or `package:` and the name of an installed package.
+            gguf_file: The GGUF file in it with the weights and the tokenizer; it needs the package `gguf`.
             revision: The repository's revision.
             dtype: Of the whole model; `None` takes the backbone's.
             quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
@@ -58,15 +61,22 @@ class NamedBackboneMixin:
         require_name(name_or_folder, "the backbone")
         require_dtype(dtype)
         name = os.path.abspath(name_or_folder) if os.path.isdir(name_or_folder) else str(name_or_folder)
+        name = named_with_file(name, gguf_file)
+        if is_gguf(name) and quantization_config is not None:
+            raise ValueError(
+                f"the backbone {name} is a GGUF file, whose weights are read as {dtype or 'float32'}, and a "
+                "quantization_config is given too; leave it out, or name the model's own repository"
+            )
         access = given_access({"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only})
-        with said_in_one_line(name, "load"):
-            fields, _ = PretrainedConfig.get_config_dict(name, revision=revision, **access)
+        place = readable(name, revision, **access)
+        with said_in_one_line(place, "load"):
+            fields, _ = PretrainedConfig.get_config_dict(place, revision=revision, **access)
         if fields.get("model_type") == cls.config_class.model_type:
             raise ValueError(
                 f"the backbone {name} is a TAGI checkpoint, which has a generator: load it with "
                 "TagiModel.from_pretrained, or save its backbone, model.backbone.save_pretrained(folder), for that"
             )
-        backbone_config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False, **access)
+        backbone_config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=False, **access)
         revision = commit_of(name, revision, cache_dir) or revision
         config_fields = new_model_fields(backbone_config, config_fields)
         config = TagiConfig(
@@ -75,7 +85,7 @@ class NamedBackboneMixin:
         loading = {"revision": revision, "dtype": dtype or "auto", **access}
         if quantization_config is not None:
             loading["quantization_config"] = quantization_config
-        backbone = auto_class(config).from_pretrained(name, trust_remote_code=False, **loading)
+        backbone = auto_class(config).from_pretrained(place, trust_remote_code=False, **loading)
         if is_quantized(backbone):
             config.backbone_in_checkpoint = False
         config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
@@ -141,8 +151,9 @@ def load_named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrai
     loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
     source, revision = config.backbone_name_or_path, config.backbone_revision
     try:
-        backbone = auto_class(config).from_pretrained(source, revision=revision, **loading)
-    except (OSError, ValueError) as error:
+        place = readable(source, revision, **given_access(kwargs))
+        backbone = auto_class(config).from_pretrained(place, revision=revision, **loading)
+    except (OSError, ValueError, ImportError) as error:
         raise OSError(
             f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
             f"{revision or 'main'}) and could not be loaded from there: {error}"
@@ -168,7 +179,8 @@ def keep_weights(backbone: PreTrainedModel) -> PreTrainedModel:
 
 def require_backbone_for_others(config: TagiConfig, included: bool):
     """Refuses to publish a checkpoint without its backbone if that is a local folder, which others do not have."""
-    if not included and not is_repository(config.backbone_name_or_path):
+    named = config.backbone_name_or_path or ""
+    if not included and not (named.startswith(PACKAGE) or is_repository(repository_of(named))):
         raise ValueError(
             f"the checkpoint leaves out its backbone and names {config.backbone_name_or_path!r} for it, which is no "
             "repository on the Hub: save and push it with include_backbone=True, or push the backbone first and set "
@@ -192,10 +204,12 @@ def put_generator_beside(model):
 
 def commit_of(name, revision: Optional[str], cache_dir: Optional[str] = None) -> Optional[str]:
     """Returns the commit that a repository was just loaded from; `None` for a folder."""
-    if name is None or os.path.isdir(name):
+    if name is None or os.path.exists(name) or str(name).startswith(PACKAGE):
         return None
-    found = try_to_load_from_cache(str(name), "config.json", cache_dir=cache_dir, revision=revision)
-    return os.path.basename(os.path.dirname(found)) if isinstance(found, str) else None
+    repository = repository_of(str(name))
+    file = str(name)[len(repository) + 1:] or "config.json"
+    found = try_to_load_from_cache(repository, file, cache_dir=cache_dir, revision=revision)
+    return os.path.basename(found[: -len(file) - 1]) if isinstance(found, str) else None
 
 
 def given_access(kwargs: dict) -> dict:
@@ -220,8 +234,11 @@ def require_dtype(dtype):
 def at_hand(name, file: str, **options) -> Optional[str]:
     """Returns the path of a file in a folder, or in a repository's cache; nothing is downloaded."""
     try:
+        if is_gguf(name):
+            access = {key: options[key] for key in ("revision", "cache_dir") if key in options}
+            name = readable(str(name), local_files_only=True, **access)
         return cached_file(str(name), file, local_files_only=True, **options)
-    except OSError:
+    except (OSError, ValueError, ImportError):
         return None
 
 
@@ -246,11 +263,17 @@ def backbone_hash(name: str, revision: Optional[str] = None, cache_dir: Optional
     It is of the files, not of the loaded model: the same in whatever precision or on whatever device it is loaded,
     quantized or not, and however the files are cut into shards. Three rows (first, middle, last), since reading all
     weights would take as long as loading them (T5-base: 0.04 s instead), and training that reaches a matrix changes
-    each of its rows; a change of single rows alone, such as one word's embedding, can go unnoticed.
+    each of its rows; a change of single rows alone, such as one word's embedding, can go unnoticed. Of a GGUF file
+    it is the SHA-256 of all bytes.
 
     Returns:
         `None` where the weights are no safetensors that are at hand.
     """
+    if is_gguf(name):
+        try:
+            return file_hash(gguf_path(name, revision, cache_dir=cache_dir, local_files_only=True))
+        except OSError:
+            return None
     files = weight_files(name, revision=revision, cache_dir=cache_dir)
     if files is None:
         return None

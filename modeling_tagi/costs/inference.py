@@ -21,7 +21,7 @@ from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..data.sni import read_sni
 from ..data.tokenizer import train_tokenizer
-from ..hub import is_repository
+from ..hub import PACKAGE, is_repository
 from ..tokens import Tokens, instruction_text
 from .flops import PARTS, Lengths, TaskFlops
 
@@ -124,10 +124,11 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
     t, i = lengths.instruction, lengths.input
     by_length = [(Lengths(x, i, lengths.target), inputs) for x in INSTRUCTION_LENGTHS]
     by_inputs = [(lengths, x) for x in INPUT_COUNTS]
-    named = config.backbone_name_or_path
+    named = config.backbone_name_or_path or ""
+    public = named.startswith(PACKAGE) or is_repository(named)
     return {
         # not a local folder, which the card would publish
-        "backbone": name or (named if is_repository(named) else config.backbone_config.model_type),
+        "backbone": name or (named if public else config.backbone_config.model_type),
         "parameters": formulas["prompted"].parameters,
         "inputs_per_task": inputs,
         "lengths": vars(lengths).copy(),

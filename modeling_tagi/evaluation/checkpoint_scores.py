@@ -14,6 +14,7 @@ from ..common.folder_lock import alone_in
 from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record, Splits
+from ..gguf_backbone import readable
 from ..hub import require_folder_for, said_in_one_line
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens, instruction_text
@@ -116,7 +117,7 @@ def _evaluated(
 def _kind(baseline: str) -> Optional[str]:
     """Returns the baseline's `model_type`."""
     with said_in_one_line(baseline, "load"):
-        return PretrainedConfig.get_config_dict(baseline)[0].get("model_type")
+        return PretrainedConfig.get_config_dict(readable(baseline))[0].get("model_type")
 
 
 def _chosen(settings: RunSettings, splits: Splits, train: list[Record], leaks: Optional[dict]):
@@ -143,7 +144,7 @@ def _baseline(name: str, kind: Optional[str], settings: RunSettings, config: Tag
         tokenizer, chat = model.tokenizer, None
     else:
         model = load_backbone(name)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(readable(name), trust_remote_code=False)
         chat = "chat" if config.input_format == "chat" and getattr(tokenizer, "chat_template", None) else None
     tokens = _tokens(settings, tokenizer, model.config, chat)
     return Answering(model, tokens, "prompt", settings.evaluation.batch_size)

@@ -16,6 +16,7 @@ from ..costs.work import TextLengths
 from ..data.records import Splits
 from ..data.sources import read_source
 from ..evaluation.evaluate import spread
+from ..gguf_backbone import readable
 from ..tokens import Tokens, instruction_text
 from ..training.backbones import backbone_config, made_config, require_place
 from ..training.settings import RunSettings
@@ -74,12 +75,17 @@ def _tokenizer(settings: RunSettings, splits: Splits, text: Sequence[str], notes
         return read_tokenizer(settings, splits["train"], text)
     try:
         return AutoTokenizer.from_pretrained(
-            backbone.name, revision=backbone.revision, local_files_only="model_type" in backbone.shape,
+            _readable(settings), revision=backbone.revision, local_files_only="model_type" in backbone.shape,
             trust_remote_code=False,
         )
     except (OSError, ValueError):
         notes.append(f"the tokenizer of {backbone.name} is not on this machine: lengths are the limits")
         return None
+
+
+def _readable(settings: RunSettings) -> str:
+    backbone = settings.backbone
+    return readable(backbone.name, backbone.revision, local_files_only="model_type" in backbone.shape)
 
 
 def backbone_shape(
@@ -104,7 +110,8 @@ def backbone_shape(
     try:
         # without the network where the recipe says the shape: a plan is to be quick, and the same everywhere
         found = AutoConfig.from_pretrained(
-            backbone.name, revision=backbone.revision, local_files_only=declared is not None, trust_remote_code=False
+            _readable(settings), revision=backbone.revision, local_files_only=declared is not None,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         if declared is None:

@@ -9,7 +9,7 @@ from typing import Optional, Sequence
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE
-from ..hub import is_repository
+from ..hub import PACKAGE, is_repository, repository_of
 from ..tokens import OUTPUT_HEAD
 
 CARD_FILE = "README.md"
@@ -72,7 +72,7 @@ def source_of(name: Optional[str], revision: Optional[str] = None) -> Optional[s
     """Returns how a card names where weights come from; it does not name a folder of someone's disk."""
     if not name:
         return None
-    if not is_repository(name):
+    if not name.startswith(PACKAGE) and not is_repository(repository_of(name)):
         return "a folder that is not on the Hub"
     return f"{name} at {revision}" if revision else name
 

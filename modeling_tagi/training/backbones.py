@@ -17,6 +17,8 @@ from transformers import (
 )
 
 from ..common.randomness import derived_seed
+from ..gguf_backbone import readable
+from ..hub import is_gguf
 from .setting_fields import RunSettings
 
 # Fields beyond those of its class that every config knows, or that earlier versions wrote.
@@ -48,6 +50,7 @@ def load_backbone_to_train(settings: RunSettings, source: str, revision: Optiona
     """Loads the backbone at `source` in fp32, or initialises one from scratch if `source` has a vocabulary alone."""
     set_seed(derived_seed(settings.seed, "backbone", "weights"))
     if settings.backbone.name is not None or (Path(source) / "config.json").is_file():
+        source = readable(source, revision)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         return auto.from_pretrained(source, revision=revision, dtype=torch.float32)
@@ -85,6 +88,8 @@ def require_place(name: str):
     Raises:
         ValueError, FileNotFoundError: with the name.
     """
+    if is_gguf(name):
+        return
     place = Path(name).expanduser()
     if place.is_file():
         raise ValueError(f"backbone.name is {name!r}, which is a file; name the folder that its config.json is in")
@@ -98,10 +103,11 @@ def _named_config(name: str, revision) -> PretrainedConfig:
     require_place(name)
     place = Path(name).expanduser()
     try:
-        kind = PretrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
+        read = readable(name, revision)
+        kind = PretrainedConfig.get_config_dict(read, revision=revision)[0].get("model_type")
         if kind == "tagi":
             raise ValueError("it is a TAGI checkpoint, and a generator is made for a plain language model")
-        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        return AutoConfig.from_pretrained(read, revision=revision, trust_remote_code=False)
     except OSError as error:
         where = "cannot be read" if place.is_dir() else "is no folder here, and cannot be had from the Hub"
         raise FileNotFoundError(f"backbone.name is {name!r}, which {where}: {str(error).splitlines()[0]}") from error

@@ -57,7 +57,9 @@ class BackboneSettings:
     """Describes the backbone that a run starts from: a pretrained one, or one from scratch.
 
     Args:
-        name: A repository on the Hub or a folder; `null` to start from scratch.
+        name: A repository on the Hub, a folder, or `package:` and the name of an installed package; `null` to start
+            from scratch.
+        gguf_file: The GGUF file there with the weights and the tokenizer, if that is what they are in.
         revision: The repository's revision.
         config: From scratch: fields of the backbone's config, `model_type` among them. A named model has its own.
         shape: With a name: the same fields of the named model, by which `tagi plan` knows its shape where the Hub
@@ -67,6 +69,7 @@ class BackboneSettings:
     """
 
     name: Optional[str] = None
+    gguf_file: Optional[str] = None
     revision: Optional[str] = None
     config: dict = field(default_factory=dict)
     shape: dict = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from ..hub import named_with_file
 from .recipes import recipe_fields, with_overrides
 from .setting_checks import require_sensible
 from .setting_fields import RunSettings, built_settings
@@ -31,5 +32,10 @@ def build_settings(values: dict, overrides: Optional[dict[str, Any]] = None) -> 
         ValueError: as `load_settings`.
     """
     settings = built_settings(RunSettings, with_overrides(values, overrides))
+    backbone = settings.backbone
+    if backbone.gguf_file is not None and backbone.name is None:
+        raise ValueError(f"backbone.gguf_file is {backbone.gguf_file!r}, but backbone.name says not where it is")
+    if backbone.name is not None:  # from here on one name says both
+        backbone.name, backbone.gguf_file = named_with_file(backbone.name, backbone.gguf_file), None
     require_sensible(settings)
     return settings

@@ -10,6 +10,7 @@ from ..common.processes import from_main, is_main, wait
 from ..common.writing import reading, replacing
 from ..data.records import Record
 from ..data.tokenizer import train_tokenizer
+from ..gguf_backbone import readable
 from ..tokens import OUTPUT_HEAD, prompt_text
 from .backbones import backbone_config
 from .run import Run
@@ -23,7 +24,8 @@ def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequenc
     """Returns the pretrained backbone's tokenizer; from scratch, one trained on the train split and the text."""
     backbone = settings.backbone
     if backbone.name is not None:
-        return AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision, trust_remote_code=False)
+        name = readable(backbone.name, backbone.revision)
+        return AutoTokenizer.from_pretrained(name, revision=backbone.revision, trust_remote_code=False)
     made = Path(settings.output_dir) / FOLDER
     key = _key(settings, digest_of_records(train), digest_of_text(text))
     # as often as training will read them, so that the words of instructions become pieces

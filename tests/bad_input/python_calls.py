@@ -167,6 +167,10 @@ def _empty(place: Place):
     (place.here / "emptyd").mkdir()
 
 
+def _cut_gguf(place: Place):
+    (place.here / "cut.gguf").write_bytes(b"GGUF\3\0\0\0")
+
+
 def _bert(place: Place):
     from transformers import BertConfig, BertLMHeadModel
 
@@ -191,6 +195,10 @@ FROM_BACKBONE = [
     _made("a TAGI checkpoint", "TAGI checkpoint|already|from_pretrained|tagi", backbone=lambda s: str(s.world.model)),
     _made("an adapter folder", "adapter|model_type", backbone=lambda s: str(s.world.adapter)),
     _made("empty dir", "emptyd", backbone=lambda s: str(s.here / "emptyd"), make=_empty),
+    _made("gguf missing", "no such file", backbone=lambda s: "/nope", gguf_file="x.gguf"),
+    _made("gguf_file no GGUF", "ends in .gguf", gguf_file="model.bin"),
+    _made("gguf cut off", "cut off|pip install gguf", backbone=lambda s: s.here / "cut.gguf", make=_cut_gguf),
+    _made("package missing", "no installed package", backbone=lambda s: "package:nowhere", gguf_file="x.gguf"),
     _made("model_type unsupported", "target_modules", "bert", backbone=lambda s: str(s.here / "bert"), make=_bert),
 ]
 
