@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import publishing  # noqa: F401  (gives push_to_hub its cards)
+from .common import gguf_files  # noqa: F401  (reads backbones from GGUF files)
 
 __version__ = "0.1.0"
 

@@ -15,8 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import cached_file
 
 from .configuration_tagi import TagiConfig
-from .gguf_backbone import readable
-from .hub import STALE, filling, is_repository, push_saved, require_folder_for, said_in_one_line
+from .hub import STALE, filling, is_repository, push_saved, readable, require_folder_for, said_in_one_line
 from .instruction_index import InstructionIndex
 from .named_backbone import (
     ACCESS,

@@ -39,6 +39,8 @@ KINDS = {
 PUBLISHERS: dict[str, Callable] = {}
 
 PACKAGE = "package:"  # begins the name of a backbone whose GGUF file is in an installed package
+# What converts a GGUF file to a folder. The installed package puts it here (common/gguf_files.py).
+GGUF_READER: list[Callable] = []
 
 _HARMLESS = ("README*", "LICENSE*", "*.log", "log.txt")  # may lie beside whatever is written
 # What the system may say of a write.
@@ -245,6 +247,15 @@ def is_gguf(name: Optional[Union[str, os.PathLike]]) -> bool:
 def repository_of(name: str) -> str:
     """Returns the name of a backbone's repository, without a GGUF file."""
     return "/".join(name.split("/")[:2]) if is_gguf(name) and name.count("/") > 1 else name
+
+
+def readable(name: Union[str, os.PathLike], revision: Optional[str] = None, **access) -> str:
+    """Returns the folder or repository that transformers reads: the name, or a folder converted from a GGUF file."""
+    if not is_gguf(name):
+        return str(name)
+    if not GGUF_READER:
+        raise ImportError(f"the backbone {name} is a GGUF file, which only an installed modeling_tagi reads")
+    return GGUF_READER[0](str(name), revision, **access)
 
 
 def push_saved(

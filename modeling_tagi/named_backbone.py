@@ -15,8 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file, logging
 
 from .configuration_tagi import TagiConfig, new_model_fields
-from .gguf_backbone import file_hash, gguf_path, readable
-from .hub import PACKAGE, is_gguf, is_repository, named_with_file, repository_of, said_in_one_line
+from .hub import PACKAGE, is_gguf, is_repository, named_with_file, readable, repository_of, said_in_one_line
 
 logger = logging.get_logger(__name__)
 
@@ -270,10 +269,8 @@ def backbone_hash(name: str, revision: Optional[str] = None, cache_dir: Optional
         `None` where the weights are no safetensors that are at hand.
     """
     if is_gguf(name):
-        try:
-            return file_hash(gguf_path(name, revision, cache_dir=cache_dir, local_files_only=True))
-        except OSError:
-            return None
+        config = at_hand(name, "config.json", revision=revision, cache_dir=cache_dir)
+        return config and os.path.basename(os.path.dirname(config)).split("-")[0]
     files = weight_files(name, revision=revision, cache_dir=cache_dir)
     if files is None:
         return None

@@ -40,7 +40,7 @@ from transformers import (  # noqa: E402
 )
 
 from modeling_tagi import TagiConfig, TagiModel  # noqa: E402
-from modeling_tagi.gguf_backbone import readable  # noqa: E402
+from modeling_tagi.hub import readable  # noqa: E402
 
 IDS = {"vocab_size": 100, "pad_token_id": 0, "eos_token_id": 1}
 T5 = {

@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..common.randomness import unchanged_randomness
 from ..configuration_tagi import TagiConfig
-from ..gguf_backbone import readable
+from ..hub import readable
 from ..modeling_tagi import TagiModel
 from ..named_backbone import auto_class
 

@@ -14,8 +14,7 @@ from ..common.folder_lock import alone_in
 from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record, Splits
-from ..gguf_backbone import readable
-from ..hub import require_folder_for, said_in_one_line
+from ..hub import readable, require_folder_for, said_in_one_line
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens, instruction_text
 from ..training.settings import RunSettings

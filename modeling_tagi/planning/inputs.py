@@ -16,7 +16,7 @@ from ..costs.work import TextLengths
 from ..data.records import Splits
 from ..data.sources import read_source
 from ..evaluation.evaluate import spread
-from ..gguf_backbone import readable
+from ..hub import readable
 from ..tokens import Tokens, instruction_text
 from ..training.backbones import backbone_config, made_config, require_place
 from ..training.settings import RunSettings

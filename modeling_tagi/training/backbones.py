@@ -17,8 +17,7 @@ from transformers import (
 )
 
 from ..common.randomness import derived_seed
-from ..gguf_backbone import readable
-from ..hub import is_gguf
+from ..hub import is_gguf, readable
 from .setting_fields import RunSettings
 
 # Fields beyond those of its class that every config knows, or that earlier versions wrote.

@@ -10,7 +10,7 @@ from ..common.processes import from_main, is_main, wait
 from ..common.writing import reading, replacing
 from ..data.records import Record
 from ..data.tokenizer import train_tokenizer
-from ..gguf_backbone import readable
+from ..hub import readable
 from ..tokens import OUTPUT_HEAD, prompt_text
 from .backbones import backbone_config
 from .run import Run

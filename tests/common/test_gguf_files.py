@@ -8,9 +8,9 @@ from tiny_gguf import write_tiny_gguf
 from transformers import BitsAndBytesConfig
 
 from modeling_tagi import TagiConfig, TagiModel
+from modeling_tagi.common.gguf_files import gguf_path
 from modeling_tagi.evaluation.backbones import load_backbone
-from modeling_tagi.gguf_backbone import gguf_path, readable
-from modeling_tagi.hub import is_repository, named_with_file, repository_of
+from modeling_tagi.hub import is_repository, named_with_file, readable, repository_of
 from modeling_tagi.named_backbone import backbone_hash
 from modeling_tagi.planning.inputs import backbone_shape
 from modeling_tagi.training.backbones import backbone_config, load_backbone_to_train
@@ -175,7 +175,7 @@ def test_without_the_package_that_reads_it_the_message_names_it(folder):
     code = (
         "import sys, importlib.util as u\nfind = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'gguf' else find(name, *a)\n"
-        f"from modeling_tagi.gguf_backbone import readable\nreadable({str(folder / 'tiny.gguf')!r})"
+        f"from modeling_tagi.hub import readable\nreadable({str(folder / 'tiny.gguf')!r})"
     )
     env = {"HF_ASSETS_CACHE": str(folder / "assets"), "PATH": ""}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)

@@ -10,16 +10,13 @@ import os
 import shutil
 import tempfile
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Optional
 
-import torch
-import transformers
 from huggingface_hub import cached_assets_path
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.utils import cached_file
 
-from .hub import PACKAGE, is_gguf, repository_of
+from ..hub import GGUF_READER, PACKAGE, repository_of
 
 _OF_THE_FILE = ("quantization_config", "_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
@@ -50,31 +47,31 @@ def gguf_path(name: str, revision: Optional[str] = None, **access) -> str:
     folder = os.path.dirname(name)
     if os.path.isabs(name) or name.startswith((".", "~")) or os.path.isdir(folder) or name.count("/") < 2:
         raise FileNotFoundError(f"the backbone is {name!r}, but there is no such file")
+    from transformers.utils import cached_file
+
     repository = repository_of(name)
     return cached_file(repository, name[len(repository) + 1:], revision=revision, **access)
 
 
-def readable(name: str, revision: Optional[str] = None, **access) -> str:
-    """Returns what transformers reads a backbone from: the name itself, or of a GGUF file the converted folder.
+def converted(name: str, revision: Optional[str] = None, **access) -> str:
+    """Returns the folder that transformers reads in place of a GGUF file.
 
     The folder (float32, with config and tokenizer) lies in the cache of `huggingface_hub` for assets, by the file's
-    SHA-256, and is made if it is not there.
+    SHA-256, with which its name begins, and is made if it is not there.
 
     Raises:
         OSError: if the file is not there.
         ValueError: if it cannot be read.
         ImportError: if the package `gguf` is missing.
     """
-    if not is_gguf(name):
-        return name
-    file = gguf_path(str(name), revision, **access)
-    key = f"{file_hash(file)}-{transformers.__version__}"
+    file = gguf_path(name, revision, **access)
+    key = f"{file_hash(file)}-{version('transformers')}"
     folder = cached_assets_path("modeling-tagi", namespace="gguf") / key
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = tempfile.mkdtemp(dir=folder.parent, prefix=".")
         try:
-            _convert(str(name), file, beside)
+            _convert(name, file, beside)
             if not folder.exists():  # another process may have been first
                 os.replace(beside, folder)
         finally:
@@ -97,6 +94,9 @@ def _hash(file: str, *_) -> str:
 def _convert(name: str, file: str, folder: str):
     if importlib.util.find_spec("gguf") is None:
         raise ImportError(f"the backbone {name!r} is a GGUF file, which takes the package gguf: pip install gguf")
+    import torch  # takes seconds, which commands that read no backbone do without
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
     place = {"pretrained_model_name_or_path": os.path.dirname(file) or ".", "gguf_file": os.path.basename(file)}
     what = "the weights"
     try:
@@ -120,3 +120,6 @@ def _convert(name: str, file: str, folder: str):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(folder)
+
+
+GGUF_READER.append(converted)
