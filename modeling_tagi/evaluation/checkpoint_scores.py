@@ -115,8 +115,9 @@ def _evaluated(
 
 def _kind(baseline: str) -> Optional[str]:
     """Returns the baseline's `model_type`."""
-    with said_in_one_line(baseline, "load"):
-        return PretrainedConfig.get_config_dict(readable(baseline))[0].get("model_type")
+    place = readable(baseline)
+    with said_in_one_line(place, "load"):
+        return PretrainedConfig.get_config_dict(place)[0].get("model_type")
 
 
 def _chosen(settings: RunSettings, splits: Splits, train: list[Record], leaks: Optional[dict]):

@@ -16,7 +16,7 @@ from ..costs.work import TextLengths
 from ..data.records import Splits
 from ..data.sources import read_source
 from ..evaluation.evaluate import spread
-from ..hub import readable
+from ..hub import is_gguf, readable
 from ..tokens import Tokens, instruction_text
 from ..training.backbones import backbone_config, made_config, require_place
 from ..training.settings import RunSettings
@@ -114,6 +114,8 @@ def backbone_shape(
             trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
+        if declared is None and is_gguf(backbone.name):
+            raise
         if declared is None:
             raise ValueError(
                 f"the shape of the backbone {backbone.name!r} is not to be had ({str(error).splitlines()[0]}); go "

@@ -101,8 +101,8 @@ def require_place(name: str):
 def _named_config(name: str, revision) -> PretrainedConfig:
     require_place(name)
     place = Path(name).expanduser()
+    read = readable(name, revision)
     try:
-        read = readable(name, revision)
         kind = PretrainedConfig.get_config_dict(read, revision=revision)[0].get("model_type")
         if kind == "tagi":
             raise ValueError("it is a TAGI checkpoint, and a generator is made for a plain language model")
