@@ -2,15 +2,13 @@
 
 import random
 
-from .builtin import CATEGORIES, KIND, LABELS, NOUNS, POSITIONS, TIMES, _at, _draw, _of
+from .builtin import _draw
+from .builtin_families import CATEGORIES, KIND, LABELS, NOUNS, POSITIONS, TIMES, _at, _of
+from .builtin_families import with_article as _a
 
 NAMES = ("anna", "bob", "carl", "dora", "emma", "fred")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 _ONE_WORD_POSITIONS = [position for position in POSITIONS if " " not in position]
-
-
-def _a(noun):
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _and(items):

@@ -2,7 +2,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from modeling_tagi.data.builtin import CATEGORIES, FAMILIES, KIND, NOUNS, builtin_suite
+from modeling_tagi.data.builtin import builtin_suite
+from modeling_tagi.data.builtin_families import CATEGORIES, FAMILIES, KIND, NOUNS, plain_instruction
 from modeling_tagi.data.builtin_text import builtin_text
 
 SPLITS = ("train", "dev", "unseen", "new_wordings")
@@ -28,7 +29,7 @@ def instructions(records):
 
 def wording(record):
     arguments = tuple(record.task.split(":")[1].split(","))
-    return [FAMILIES[record.group].instruction(i, arguments) for i in range(6)].index(record.instruction)
+    return [plain_instruction(record.group, arguments, i) for i in range(6)].index(record.instruction)
 
 
 def test_the_world_is_64_nouns_in_8_categories():
