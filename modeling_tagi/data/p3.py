@@ -24,6 +24,8 @@ def read_p3(
     max_per_template: Optional[int] = None,
     seed: int = 0,
     max_eval_per_task: Optional[int] = None,
+    max_input_words: Optional[int] = None,
+    max_target_words: Optional[int] = None,
     stream: Optional[Callable[..., RecordStream]] = None,
 ) -> Splits:
     """Returns P3 in five splits: "train", and four to evaluate on, by how far they are from training.
@@ -41,6 +43,8 @@ def read_p3(
         max_per_template: Most training records of a template; None for all.
         seed: Seeds the choice of templates and records.
         max_eval_per_task: Most records of a task in each evaluation split; None for all.
+        max_input_words, max_target_words: Longest input and target of a record, in every split; longer ones are left
+            out instead of cut, since the answer could be in what is cut off. None for all.
         stream: Makes a stream of the train split, instead of reading all of its records; repeated ones stay in it.
 
     Raises:
@@ -56,10 +60,10 @@ def read_p3(
         )
     datasets = _datasets(folder / "splits.json")
     files = {part: [folder / part / f"{name}.jsonl.gz" for name in names] for part, names in datasets.items()}
-    folds = {}
+    folds, read_folds = {}, partial(_folds, input_words=max_input_words, target_words=max_target_words)
     for part in ("valid", "test"):
-        folds[part] = [record for file in files[part] for _, record in _folds(file, (part,))]
-    read = (pair for file in files["train"] for pair in _folds(file, ("train", "dev")))
+        folds[part] = [record for file in files[part] for _, record in read_folds(file, (part,))]
+    read = (pair for file in files["train"] for pair in read_folds(file, ("train", "dev")))
     folds["dev"] = []
     if stream is None:
         folds["train"] = []
@@ -69,7 +73,7 @@ def read_p3(
         train = drop_duplicates(record for record in folds["train"] if record.task not in kept_out)
     else:
         kept_out = _choose_templates(_passing(read, "dev", folds["dev"]), held_out_templates, seed)
-        train = stream([partial(_training_records, file, kept_out) for file in files["train"]])
+        train = stream([partial(_training_records, partial(read_folds, file), kept_out) for file in files["train"]])
     splits = {
         "seen_templates": [record for record in folds["dev"] if record.task not in kept_out],
         "unseen_templates": [record for record in folds["dev"] if record.task in kept_out],
@@ -135,18 +139,30 @@ def _datasets(path: Path) -> dict[str, list[str]]:
     return datasets
 
 
-def _folds(path: Path, allowed: tuple[str, ...]) -> Iterator[tuple[str, Record]]:
-    """Yields each record of a file with its fold, which must be one of `allowed`."""
+def _folds(
+    path: Path, allowed: tuple[str, ...], input_words: Optional[int], target_words: Optional[int]
+) -> Iterator[tuple[str, Record]]:
+    """Yields each record of a file that is short enough with its fold, which must be one of `allowed`."""
+    longer = 0
     for fold, record in _read(path, "fold"):
         if fold not in allowed:
             raise ValueError(
                 f"{path}: a record has the fold {fold!r}, but must have {' or '.join(allowed)}; correct the file"
             )
+        if _has_more_words(record.input, input_words) or _has_more_words(record.targets[0], target_words):
+            longer += 1
+            continue
         yield fold, record
+    if longer:
+        logger.info("P3: left out %d records of %s that are longer than asked for", longer, path.name)
 
 
-def _training_records(path: Path, kept_out: set[str]) -> Iterator[Record]:
-    for fold, record in _folds(path, ("train", "dev")):
+def _has_more_words(text: str, most: Optional[int]) -> bool:
+    return most is not None and len(text.split()) > most
+
+
+def _training_records(folds: Callable[..., Iterator[tuple[str, Record]]], kept_out: set[str]) -> Iterator[Record]:
+    for fold, record in folds(("train", "dev")):
         if fold == "train" and record.task not in kept_out:
             yield record
 

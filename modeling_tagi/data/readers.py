@@ -84,7 +84,8 @@ READERS: dict[str, Reader] = {
     ),
     "p3": Reader(
         read_p3, "P3, the prompted data sets that T0 was trained on",
-        least={"held_out_templates": 0, "max_per_template": 1, "max_eval_per_task": 1},
+        least={"held_out_templates": 0, "max_per_template": 1, "max_eval_per_task": 1, "max_input_words": 1,
+               "max_target_words": 1},
     ),
     "sni": Reader(
         read_sni, "Super-NaturalInstructions",

@@ -116,6 +116,21 @@ def test_caps_are_per_template_and_training_ones_do_not_change_evaluation(p3):
     assert set(less["train"]) < set(full["train"])
 
 
+def test_records_that_are_too_long_are_left_out_of_every_split(p3, caplog):
+    long = [row("a", "p", "six words of input in all"), row("a", "p", "six words in a dev input", "dev"),
+            row("a", "p", "target", target="no no no", options=None)]
+    test = [row("u", "p", "six words in a test input", "test"), *rows("u", 1, "test")]
+    folder = p3({"a": both_folds("a", 1) + long}, test={"u": test})
+    full, short = read_p3(folder), read_p3(folder, max_input_words=4, max_target_words=2)
+    assert [len(full[name]) - len(short[name]) for name in full] == [2, 1, 0, 0, 1]
+    assert all(len(record.input.split()) <= 4 for records in short.values() for record in records)
+    streamed = read_p3(folder, max_input_words=4, max_target_words=2, stream=partial(RecordStream, keep=8))
+    assert set(streamed["train"]) == set(short["train"])
+    with caplog.at_level("INFO"):
+        read_p3(folder, max_input_words=4)
+    assert "2 records of a.jsonl.gz that are longer" in caplog.text
+
+
 def test_leaking_repeated_and_unaligned_records_are_left_out(p3, caplog):
     train = [row("a", "p", "one"), row("a", "p", "one"), row("a", "p", "one", target="No"),
              row("a", "p", "two", aligned=False), row("a", "p", "ONE ", "dev"), row("a", "p", "three", "dev")]
