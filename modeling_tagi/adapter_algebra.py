@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .fit import require_fit, require_one_backbone
+from .fit import alike, fingerprinted, require_fit
 from .lora import remove_hooks
 
 
@@ -245,3 +245,63 @@ def require_adapters(whose: str, adapters: Sequence) -> list:
                 f"{number} is a {type(adapter).__name__}"
             )
     return adapters
+
+
+def same_weights(one, other) -> Optional[bool]:
+    """Tells whether two adapters were made for the same weights, in any precision, by their modules and fingerprints;
+    returns `None` if these do not tell, such as when no module is in both."""
+    for path in one.lora_a.keys() & other.lora_a.keys():
+        if any(x[path].shape[axis] != y[path].shape[axis]
+               for x, y, axis in ((one.lora_a, other.lora_a, 2), (one.lora_b, other.lora_b, 1))):  # fmt: skip
+            return False
+    places = [fingerprinted(adapter) for adapter in (one, other)]
+    verdicts = []
+    for mark in _marks(one):
+        for another in _marks(other):
+            if mark == another and places[0] == places[1]:
+                verdicts.append(True)
+                continue
+            weights, others = (_by_module(x, paths) for x, paths in zip((mark, another), places))
+            if weights is None or others is None:  # fingerprints of other modules
+                verdicts.append(False)
+            elif shared := weights.keys() & others.keys():
+                verdicts.append(all(alike(weights[path], others[path]) for path in shared))
+    return all(verdicts) if verdicts else None
+
+
+def require_one_backbone(adapters: Sequence):
+    """Refuses adapters for different backbones, as far as shapes and fingerprints tell.
+
+    Raises:
+        ValueError: naming the first two of them.
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    for number, adapter in enumerate(adapters):
+        for path, a in adapter.lora_a.items():
+            shape = adapter.lora_b[path].shape[1], a.shape[2]
+            if shapes.setdefault(path, shape) != shape:
+                raise ValueError(
+                    f"adapter {number} changes a weight {path!r} of {shape[0]} × {shape[1]}, an earlier one of "
+                    f"{shapes[path][0]} × {shapes[path][1]}; they must be for one backbone"
+                )
+    marked = [number for number, adapter in enumerate(adapters) if _marks(adapter)]
+    for number in marked[1:]:
+        first, other = adapters[marked[0]], adapters[number]
+        if same_weights(first, other) is False:
+            names = (", ".join(sorted({str(p.get("backbone")) for p in x.provenance})) for x in (first, other))
+            raise ValueError(
+                f"adapters {marked[0]} and {number} were made for backbones with different weights "
+                f"({' and '.join(names)}); their updates cannot be added or compared"
+            )
+
+
+def _marks(adapter) -> list:
+    """Returns the distinct fingerprints of an adapter's tasks."""
+    marks = [source.get("backbone_fingerprint") for source in adapter.provenance]
+    return [mark for number, mark in enumerate(marks) if mark and mark not in marks[:number]]
+
+
+def _by_module(mark, paths: Sequence[str]) -> Optional[dict[str, Sequence[float]]]:
+    if len(mark) != 2 * len(paths):
+        return None
+    return {path: mark[2 * place: 2 * place + 2] for place, path in enumerate(paths)}

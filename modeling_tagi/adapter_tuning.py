@@ -122,7 +122,7 @@ def fresh_adapter(model: PreTrainedModel, tasks: int = 1, seed: int = 0):
         lora_a[path] = a.expand(tasks, -1, -1).clone().to(model.device)
     lora_b = zero_b(model.backbone, lora_a)
     adapter = model.adapter_class(lora_a, lora_b, model.config.lora_alpha, origin=weakref.ref(model))
-    return adapter.described(_base_of(adapter, model), model.peft_config())
+    return adapter.described(base_of(adapter, model), model.peft_config())
 
 
 def tune(adapter, records, steps, model, learning_rate, batch_size, lengths, seed, progress):
@@ -146,7 +146,7 @@ def tune(adapter, records, steps, model, learning_rate, batch_size, lengths, see
         size = a.float().norm() * factors["lora_b"][path].float().norm()
         _require_finite(size.item(), f"after step {steps} {path!r}", learning_rate)
     note = {"steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-    sources = adapter.provenance or (_base_of(adapter, model),) * len(adapter)
+    sources = adapter.provenance or (base_of(adapter, model),) * len(adapter)
     provenance = [{**p, "tuned": {**note, "examples": len(of_task)}} for p, of_task in zip(sources, examples)]
     tuned = replace(adapter, **factors, origin=weakref.ref(model))
     return tuned.described(provenance, adapter.peft_config or model.peft_config())
@@ -188,7 +188,8 @@ def _loss(model: PreTrainedModel, tokens: Tokens, start, parameters: AdapterPara
     return summed_task_losses(logits, labels, index, len(start), shifted=not tokens.is_encoder_decoder)
 
 
-def _base_of(adapter, model: PreTrainedModel) -> dict:
+def base_of(adapter, model: PreTrainedModel) -> dict:
+    """Returns what the provenance of an adapter says of the model that it is for."""
     return {
         **model.adapter_base(),
         "input_format": model.config.input_format,

@@ -12,16 +12,16 @@ import torch
 from huggingface_hub import CommitInfo
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel
-from transformers.utils import cached_file
 
 from .configuration_tagi import TagiConfig
 from .hub import STALE, filling, is_repository, push_saved, readable, require_folder_for, said_in_one_line
-from .instruction_index import InstructionIndex
+from .instructions import InstructionIndex
 from .named_backbone import (
     ACCESS,
     NamedBackboneMixin,
     at_hand,
     commit_of,
+    file_of,
     given_access,
     is_quantized,
     load_named_backbone,
@@ -31,11 +31,10 @@ from .named_backbone import (
     require_name,
     weight_files,
 )
-from .text_pipeline import PIPELINES
+from .tokens import PIPELINES
 
 # A tokenizer is saved with at least one of these; where there is none, transformers makes up an empty one.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-_UNREAD = object()
 # Of save_pretrained's arguments those for push_to_hub alone.
 _PUSHING = ("repo_id", "private", "revision", "tag", "token", "commit_message", "commit_description", "create_pr",
             "tags")  # fmt: skip
@@ -45,7 +44,6 @@ class CheckpointMixin(NamedBackboneMixin):
     """Builds, loads, saves and pushes a [`TagiModel`], beyond what any transformers model does."""
 
     _tokenizer = None
-    _instruction_index = _UNREAD
 
     @classmethod
     def from_pretrained(
@@ -113,10 +111,10 @@ class CheckpointMixin(NamedBackboneMixin):
             with said_in_one_line(str(name), "load"):
                 # not from_pretrained, which loses the token in transformers 5.10
                 fields, _ = cls.config_class.get_config_dict(config or name, **hub)
-                found = fields.get("model_type")
-                if found not in (None, cls.config_class.model_type):
+                kind = fields.get("model_type")
+                if kind not in (None, cls.config_class.model_type):
                     raise ValueError(
-                        f"{name} is no TAGI checkpoint but a model of type {found!r}; make a new generator on it with "
+                        f"{name} is no TAGI checkpoint but a model of type {kind!r}; make a new generator on it with "
                         f"TagiModel.from_backbone({str(name)!r}), or name a checkpoint that a TagiModel's "
                         "save_pretrained has written"
                     )
@@ -263,19 +261,6 @@ class CheckpointMixin(NamedBackboneMixin):
             pass
 
     @property
-    def instruction_index(self) -> Optional[InstructionIndex]:
-        """Returns the index of finetuning's instructions, to which new ones are compared; `None` if there is none. It
-        belongs to the weights as they were then: set it to `None`, or to a new one, after further training."""
-        if self._instruction_index is _UNREAD:
-            name = self.name_or_path
-            self._instruction_index = InstructionIndex.find(name, self._revision) if name else None
-        return self._instruction_index
-
-    @instruction_index.setter
-    def instruction_index(self, index: Optional[InstructionIndex]):
-        self._instruction_index = index
-
-    @property
     def tokenizer(self) -> Any:
         """Returns the checkpoint's own tokenizer, else the backbone's.
 
@@ -300,7 +285,7 @@ class CheckpointMixin(NamedBackboneMixin):
         for name, revision in places if self._tokenizer is None else ():
             try:
                 name = name and readable(name, revision, **access)
-                if not name or not _has_tokenizer(name, revision, **access):
+                if not name or not any(file_of(name, file, revision, **access) for file in _TOKENIZER_FILES):
                     continue
                 # with the backbone's config: a checkpoint's own has code, which a tokenizer does not need
                 self._tokenizer = AutoTokenizer.from_pretrained(
@@ -312,15 +297,6 @@ class CheckpointMixin(NamedBackboneMixin):
                 ) from error
             break
         return self._tokenizer
-
-
-def _has_tokenizer(name: str, revision: Optional[str], **access) -> bool:
-    quiet = ("missing_entries", "connection_errors", "gated_repo")
-    options = {"revision": revision, **access, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
-    try:
-        return any(cached_file(name, file, **options) is not None for file in _TOKENIZER_FILES)
-    except OSError:  # no such repository
-        return False
 
 
 def _generators_state_dict(model, *args, **kwargs) -> dict:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_accelerate_available
 
 from .families import positions_of
+from .lora import needed_index
 
 _CLOSE_LOOK = 8192  # tokens; the attention of fewer fits everywhere
 _NO_LIST = (str, bytes, bytearray, Mapping, set, frozenset)
@@ -183,7 +184,7 @@ def require_fit(adapter, model: PreTrainedModel):
                 )
     known = {tuple(source.get("backbone_fingerprint") or ()) for source in adapter.provenance} - {()}
     ours = fingerprint(adapter, model.backbone) if known and not torch.compiler.is_compiling() else None
-    if ours is not None and not all(_alike(theirs, ours) for theirs in known):
+    if ours is not None and not all(alike(theirs, ours) for theirs in known):
         raise ValueError(f"{whose}, whose weights are not this model's; {mend}")
 
 
@@ -276,6 +277,20 @@ def require_one_place(model: PreTrainedModel):
         raise ValueError("this model is offloaded, which takes accelerate 1.15: pip install -U accelerate")
 
 
+def checked_rows(model: PreTrainedModel, adapter, task_index: Any, given: Tensor, mask: Optional[Tensor]):
+    """Returns the needed `task_index [batch]`, if any; refuses adapters and inputs that do not go together.
+
+    Args:
+        given: The inputs: ids, embeddings or an encoder's states.
+        mask: `[batch, seq]`; `None` if nothing is padding.
+    """
+    task_index = checked_index(task_index, len(adapter), model.device)
+    require_rows(adapter, task_index, len(given))
+    require_positions(model, given, mask, adapter)
+    require_room(model, *given.shape[:2])
+    return needed_index(task_index, len(adapter))
+
+
 def require_rows(adapter, task_index: Optional[Tensor], rows: int):
     """Refuses adapters that are neither one for all rows nor one for each, and a task_index of other than `rows`."""
     if task_index is not None and len(task_index) != rows:
@@ -295,79 +310,19 @@ def fingerprint(adapter, backbone: nn.Module) -> Optional[list[float]]:
     It has two numbers of each of eight modules. Those of another model, or after full finetuning, differ. Training
     that changes none of them by more than 2 %, or other modules alone, goes unnoticed.
     """
-    weights = [backbone.get_submodule(path).weight for path in _fingerprinted(adapter)]
+    weights = [backbone.get_submodule(path).weight for path in fingerprinted(adapter)]
     if any(w.device.type == "meta" or not w.is_floating_point() for w in weights):
         return None
     rows = torch.stack([w.detach()[0, :2].float() for w in weights]).flatten()
     return [round(value, 6) for value in rows.tolist()]
 
 
-def same_weights(one, other) -> Optional[bool]:
-    """Tells whether two adapters were made for the same weights, in any precision, by their modules and fingerprints;
-    returns `None` if these do not tell, such as when no module is in both."""
-    for path in one.lora_a.keys() & other.lora_a.keys():
-        if any(x[path].shape[axis] != y[path].shape[axis]
-               for x, y, axis in ((one.lora_a, other.lora_a, 2), (one.lora_b, other.lora_b, 1))):  # fmt: skip
-            return False
-    places = [_fingerprinted(adapter) for adapter in (one, other)]
-    verdicts = []
-    for mark in _marks(one):
-        for another in _marks(other):
-            if mark == another and places[0] == places[1]:
-                verdicts.append(True)
-                continue
-            weights, others = (_by_module(x, paths) for x, paths in zip((mark, another), places))
-            if weights is None or others is None:  # fingerprints of other modules
-                verdicts.append(False)
-            elif shared := weights.keys() & others.keys():
-                verdicts.append(all(_alike(weights[path], others[path]) for path in shared))
-    return all(verdicts) if verdicts else None
-
-
-def require_one_backbone(adapters: Sequence):
-    """Refuses adapters for different backbones, as far as shapes and fingerprints tell.
-
-    Raises:
-        ValueError: naming the first two of them.
-    """
-    shapes: dict[str, tuple[int, int]] = {}
-    for number, adapter in enumerate(adapters):
-        for path, a in adapter.lora_a.items():
-            shape = adapter.lora_b[path].shape[1], a.shape[2]
-            if shapes.setdefault(path, shape) != shape:
-                raise ValueError(
-                    f"adapter {number} changes a weight {path!r} of {shape[0]} × {shape[1]}, an earlier one of "
-                    f"{shapes[path][0]} × {shapes[path][1]}; they must be for one backbone"
-                )
-    marked = [number for number, adapter in enumerate(adapters) if _marks(adapter)]
-    for number in marked[1:]:
-        first, other = adapters[marked[0]], adapters[number]
-        if same_weights(first, other) is False:
-            names = (", ".join(sorted({str(p.get("backbone")) for p in x.provenance})) for x in (first, other))
-            raise ValueError(
-                f"adapters {marked[0]} and {number} were made for backbones with different weights "
-                f"({' and '.join(names)}); their updates cannot be added or compared"
-            )
-
-
-def _fingerprinted(adapter) -> list[str]:
+def fingerprinted(adapter) -> list[str]:
     """Returns the paths of the modules whose weights are in an adapter's fingerprint."""
     return sorted(adapter.lora_a)[:8]
 
 
-def _marks(adapter) -> list:
-    """Returns the distinct fingerprints of an adapter's tasks."""
-    marks = [source.get("backbone_fingerprint") for source in adapter.provenance]
-    return [mark for number, mark in enumerate(marks) if mark and mark not in marks[:number]]
-
-
-def _by_module(mark, paths: Sequence[str]) -> Optional[dict[str, Sequence[float]]]:
-    if len(mark) != 2 * len(paths):
-        return None
-    return {path: mark[2 * place: 2 * place + 2] for place, path in enumerate(paths)}
-
-
-def _alike(one: Sequence[float], other: Sequence[float]) -> bool:
+def alike(one: Sequence[float], other: Sequence[float]) -> bool:
     """Tells whether weights are the same but for their precision: bfloat16 keeps 8 bits, other weights differ by much
     more."""
     return len(one) == len(other) and all(abs(a - b) <= 1e-4 + 0.02 * max(abs(a), abs(b)) for a, b in zip(one, other))

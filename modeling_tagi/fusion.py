@@ -1,9 +1,9 @@
 """Instruction fusion: the language model attends to the encoded instruction (eq. 1)."""
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate
-from typing import Optional, Sequence, Union
+from typing import Callable, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,25 @@ class InstructionMemory:
         for end, memory in zip(accumulate(tasks), memories):
             whole.put_(slice(end - len(memory.mask), end), memory)
         return whole
+
+
+def attending(
+    memory: InstructionMemory,
+    modules: Sequence[nn.Module],
+    attentions: Sequence[nn.Module],
+    task_index: Optional[Tensor],
+) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """Returns, for each module behind which there is a cross-attention, the function that lets its states attend.
+
+    Args:
+        modules, attentions: One of each for every layer of the memory's `keys` and `values`.
+        task_index: `[batch]`, the task of each row; `None` if there is one task, or one a row.
+    """
+    projected = memory.keys.unbind(1), memory.values.unbind(1)
+    return {
+        module: partial(attention, keys=keys, values=values, mask=memory.mask, task_index=task_index)
+        for module, attention, keys, values in zip(modules, attentions, *projected)
+    }
 
 
 def _axis(name: str, x: Tensor) -> int:

@@ -96,6 +96,15 @@ class NamedBackboneMixin:
         model._read_beside(access)
         return model
 
+    def adapter_base(self) -> dict[str, Optional[str]]:
+        """Returns which model an exported adapter fits: the stock backbone, or a trained one in the checkpoint. Both
+        values are `None` if it was trained since the checkpoint was loaded."""
+        if self._backbone_is_only_here:
+            return {"backbone": None, "backbone_revision": None}
+        if self.config.backbone_trained or self.config.backbone_name_or_path is None:
+            return {"backbone": self.name_or_path or None, "backbone_revision": self._revision}
+        return {"backbone": self.config.backbone_name_or_path, "backbone_revision": self.config.backbone_revision}
+
     def _expect_training(self):
         """Notes that the backbone may change from now on, if this call can be a training step with weights of it."""
         known = self._backbone_may_differ or self._backbone_is_only_here
@@ -238,6 +247,17 @@ def at_hand(name, file: str, **options) -> Optional[str]:
             name = readable(str(name), local_files_only=True, **access)
         return cached_file(str(name), file, local_files_only=True, **options)
     except (OSError, ValueError, ImportError):
+        return None
+
+
+def file_of(name, file: str, revision: Optional[str] = None, **access) -> Optional[str]:
+    """Returns the path of a file that a folder or repository may have, downloaded if need be; `None` if it has not, or
+    there is no such repository."""
+    quiet = ("missing_entries", "connection_errors", "gated_repo")
+    options = {"revision": revision, **access, **{f"_raise_exceptions_for_{what}": False for what in quiet}}
+    try:
+        return cached_file(name, file, **options)
+    except OSError:
         return None
 
 

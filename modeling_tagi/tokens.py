@@ -2,18 +2,21 @@
 
 from array import array
 from functools import lru_cache
-from typing import Optional, Sequence, Union
+from typing import Any, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import Pipeline
 
 from .families import family_of
-from .fit import require_unicode
+from .fit import instruction_list, require_known_ids, require_unicode
 
 # What a causal model reads between an input and its output. Begins and ends with a line's end, where any tokenizer
 # starts afresh, so that the parts can be tokenized apart.
 OUTPUT_HEAD = "\n\nOutput:\n"
+# What a checkpoint's config says: pipeline("text-generation", model=…, trust_remote_code=True) makes such a one.
+PIPELINES = {"text-generation": {"impl": "tokens.TagiPipeline", "pt": ["AutoModel"]}}
 
 _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times over
 # Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).
@@ -264,3 +267,104 @@ def generation_tensors(tokens: Tokens, inputs: Sequence[list[int]]) -> dict[str,
     """Returns `input_ids` and `attention_mask` for `generate`; a causal model's are padded on the left."""
     input_ids, mask = pad(inputs, tokens.pad, left=not tokens.is_encoder_decoder)
     return {"input_ids": input_ids, "attention_mask": mask}
+
+
+def mask_of(input_ids: Tensor, config) -> Tensor:
+    """Returns the mask that transformers' `generate` infers: 0 at padding, unless its token also ends a text."""
+    if input_ids.is_floating_point():  # embeddings
+        return input_ids.new_ones(input_ids.shape[:2], dtype=torch.long)
+    padding = _padding_of(config)
+    return torch.ones_like(input_ids) if padding is None else (input_ids != padding).long()
+
+
+def _padding_of(config) -> Optional[int]:
+    """Returns the token that is always padding; `None` if there is none, or it also ends a text."""
+    pad, eos = config.pad_token_id, config.eos_token_id
+    return None if pad in (eos if isinstance(eos, list) else [eos]) else pad
+
+
+def read_instructions(
+    model, instruction: Any, demonstrations: Optional[Sequence] = None
+) -> tuple[list[Optional[str]], list[list[int]]]:
+    """Returns the text (`None` for token ids) and the tokens of each instruction that `generate_adapter` is given.
+
+    Raises:
+        TypeError, ValueError: as `generate_adapter`, whose arguments these are.
+    """
+    if isinstance(instruction, str):
+        demonstrations = [demonstrations]
+    padding = _padding_of(model.config) if isinstance(instruction, Tensor) else None
+    instruction = instruction_list(instruction)
+    if isinstance(instruction[0], str):
+        texts = _with_demonstrations(instruction, demonstrations)
+        tokens = Tokens.of(model.tokenizer, model.config)
+        rows = [tokens.instruction(text) for text in texts]
+    elif demonstrations is not None:
+        raise ValueError("demonstrations go with instruction texts; put their tokens among the token ids")
+    else:
+        texts, rows = [None] * len(instruction), [_without_end(row, padding) for row in instruction]
+    limit = model.config.max_instruction_length
+    for number, row in enumerate(rows):
+        if not 0 < len(row) <= limit:
+            mend = "shorten it or leave out demonstrations" if row else "give at least one token"
+            raise ValueError(f"instruction {number} has {len(row)} tokens, but 1 to {limit} can be read; {mend}")
+    require_known_ids(rows, getattr(model.get_input_embeddings(), "num_embeddings", None))
+    return texts, rows
+
+
+def _with_demonstrations(instructions: list[str], demonstrations: Optional[Sequence]) -> list[str]:
+    demonstrations = list(demonstrations) if demonstrations is not None else [None] * len(instructions)
+    if len(demonstrations) != len(instructions):
+        raise ValueError(
+            f"{len(instructions)} instructions came with {len(demonstrations)} lists of demonstrations; give one "
+            "list of (input, output) pairs for each instruction"
+        )
+    return [instruction_text(text, pairs) for text, pairs in zip(instructions, demonstrations)]
+
+
+def _without_end(row: list[int], token: Optional[int]) -> list[int]:
+    while token is not None and row and row[-1] == token:
+        row = row[:-1]
+    return row
+
+
+class TagiPipeline(Pipeline):
+    """Generates outputs for inputs, formatted as the [`TagiModel`] was trained to read them.
+
+    Call `pipe(inputs, instruction="…")` or `pipe(inputs, adapter=…)`; either may also be given to `pipeline`. Further
+    arguments go to `generate`. Each input gives `[{"generated_text": …}]`, the output alone.
+    """
+
+    _load_tokenizer = False  # the model has it
+    _load_feature_extractor = _load_image_processor = _load_processor = False
+
+    def _sanitize_parameters(
+        self,
+        instruction: Optional[str] = None,
+        demonstrations: Optional[Sequence] = None,
+        adapter: Any = None,
+        **generate_kwargs,
+    ):
+        if adapter is not None and instruction is not None:
+            raise ValueError("the pipeline got both an instruction and an adapter; give one of them")
+        if instruction is not None:
+            adapter = self.model.generate_adapter(instruction, demonstrations)
+        forward = generate_kwargs if adapter is None else {**generate_kwargs, "adapter": adapter}
+        return {}, forward, {}
+
+    def preprocess(self, input_: str) -> dict:
+        return self.model.encode_inputs(input_)
+
+    def _forward(self, input_tensors: dict, adapter: Any = None, **generate_kwargs) -> dict:
+        if adapter is None:
+            raise ValueError(
+                "the pipeline got no instruction; call it with instruction='what to do with an input', or with "
+                "adapter=pipe.model.generate_adapter(…)"
+            )
+        output = self.model.generate(**input_tensors, adapter=adapter, **generate_kwargs)
+        written = 0 if self.model.config.is_encoder_decoder else input_tensors["input_ids"].shape[1]
+        return {"output": output[:, written:]}
+
+    def postprocess(self, model_outputs: dict) -> list[dict[str, str]]:
+        texts = self.model.tokenizer.batch_decode(model_outputs["output"], skip_special_tokens=True)
+        return [{"generated_text": text.strip()} for text in texts]

@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from modeling_tagi import TagiAdapter
+from modeling_tagi.adapter_algebra import require_one_backbone, same_weights
 from modeling_tagi.evaluation.compare import compare_adapters
 from modeling_tagi.fit import (
     checked_index,
     input_list,
     instruction_list,
-    require_one_backbone,
     require_room,
-    same_weights,
 )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_tagi import TagiModel
-from modeling_tagi.instruction_index import InstructionIndex, mean_embeddings
+from modeling_tagi.instructions import InstructionIndex, mean_embeddings
 
 FILES = {"instruction_index.safetensors", "instruction_index.json"}
 

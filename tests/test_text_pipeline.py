@@ -3,7 +3,7 @@ import json
 import pytest
 from transformers import pipeline
 
-from modeling_tagi.text_pipeline import PIPELINES
+from modeling_tagi.tokens import PIPELINES
 
 
 @pytest.mark.parametrize("family, fusion", [("t5", "cross_attention"), ("llama", "concat")])

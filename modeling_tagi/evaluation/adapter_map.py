@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from ..adapter import TagiAdapter
 from ..banks.adapter_bank import AdapterBank
 from ..data.records import Record
-from ..modeling_tagi import TagiModel, evaluating
+from ..lora import evaluating
+from ..modeling_tagi import TagiModel
 from ..tokens import Tokens, instruction_text, pad
 
 _SKETCH = 64  # sides of the sketch of a module's ΔW

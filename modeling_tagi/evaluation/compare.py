@@ -8,10 +8,10 @@ import torch
 from transformers.utils import cached_file
 
 from ..adapter import TagiAdapter
+from ..adapter_algebra import same_weights
 from ..adapter_files import CONFIG_FILE
 from ..common.markdown import markdown_table
 from ..common.yaml_files import flat
-from ..fit import same_weights
 from ..hub import said_in_one_line
 from ..modeling_tagi import TagiModel
 from ..training.settings import RunSettings

@@ -10,8 +10,8 @@ from ..banks.adapter_bank import AdapterBank
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..hypernetwork import masked_mean
-from ..lora import applied
-from ..modeling_tagi import TagiModel, evaluating
+from ..lora import applied, evaluating
+from ..modeling_tagi import TagiModel
 from ..tokens import Tokens, instruction_text, pad
 from .backbones import adaptable
 from .predict import Answering

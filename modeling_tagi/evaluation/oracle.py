@@ -16,7 +16,8 @@ from ..data.collate import RecordCollator
 from ..data.records import Record
 from ..data.sampling import TaskBatchSampler
 from ..data.splits import normalise_text
-from ..modeling_tagi import TagiModel, evaluating
+from ..lora import evaluating
+from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from ..training.task_adapters import AdapterTuner
 from .backbones import adaptable

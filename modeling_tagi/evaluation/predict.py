@@ -10,7 +10,7 @@ from ..common.console import progress_bar
 from ..common.processes import gathered, of_this_process
 from ..data.collate import READS
 from ..data.records import Record
-from ..modeling_tagi import evaluating
+from ..lora import evaluating
 from ..tokens import Tokens, generation_tensors, instruction_text, training_tensors
 from .ranking import option_log_likelihood
 

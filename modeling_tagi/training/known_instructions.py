@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..data.records import Record
-from ..instruction_index import InstructionIndex, mean_embeddings
+from ..instructions import InstructionIndex, mean_embeddings
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens, instruction_text
 

@@ -15,7 +15,8 @@ from ..common.names import file_name
 from ..common.processes import from_main, is_main, wait
 from ..common.randomness import unchanged_randomness
 from ..common.writing import write_text
-from ..modeling_tagi import TagiModel, evaluating
+from ..lora import evaluating
+from ..modeling_tagi import TagiModel
 from .finite import NotFinite
 from .run import Run, Stage
 from .setting_fields import StageSettings

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from ..adapter import TagiAdapter
 from ..banks.stored import StoredAdapters
-from ..lora import Application, applied
-from ..modeling_tagi import evaluating
+from ..lora import Application, applied, evaluating
 from . import losses
 
 

@@ -33,7 +33,8 @@ from transformers import Seq2SeqTrainingArguments
 from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.records import Record
 from modeling_tagi.hypernetwork import masked_mean
-from modeling_tagi.modeling_tagi import evaluating, prediction_loss
+from modeling_tagi.lora import evaluating
+from modeling_tagi.modeling_tagi import prediction_loss
 from modeling_tagi.seq2seq import Seq2Seq, concat_memory
 from modeling_tagi.training.objective import Objective
 from modeling_tagi.training.teacher import Teacher, frozen_copy

@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoModelForSeq2SeqLM
 from modeling_tagi import TagiAdapter, TagiModel
 from modeling_tagi.evaluation.compare import compare
 from modeling_tagi.hub import HubError, said_in_one_line
-from modeling_tagi.instruction_index import InstructionIndex
+from modeling_tagi.instructions import InstructionIndex
 from modeling_tagi.publishing.cards import is_edited
 
 # Without the package: whoever imports it by its name is refused.

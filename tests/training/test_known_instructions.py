@@ -6,7 +6,7 @@ from modeling_tagi import TagiConfig, TagiModel
 from modeling_tagi.data.builtin import builtin_suite
 from modeling_tagi.data.records import Record
 from modeling_tagi.data.tokenizer import train_tokenizer
-from modeling_tagi.instruction_index import mean_embeddings
+from modeling_tagi.instructions import mean_embeddings
 from modeling_tagi.tokens import Tokens
 from modeling_tagi.training.known_instructions import (
     FEWEST,
