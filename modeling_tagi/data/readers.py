@@ -12,10 +12,12 @@ from typing import Any, Callable, Mapping, Optional
 from ..common.typed import typed
 from .builtin import builtin_suite
 from .builtin_text import builtin_text
+from .mixture import check_parts, read_mixture
 from .p3 import read_p3
 from .records import Splits
 from .sni import read_sni
 from .tables import read_folder, read_tables
+from .text_functions import text_functions
 
 _NO_OPTIONS = ("folder", "stream")
 
@@ -32,6 +34,7 @@ class Reader:
         least: The smallest value of options that are numbers.
         text: Returns the passages that come with the data, for a seed; `None` if there are none.
         others: Whether the data belongs to others, so that their terms apply.
+        check: Refuses options whose values do not go together, before anything is read.
         splits_of: Reads evaluation splits alone, from a file for each by name; `None` if its files are no splits.
     """
 
@@ -40,6 +43,7 @@ class Reader:
     least: Mapping[str, int] = field(default_factory=dict)
     text: Optional[Callable[[int], list[str]]] = None
     others: bool = True
+    check: Optional[Callable[..., None]] = None
     splits_of: Optional[Callable[..., Splits]] = None
 
     @property
@@ -73,7 +77,17 @@ class Reader:
             least = self.least.get(option)
             if least is not None and value is not None and value < least:
                 raise ValueError(f"{where}.{option} is {value}, but must be {least} or more")
+        if self.check is not None:
+            self.check(**made)
         return made
+
+
+def _read_mixture(parts: dict) -> Splits:
+    return read_mixture(parts, READERS)
+
+
+def _check_mixture(parts: Optional[dict] = None):
+    check_parts(parts or {}, READERS)
 
 
 DEFAULT = "tables"  # what a folder or a file is read by where no reader is named
@@ -92,6 +106,11 @@ READERS: dict[str, Reader] = {
         least={"max_train_instances": 1, "max_eval_instances": 1, "positive_examples": 0, "seen_instances": 0},
     ),
     DEFAULT: Reader(read_folder, "a collection of its own", splits_of=read_tables),
+    "text_functions": Reader(
+        text_functions, "text functions that the package makes from passages of English",
+        least={"train_instances": 1, "eval_instances": 1, "wordings": 1},
+    ),
+    "mixture": Reader(_read_mixture, "a mixture of several sources", check=_check_mixture),
 }  # fmt: skip
 
 

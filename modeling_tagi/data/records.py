@@ -19,6 +19,7 @@ class Record:
         group: What a task adapter may be shared over (SNI: category, P3: data set). Defaults to the task.
         demonstrations: Worked examples that belong to the instruction, as (input, output) pairs.
         options: Candidate outputs for rank classification; holds the first target.
+        weight: How often its task is drawn for training, relative to other tasks.
 
     Raises:
         ValueError: if a text is empty or has a lone surrogate, there is no target, the first target is not among the
@@ -32,6 +33,7 @@ class Record:
     group: str = ""
     demonstrations: tuple[tuple[str, str], ...] = ()
     options: Optional[tuple[str, ...]] = None
+    weight: float = 1.0
 
     def __post_init__(self):
         for name in ("task", "instruction", "input"):
@@ -76,12 +78,13 @@ class Record:
         yield from self.options or ()
 
 
-_everything = attrgetter(*(field.name for field in fields(Record)))
+_everything = attrgetter(*(field.name for field in fields(Record) if field.name != "weight"))
 
 
 def record_bytes(record: Record) -> bytes:
     """Returns all fields of a record as bytes to hash; two different records give different bytes."""
-    return repr(_everything(record)).encode("utf-8", "surrogatepass")
+    weight = "" if record.weight == 1 else f" {record.weight!r}"  # records were hashed before there was one
+    return f"{_everything(record)!r}{weight}".encode("utf-8", "surrogatepass")
 
 
 # What every reader returns: the records of each split, by the split's name. Only "train" is ever trained on.

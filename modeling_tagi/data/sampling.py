@@ -4,7 +4,7 @@ import math
 import random
 from collections import defaultdict
 from itertools import islice
-from typing import Iterator, Sequence
+from typing import Iterator, Optional, Sequence
 
 from torch.utils.data import Dataset, Sampler
 
@@ -16,7 +16,8 @@ class TaskBatchSampler(Sampler[list[int]]):
     """Samples batches of `tasks_per_batch` tasks × `examples_per_task` examples, the examples of a task side by side.
 
     Tasks are drawn without replacement if there are enough of them, each with one of its instructions (wordings), and
-    so are the examples of that instruction.
+    so are the examples of that instruction. Where records have weights, a task of twice the weight is drawn twice as
+    often.
 
     Args:
         records: What to draw from.
@@ -38,14 +39,17 @@ class TaskBatchSampler(Sampler[list[int]]):
         by: str = "task",
         every: bool = False,
     ):
-        by_unit = defaultdict(lambda: defaultdict(list))
+        by_unit, weight_of = defaultdict(lambda: defaultdict(list)), {}
         for index, record in enumerate(records):
+            weight_of.setdefault(getattr(record, by), record.weight)
             wording = (record.instruction, record.demonstrations) if by == "task" else None
             by_unit[getattr(record, by)][wording].append(index)
         if not by_unit:
             raise ValueError("there are no records to draw batches from")
         self._records, self._by = records, by
         self._units = [list(wordings.values()) for wordings in by_unit.values()]
+        weights = list(weight_of.values())
+        self._weights = weights if len(set(weights)) > 1 else None
         self._tasks = len(self._units) if every else tasks_per_batch
         self._every, self._examples, self._steps, self._seed = every, examples_per_task, steps, seed
 
@@ -58,7 +62,7 @@ class TaskBatchSampler(Sampler[list[int]]):
     def batch(self, step: int) -> list[int]:
         """Returns the indices of the records of one step."""
         rng = random.Random(f"{self._seed} {step}")
-        units = self._units if self._every else _draw(rng, self._units, self._tasks)
+        units = self._units if self._every else _draw(rng, self._units, self._tasks, self._weights)
         return [
             index
             for wordings in units
@@ -204,7 +208,11 @@ def fewer_tasks(records: Sequence[Record], number: int, seed: int = 0) -> list[R
     return [record for record in records if record.task in chosen]
 
 
-def _draw(rng: random.Random, items: Sequence, number: int) -> list:
+def _draw(rng: random.Random, items: Sequence, number: int, weights: Optional[Sequence[float]] = None) -> list:
+    if weights is not None and len(items) >= number:
+        # without replacement, each next one by its weight among the rest: Efraimidis and Spirakis, 2006
+        keys = [rng.random() ** (1 / weight) for weight in weights]
+        return [items[place] for place in sorted(range(len(items)), key=keys.__getitem__, reverse=True)[:number]]
     if len(items) >= number:
         return rng.sample(items, number)
     return rng.choices(items, k=number)

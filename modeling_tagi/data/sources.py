@@ -1,12 +1,12 @@
 """Reads a data source: records in splits, text, and what each split may share with training."""
 
-import os
 from functools import partial
-from pathlib import Path
 from typing import Optional
 
 from ..common.randomness import derived_seed
+from .mixture import of_part
 from .p3 import read_t0_eval
+from .places import folder_of
 from .readers import READERS, reader_of
 from .records import Splits
 from .sampling import fewer_tasks
@@ -60,21 +60,22 @@ def read_source(
     if streaming is not None:
         kept_by = derived_seed(seed, "data", "kept records")
         read = partial(read, stream=partial(RecordStream, keep=streaming, seed=kept_by))
-    splits = read(_folder(path, "path"), **options) if reader.in_folder else read(**options)
+    splits = read(folder_of(path, "data.path"), **options) if reader.in_folder else read(**options)
     passages: list[str] = []
     if text is not None:
-        passages = read_text(_folder(text, "text"))
+        passages = read_text(folder_of(text, "data.text"))
     elif reader.text is not None:
         passages = reader.text(options.get("seed", 0))
     if t0_eval is not None:
-        splits.update(read_t0_eval(_folder(t0_eval, "t0_eval")))
+        splits.update(read_t0_eval(folder_of(t0_eval, "data.t0_eval")))
     if train_tasks is not None:
         fewer = fewer_tasks(splits["train"], train_tasks, derived_seed(seed, "data", "tasks"))
         kept = {record.task for record in fewer}
         splits["train"] = splits["train"].of_tasks(kept) if streaming is not None else fewer
-        for name in splits.keys() & _OF_TRAINED_TASKS:
+        for name in [name for name in splits if of_part(name) in _OF_TRAINED_TASKS]:
             splits[name] = [record for record in splits[name] if record.task in kept]
-    report = check_splits(splits, same_tasks={name: kinds for name, kinds in _MAY_SHARE.items() if name in splits})
+    may_share = {name: _MAY_SHARE.get(of_part(name), ()) for name in splits if name != "train"}
+    report = check_splits(splits, same_tasks=may_share)
     require_no_leaks(report)
     return splits, passages, report
 
@@ -103,18 +104,4 @@ def check_places(source: str, path: Optional[str], text: Optional[str], t0_eval:
     wanted = {"path": path} if reader_of(source).in_folder else {}
     wanted |= {name: place for name, place in (("text", text), ("t0_eval", t0_eval)) if place is not None}
     for name, place in wanted.items():
-        _folder(place, name)
-
-
-def _folder(path: Optional[str], field: str) -> Path:
-    if path is None:
-        raise ValueError(f"data.{field} is not given; say where the data is by --data.{field} FOLDER")
-    expanded = Path(os.path.expandvars(os.path.expanduser(path)))
-    if "$" in str(expanded):
-        raise FileNotFoundError(
-            f"data.{field} is {path!r}, and that environment variable is not set; set it, or give --data.{field} "
-            "FOLDER"
-        )
-    if not expanded.exists():
-        raise FileNotFoundError(f"data.{field}: there is no {expanded}; give its place by --data.{field} FOLDER")
-    return expanded
+        folder_of(place, f"data.{name}")
