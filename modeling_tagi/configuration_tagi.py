@@ -38,6 +38,8 @@ class TagiConfig(PretrainedConfig):
         target_modules: Names of the Linear / Conv1D modules that get an update, matched as PEFT does: a name
             matches a module whose path is that name or ends in "." + name. `None` takes the backbone family's default
             (T5: q and v of every attention, as in the paper).
+        layers_to_transform: Numbers of the layers whose target modules get an update, as in PEFT; in an
+            encoder-decoder those of both stacks. `None` is all. No gradient is computed below the lowest of them.
         fusion: What the language model sees of the instruction beside the adapter. `"cross_attention"`: a
             cross-attention to the encoded instruction in every encoder layer (eq. 1) and the encoded instruction
             before the encoder's output in the decoder's memory (TAGI). `"concat"`: the latter alone (HINT).
@@ -84,6 +86,7 @@ class TagiConfig(PretrainedConfig):
         r: int = 32,
         lora_alpha: float = 64,
         target_modules: Optional[list[str]] = None,
+        layers_to_transform: Optional[list[int]] = None,
         fusion: str = "cross_attention",
         fusion_heads: Optional[int] = None,
         generator: str = "per_layer",
@@ -104,6 +107,7 @@ class TagiConfig(PretrainedConfig):
         self.backbone_config = backbone_config = _as_config(backbone_config)
         self.r = _positive_int("r", r)
         self.lora_alpha = _positive("lora_alpha", lora_alpha)
+        self.layers_to_transform = _layers(layers_to_transform)
         self.fusion = _one_of("fusion", fusion, FUSIONS)
         self.fusion_heads = None if fusion_heads is None else _positive_int("fusion_heads", fusion_heads)
         self.generator = _one_of("generator", generator, tuple(GENERATORS))
@@ -235,6 +239,17 @@ def _target_modules(names: Any, backbone_config: PretrainedConfig) -> list[str]:
     if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.]+", name) for name in names):
         raise ValueError(f"TagiConfig: target_modules is {names!r}, but must be a list of module names, at least one")
     return names
+
+
+def _layers(numbers: Any) -> Optional[list[int]]:
+    if numbers is None:
+        return None
+    numbers = list(numbers) if isinstance(numbers, (list, tuple, range)) else [numbers]
+    if not numbers or not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(
+            f"TagiConfig: layers_to_transform is {numbers!r}, but must be a list of the numbers of layers, from 0 on"
+        )
+    return sorted(set(numbers))
 
 
 def _one_of(field: str, value: str, allowed: Collection[str]) -> str:

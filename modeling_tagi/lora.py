@@ -169,18 +169,26 @@ def _switched_off(model: nn.Module, *switches: str) -> Iterator[None]:
                         setattr(owner, switch, value)
 
 
-def find_targets(backbone: nn.Module, target_modules: list[str]) -> dict[str, tuple[int, int]]:
+def find_targets(
+    backbone: nn.Module, target_modules: list[str], layers: Optional[Sequence[int]] = None
+) -> dict[str, tuple[int, int]]:
     """Returns the path and `(d_in, d_out)` of each module of `backbone` that `target_modules` names.
 
+    Args:
+        layers: The numbers of the layers that the modules are to be in; `None` takes all modules.
+
     Raises:
-        ValueError: if a name matches no Linear or Conv1D.
+        ValueError: if a name matches no Linear or Conv1D, or a layer has none that is named.
     """
-    targets, unmatched = {}, set(target_modules)
+    targets, unmatched, missing, there = {}, set(target_modules), set(layers or ()), set()
     for path, module in backbone.named_modules():
         names = [name for name in target_modules if path == name or path.endswith("." + name)]
         if names and isinstance(module, (nn.Linear, Conv1D)):
-            targets[path] = _dimensions(module)
             unmatched.difference_update(names)
+            there.add(layer := layer_of(path))
+            if layers is None or layer in layers:
+                targets[path] = _dimensions(module)
+                missing.discard(layer)
     if unmatched:
         linear = (p for p, m in backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
         known = sorted({path.rsplit(".", 1)[-1] for path in linear})
@@ -188,7 +196,18 @@ def find_targets(backbone: nn.Module, target_modules: list[str]) -> dict[str, tu
             f"target_modules {sorted(unmatched)} match no Linear or Conv1D of {type(backbone).__name__}; "
             f"it has {', '.join(known)}"
         )
+    if missing:
+        numbers = sorted(number for number in there if number is not None)
+        has = f"layers {numbers[0]} to {numbers[-1]}" if numbers else "no numbered layers"
+        raise ValueError(
+            f"layers_to_transform has {sorted(missing)}, but {type(backbone).__name__} has {target_modules} in {has}"
+        )
     return targets
+
+
+def layer_of(path: str) -> Optional[int]:
+    """Returns the number of the layer that a module's path lies in: the first number in it, or `None`."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
 def _dimensions(module: nn.Module) -> tuple[int, int]:

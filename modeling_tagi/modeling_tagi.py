@@ -110,7 +110,7 @@ class TagiModel(InstructionsMixin, CheckpointMixin, PreTrainedModel, GenerationM
             raise ValueError("TagiModel needs a config with a backbone_config; or use TagiModel.from_backbone(name)")
         self.backbone = backbone if backbone is not None else auto_class(config).from_config(config.backbone_config)
         config.backbone_config = self.backbone.config  # one object, so that a change of the one is saved in the other
-        targets = find_targets(self.backbone, config.target_modules)
+        self.targets = targets = find_targets(self.backbone, config.target_modules, config.layers_to_transform)
         text_config = config.backbone_config.get_text_config()
         d_model, heads = text_config.hidden_size, text_config.num_attention_heads
         self.hypernetwork = GENERATORS[config.generator](

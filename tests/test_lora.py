@@ -273,6 +273,32 @@ def test_a_name_that_matches_nothing_is_refused_with_what_there_is(make_backbone
         find_targets(make_backbone("llama"), ["query", "q", "v_proj"])
 
 
+def test_layers_are_chosen_as_peft_does(make_backbone):
+    from peft import LoraConfig, get_peft_model
+
+    for family, names in {"llama": ["q_proj", "mlp.up_proj"], "gpt2": ["c_attn"]}.items():
+        targets = find_targets(make_backbone(family), names, [1])
+        wrapped = get_peft_model(
+            make_backbone(family), LoraConfig(r=2, target_modules=names, layers_to_transform=[1])
+        )
+        wrapped = {path for path, module in wrapped.named_modules() if hasattr(module, "lora_A")}
+        theirs = {path.removeprefix("base_model.model.") for path in wrapped}
+        assert set(targets) == theirs and targets
+    both = find_targets(make_backbone("t5"), ["q"], [1])
+    assert {path.split(".")[2] for path in both} == {"1"} and {path.split(".")[0] for path in both} == {
+        "encoder", "decoder"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("names, layers, message", [
+    (["q_proj"], [1, 7], r"transform has \[7\], but LlamaForCausalLM has \['q_proj'\] in layers 0 to 1"),
+    (["lm_head"], [0], r"has \[0\], but LlamaForCausalLM has \['lm_head'\] in no numbered layers"),
+])  # fmt: skip
+def test_a_layer_without_a_target_is_refused(make_backbone, names, layers, message):
+    with pytest.raises(ValueError, match=message):
+        find_targets(make_backbone("llama"), names, layers)
+
+
 def test_an_embedding_is_no_target(make_backbone):
     with pytest.raises(ValueError, match="embed_tokens"):
         find_targets(make_backbone("llama"), ["embed_tokens"])

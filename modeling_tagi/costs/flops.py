@@ -72,7 +72,7 @@ class TaskFlops:
         self.parameters = sum(p.numel() for p in model.backbone.parameters())
         names = {p.rsplit(".", 1)[-1] for p, m in model.backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
         linears = find_targets(model.backbone, sorted(names))
-        targets = find_targets(model.backbone, config.target_modules)
+        targets = model.targets
         works_on = _places(model.backbone, config.is_encoder_decoder)
         # FLOPs for a token, by what the module works on: see _places
         self.linear, self.lora = defaultdict(float), defaultdict(float)

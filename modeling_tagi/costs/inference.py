@@ -193,8 +193,8 @@ def instruction_for(config: TagiConfig, lengths: Lengths, relative: float, input
 
 def _formulas(config: TagiConfig) -> dict[str, TaskFlops]:
     fields = {name: getattr(config, name) for name in (
-        "backbone_config", "r", "lora_alpha", "target_modules", "fusion_heads", "generator", "generator_hidden_size",
-        "generator_index_size", "max_instruction_length",
+        "backbone_config", "r", "lora_alpha", "target_modules", "layers_to_transform", "fusion_heads", "generator",
+        "generator_hidden_size", "generator_index_size", "standardise", "max_instruction_length",
     )}  # fmt: skip
     made = {fusion: TaskFlops(TagiConfig(**fields, fusion=fusion)) for fusion in set(FUSION_OF.values()) - {None}}
     return {method: made[fusion or "none"] for method, fusion in FUSION_OF.items()}

@@ -6,7 +6,6 @@ from typing import Sequence
 
 from torch import nn
 
-from ..lora import find_targets
 from ..modeling_tagi import TagiModel
 from .flops import Lengths
 
@@ -116,7 +115,7 @@ class UnknownFlops:
 
     def __init__(self, model: TagiModel):
         self.model = model
-        targets = find_targets(model.backbone, model.config.target_modules).values()
+        targets = model.targets.values()
         self.adapter_size = sum(model.config.r * (d_in + d_out) for d_in, d_out in targets)  # in numbers
 
     def forward(self, read: float, target: float, inputs: int) -> float:

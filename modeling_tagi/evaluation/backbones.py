@@ -26,7 +26,7 @@ def adaptable(model: nn.Module, like: Optional[TagiConfig] = None, seed: int = 0
 
     Args:
         model: A backbone, or a [`TagiModel`] whose backbone is taken; its weights are shared, not copied.
-        like: The rank, scale and target modules (the last if its backbone is of the same family) of new adapters.
+        like: The rank, scale, target modules and layers (these if its backbone is of the same family) of new adapters.
         seed: Of A, which is uniform as PEFT's.
     """
     backbone = model.backbone if isinstance(model, TagiModel) else model
@@ -34,7 +34,7 @@ def adaptable(model: nn.Module, like: Optional[TagiConfig] = None, seed: int = 0
     if like is not None:
         fields = {"r": like.r, "lora_alpha": like.lora_alpha}
         if like.backbone_config is not None and like.backbone_config.model_type == backbone.config.model_type:
-            fields["target_modules"] = like.target_modules
+            fields.update(target_modules=like.target_modules, layers_to_transform=like.layers_to_transform)
     config = TagiConfig(
         backbone_config=backbone.config, fusion="none", **fields,
         generator="shared", generator_hidden_size=1, generator_index_size=1,  # it is never run: as small as can be

@@ -124,12 +124,17 @@ def checkpoint_blocks(config, name: str, instruction: str, inputs: Sequence[str]
             ("backbone", f"{backbone.model_type}, {where}"),
             ("made from", source),
             ("backbone changed by training", "yes" if config.backbone_trained else "no"),
-            ("LoRA", f"rank {config.r}, alpha {config.lora_alpha:g}, on {', '.join(config.target_modules)}"),
+            ("LoRA", f"rank {config.r}, alpha {config.lora_alpha:g}, on {_targets(config)}"),
             ("fusion", config.fusion),
             ("generator", f"{config.generator}, hidden size {config.generator_hidden_size}"),
             ("longest instruction", f"{config.max_instruction_length} tokens"),
         ]),
     ]  # fmt: skip
+
+
+def _targets(config) -> str:
+    layers, names = config.layers_to_transform, ", ".join(config.target_modules)
+    return names if layers is None else f"{names} of layers {', '.join(map(str, layers))}"
 
 
 def checkpoint_data(config, **fields) -> ModelCardData:

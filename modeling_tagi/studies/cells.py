@@ -16,7 +16,7 @@ from .settings import START, START_REFERENCES, TAGI_REFERENCES, Grid, StudySetti
 # Fields of a run that what comes before the hypernetwork depends on: tokenizer, taught backbone, task adapters.
 _SHARED_FIELDS = ("bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "seed", "train_tasks",
                   "data", "backbone", "text", "instruction_tuning", "task_adapters")  # fmt: skip
-_SHARED_TAGI_FIELDS = ("tagi.r", "tagi.lora_alpha", "tagi.target_modules")
+_SHARED_TAGI_FIELDS = ("tagi.r", "tagi.lora_alpha", "tagi.target_modules", "tagi.layers_to_transform")
 _NOT_PUSHED = {"push_to_hub": None, "push_every": 0}  # by a study, whose runs are many
 
 
