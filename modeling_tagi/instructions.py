@@ -195,7 +195,7 @@ class InstructionsMixin:
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        return self._written(*self._read(input_ids, attention_mask))
+        return self.adapter_from_pooled(*self._read(input_ids, attention_mask))
 
     @torch.no_grad()
     def adapter_from_rows(self, rows: Sequence[Sequence[int]], at_most: Optional[int] = None) -> TagiAdapter:
@@ -216,14 +216,14 @@ class InstructionsMixin:
             for group, of_group, read in self._read_rows(rows, at_most):
                 read = read.clear_padding_() if read is not None else None
                 if len(group) == len(rows):
-                    return self._written(of_group, read)
+                    return self.adapter_from_pooled(of_group, read)
                 if pooled is None:
                     pooled = of_group.new_empty(len(rows), of_group.shape[1])
                     memory = read.blank(len(rows), max(map(len, rows))) if read is not None else None
                 pooled[group] = of_group
                 if memory is not None:
                     memory.put_(group, read)
-            return self._written(pooled, memory)
+            return self.adapter_from_pooled(pooled, memory)
 
     @torch.no_grad()
     def pooled_from_rows(self, rows: Sequence[Sequence[int]], at_most: int = 32) -> Tensor:
@@ -257,7 +257,8 @@ class InstructionsMixin:
             memory = InstructionMemory(attention_mask, **read)
         return masked_mean(states, attention_mask), memory
 
-    def _written(self, pooled: Tensor, memory: Optional[InstructionMemory]) -> TagiAdapter:
+    def adapter_from_pooled(self, pooled: Tensor, memory: Optional[InstructionMemory] = None) -> TagiAdapter:
+        """Returns the adapters for pooled instructions `[tasks, d_model]`, with gradients."""
         if self.standardised is not None:
             pooled = self.standardised(pooled)
         a, b = self.hypernetwork(pooled)

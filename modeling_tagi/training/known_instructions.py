@@ -60,7 +60,7 @@ def index_instructions(
                             max(found), notes)  # fmt: skip
 
 
-def drawn_instructions(tokens: Tokens, train: Sequence[Record], seed: int, most: int = 4096) -> list[list[int]]:
+def drawn_instructions(tokens: Tokens, train: Sequence[Record], seed: int, most: int = 1024) -> list[list[int]]:
     """Returns the token ids of the unique instructions of the train split, or of `most` of them drawn by `seed`."""
     texts = list(dict.fromkeys(instruction_text(r.instruction, r.demonstrations) for r in train))
     if len(texts) > most:

@@ -15,7 +15,8 @@ from ..modeling_tagi import prediction_loss
 
 __all__ = ["ALIGNMENTS", "LOSSES", "TopK",
            "alignment_delta", "alignment_factors", "alignment_weight", "distillation_loss",
-           "predicted", "predicting", "prediction_loss", "target_logits", "top_k", "update_norm"]  # fmt: skip
+           "predicted", "predicting", "prediction_loss", "target_labels", "target_logits", "top_k",
+           "update_norm"]  # fmt: skip
 
 Factors = Mapping[str, Tensor]
 
@@ -59,6 +60,15 @@ def target_logits(logits: Tensor, labels: Tensor, is_encoder_decoder: bool) -> T
     return logits[predicting(labels, is_encoder_decoder)]
 
 
+def target_labels(labels: Tensor, is_encoder_decoder: bool) -> Tensor:
+    """Returns the targets that a model predicts of `labels [batch, seq]`, in order: `[tokens]`.
+
+    A causal model predicts no first token.
+    """
+    labels = labels if is_encoder_decoder else labels[:, 1:]
+    return labels[labels != -100]
+
+
 def predicting(labels: Tensor, is_encoder_decoder: bool) -> Tensor:
     """Returns a mask `[batch, seq]` of where targets are predicted: in place or, by causal models, one before."""
     targets = labels != -100
@@ -74,7 +84,7 @@ def distillation_loss(
     """Returns L_kl (eq. 5), `T² KL(teacher ‖ student)` at temperature T; T² keeps the scale of gradients for any T.
 
     Args:
-        student: `[tokens, vocab]`, logits of target tokens; see `target_logits`.
+        student: `[tokens, vocab]`, logits of target tokens; see `predicted`.
         teacher: Logits of the same tokens, or their `top_k` at the same temperature. Then the divergence is that of
             k + 1 outcomes, the last being any other token: never above the exact one, and equal to it for k = vocab.
         temperature: T, above 0. The authors' is 3.
@@ -192,12 +202,13 @@ def predicted(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Te
     """Returns what a further term compares: the logits `[tokens, vocab]` of target tokens, and these tokens' ids.
 
     Args:
-        outputs: The model's outputs, with `logits [batch, seq, vocab]`.
+        outputs: The model's outputs, with `logits [batch, seq, vocab]`, or with those of the targets alone.
         inputs: The batch, with `labels [batch, seq]`, and with `is_encoder_decoder`, which tells where in `logits` a
             target is predicted.
     """
-    labels = inputs["labels"]
-    return target_logits(outputs["logits"], labels, inputs["is_encoder_decoder"]), labels[labels != -100]
+    labels, both = inputs["labels"], inputs["is_encoder_decoder"]
+    logits = outputs["logits"]
+    return logits if logits.ndim == 2 else target_logits(logits, labels, both), target_labels(labels, both)
 
 
 # Further terms of the objective, by their names in `finetuning.losses`, which gives their weights. To add one, write

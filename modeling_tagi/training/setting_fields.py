@@ -31,10 +31,10 @@ class DataSettings:
     """Says which data a run reads, and how.
 
     Args:
-        source: `builtin` (makes its own tasks), `p3`, `sni` (folders in these layouts), or `tables` (JSON lines or
-            parquet).
-        path: The folder; `tables`: a folder with train.jsonl (or .parquet) and a file for each other split.
-            Environment variables are filled in.
+        source: `builtin` (makes its own tasks), `text_functions` (makes them from text), `p3`, `sni` (folders in
+            these layouts), `tables` (JSON lines or parquet), or `mixture` (several of these).
+        path: The folder (`text_functions`: or file, of plain text); `tables`: a folder with train.jsonl (or .parquet)
+            and a file for each other split. Environment variables are filled in.
         text: A file or folder of plain text for the stages that read text. `null`: the built-in suite's own, or none.
         t0_eval: A folder of T0 evaluation sets for rank classification.
         options: Further arguments of the reader, by name.
@@ -219,6 +219,8 @@ class FinetuningSettings(ObjectiveSettings, TaskSettings):
         train: What changes: `generator`, `generator_and_norms` or `all`.
         freeze: Modules of the model that stay as they are all the same, such as `[hypernetwork]`, without which no
             adapter is generated (a fresh one changes nothing) and only the fusion is left.
+        rows_by_length: Whether rows of like length go through the backbone together: a batch is cut where padding
+            would cost more than a further pass. The step is the same. For data of mixed lengths.
         teacher_cache: What is kept on disk of the teacher, which then reads each record once, before the training:
             `states`, of which L_kl is exact (4 × d_model bytes a target token), or the number of likeliest tokens,
             such as 64, of which it is a lower bound (8 bytes for each). `null`: the teacher reads every batch.
@@ -229,6 +231,7 @@ class FinetuningSettings(ObjectiveSettings, TaskSettings):
     reads: str = "adapter"
     train: str = "generator"
     freeze: list = field(default_factory=list)
+    rows_by_length: bool = False
     teacher_cache: Union[int, str, None] = None
 
     @property

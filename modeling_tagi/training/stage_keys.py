@@ -14,7 +14,7 @@ KEY_FILE = "made_of.json"
 _OF_ALL = ("seed", "bf16", "gradient_checkpointing", "max_input_length", "max_target_length", "backbone")
 _OF_RECORDS = ("data.streaming",)
 # Fields with the value that stood for them before they existed: the keys of stages from then do not have them.
-_AS_BEFORE = (("tagi.continues_instruction", False),)
+_AS_BEFORE = (("tagi.continues_instruction", False), ("finetuning.rows_by_length", False))
 _DATA_FIELDS = ("data", "train_tasks")  # where the data come from; what they hold is what counts
 _WHOLE = 2**20  # bytes of the largest file that is hashed from beginning to end
 # Bytes at three places of each tensor that are hashed of a larger file: training changes the whole of a tensor.

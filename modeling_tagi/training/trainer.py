@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Any, Mapping, Optional, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Seq2SeqTrainer
 
@@ -16,6 +16,8 @@ from . import losses
 from .finite import FiniteWeights, NotFinite
 from .objective import Objective
 from .sharding import fsdp
+from .sharding.sharded import weights_are_sharded
+from .step_outputs import KeptInstructions, step_outputs
 from .task_adapters import AdapterTuner
 from .teacher import Teacher, of_rows
 
@@ -30,6 +32,7 @@ class TagiTrainer(Seq2SeqTrainer):
             each batch (see `BatchShards`), and together take the step that one would.
         objective: The loss to minimise; `None` is L_pred alone.
         teacher: Needed if the objective distils or aligns.
+        rows_by_length: Whether rows of like length go through the backbone together; see `step_outputs`.
         args, kwargs: As for `Seq2SeqTrainer`.
     """
 
@@ -39,9 +42,11 @@ class TagiTrainer(Seq2SeqTrainer):
         batch_sampler: Sampler,
         objective: Optional[Objective] = None,
         teacher: Optional[Teacher] = None,
+        rows_by_length: bool = False,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.rows_by_length, self._instructions = rows_by_length, KeptInstructions()
         self.batch_sampler, self.teacher = batch_sampler, teacher
         self.objective = objective or Objective(distillation_weight=0, alignment="none")
         if self.objective.needs_teacher and teacher is None:
@@ -83,7 +88,7 @@ class TagiTrainer(Seq2SeqTrainer):
             if self.args.average_tokens_across_devices:  # a count over all processes, whose gradients are averaged
                 num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
             inputs["num_items_in_batch"] = num_items_in_batch
-        outputs = model(**inputs)
+        outputs = self._outputs(model, inputs)
         if not model.training:  # evaluation reports L_pred
             return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
         terms = {"prediction": self._part_of_whole(outputs["loss"], inputs)}
@@ -96,6 +101,27 @@ class TagiTrainer(Seq2SeqTrainer):
             loss = loss + weight * terms[name]
         self._record(loss, terms)
         return (loss, outputs) if return_outputs else loss
+
+    def _outputs(self, model, inputs: Mapping[str, Any]):
+        """Returns the model's outputs for a batch; in training, where that is exact, see `step_outputs`."""
+        head = self._head() if model.training else None
+        if head is None:
+            return model(**inputs)
+        cut = self.rows_by_length and isinstance(model, TagiModel)  # and not what distributes it
+        return step_outputs(model, inputs, head, self._instructions, cut)
+
+    def _head(self) -> Optional[nn.Module]:
+        """Returns the output head, unless it works on rows (adapters change it) or its weights are sharded."""
+        model = self.model
+        if isinstance(model, AdapterTuner) or weights_are_sharded():
+            return None
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
+            return None  # experts have a loss of their own, which the model adds where it has the labels
+        if self.args.n_gpu > 1 or self.args.torch_compile:  # DataParallel splits the rows; a graph has no such hooks
+            return None
+        head = model.get_output_embeddings()
+        adapted = model.targets if isinstance(model, TagiModel) else ()
+        return None if any(model.backbone.get_submodule(path) is head for path in adapted) else head
 
     def _inputs_of(self, batch: Mapping[str, Any]) -> tuple[dict, dict]:
         """Splits a batch into the model's inputs and the teacher's, which are its own inputs and its tasks."""
@@ -177,11 +203,17 @@ class TagiTrainer(Seq2SeqTrainer):
             answers = self.teacher.answers(taught["inputs"], taught["teacher_index"].clamp_min(0), task_index, rows)
         labels = of_rows(inputs["labels"], rows)
         return losses.distillation_loss(
-            losses.target_logits(outputs.logits, labels, self.teacher.is_encoder_decoder),
+            self._student_logits(outputs.logits, inputs["labels"], labels),
             answers,
             self.objective.temperature,
             num_items,
         )
+
+    def _student_logits(self, logits: Tensor, labels: Tensor, of_known: Tensor) -> Tensor:
+        """Returns the logits `[tokens, vocab]` for the targets in `of_known [batch, seq]`, some rows of `labels`."""
+        both = self.teacher.is_encoder_decoder
+        wanted = losses.predicting(of_known, both)
+        return logits[wanted[losses.predicting(labels, both)] if logits.ndim == 2 else wanted]
 
     def _alignment(self, outputs, teacher_index: Tensor, known: Tensor) -> Tensor:
         """Returns L_ins (eq. 6) over the tasks that are `known [tasks]` to the teacher, of all processes' batches."""

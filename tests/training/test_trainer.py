@@ -9,7 +9,7 @@ from modeling_tagi.common.randomness import unchanged_randomness
 from modeling_tagi.data.collate import RecordCollator
 from modeling_tagi.data.sampling import Drawn, StreamBatchSampler, TaskBatchSampler
 from modeling_tagi.data.streams import RecordStream
-from modeling_tagi.training import losses
+from modeling_tagi.training import losses, step_outputs
 from modeling_tagi.training.finite import NotFinite
 from modeling_tagi.training.losses import LOSSES, update_norm
 from modeling_tagi.training.objective import Objective
@@ -291,6 +291,85 @@ def test_a_further_loss_can_read_the_logits_of_targets(make_model, make_trainer,
     torch.testing.assert_close(trainer.compute_loss(model, batch), 2 * expected)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fusion", ["cross_attention", "none"])
+@pytest.mark.parametrize("num_items", [None, 37])
+def test_the_head_reads_targets_alone_and_all_is_as_with_whole_logits(
+    make_model, make_trainer, make_bank, records, monkeypatch, family, fusion, num_items
+):
+    model = make_model(family, trained=True, fusion=fusion).train()
+    model.set_trainable("all")
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    trainer = make_trainer(model, [[0]], family, objective=ALL_TERMS, teacher=teacher)
+    batch = batch_of(trainer, records[:8])
+    found = []
+    for whole in (False, True):
+        if whole:
+            monkeypatch.setattr(trainer, "_head", lambda: None)
+        model.zero_grad()
+        loss, outputs = trainer.compute_loss(model, batch, True, num_items and torch.tensor(num_items))
+        loss.backward()
+        found.append((loss, {name: x.grad for name, x in model.named_parameters() if x.grad is not None}))
+        assert outputs.logits.ndim == (3 if whole else 2)
+    assert found[0][1].keys() == found[1][1].keys()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fusion", ["cross_attention", "none"])
+def test_rows_of_like_length_together_are_the_same_step(
+    make_model, make_trainer, make_bank, records, monkeypatch, family, fusion
+):
+    model = make_model(family, trained=True, fusion=fusion).train()
+    teacher = Teacher(frozen_copy(model.backbone), make_bank(model))
+    trainer = make_trainer(model, [[0]], family, objective=ALL_TERMS, teacher=teacher)
+    batch = batch_of(trainer, [records[place] for place in (0, 5, 2, 7, 1, 3)])
+    monkeypatch.setattr(step_outputs, "alike_in_length", lambda lengths, on_cpu: [[1, 4], [0, 2, 5], [3]])
+    found = []
+    for trainer.rows_by_length in (False, True):
+        model.zero_grad()
+        loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+        loss.backward()
+        found.append((loss, outputs.logits, {n: x.grad for n, x in model.named_parameters() if x.grad is not None}))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_instruction_of_a_frozen_backbone_is_read_once(make_model, make_trainer, records, monkeypatch):
+    read = []
+    for dropout, fusion, scope in ((0.0, "none", "generator"), (0.1, "none", "generator"),
+                                   (0.0, "cross_attention", "generator"), (0.0, "none", "all")):  # fmt: skip
+        model = make_model("llama", dropout, trained=True, fusion=fusion).train()
+        model.set_trainable(scope)
+        trainer = make_trainer(model, [[0]], "llama", PREDICTION)
+        calls, encode = [], model._read
+        monkeypatch.setattr(model, "_read", lambda *args: calls.append(1) or encode(*args))
+        batch = batch_of(trainer, records[:8])
+        losses_of = [trainer.compute_loss(model, batch) for _ in range(3)]
+        read.append(len(calls))
+        if not dropout:
+            expected = model(**batch).loss
+            assert all(torch.allclose(loss, expected, atol=1e-5) for loss in losses_of)
+        assert losses_of[0].requires_grad
+    assert read == [1, 3, 3, 3]
+
+
+def test_a_head_that_adapters_change_reads_every_position(make_model, make_trainer, records):
+    model = make_model("llama", fusion="none", target_modules=["q_proj", "lm_head"]).train()
+    trainer = make_trainer(model, [[0]], "llama", PREDICTION)
+    loss, outputs = trainer.compute_loss(model, batch_of(trainer, records[:8]), return_outputs=True)
+    assert outputs.logits.ndim == 3 and loss == outputs.loss
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bare_backbone_has_its_own_loss(make_model, make_trainer, records, family):
+    model = make_model(family).backbone.train()
+    trainer = make_trainer(model, [[0]], family, PREDICTION)
+    trainer.data_collator.reads = "prompt"
+    batch = batch_of(trainer, records[:8])
+    expected = model(**batch).loss
+    torch.testing.assert_close(trainer.compute_loss(model, batch), expected)
+
+
 def test_an_objective_that_falls_over_no_steps_does_not_last():
     assert not Objective(prediction_weight=0, distillation_steps=0, alignment="none").lasts(100)
     assert not Objective(prediction_weight=0, distillation_weight=0, alignment_steps=0).lasts(100)
@@ -461,7 +540,7 @@ def test_the_losses_of_the_trainer_are_those_of_the_functions(make_model, make_t
         teacher.adapters(batch["teacher_index"]), batch["task_index"],
     )  # fmt: skip
     target = batch["labels"] != -100
-    kl = losses.distillation_loss(outputs.logits[target], logits[target], 2.0)
+    kl = losses.distillation_loss(outputs.logits, logits[target], 2.0)
     bank = teacher.adapters(batch["teacher_index"])
     ours = outputs.adapter
     aligned = losses.alignment_factors(ours.lora_a, ours.lora_b, 2.0, bank.lora_a, bank.lora_b, 2.0)

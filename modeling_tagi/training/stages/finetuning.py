@@ -125,6 +125,7 @@ class Finetuning(GeneratorStage):
             drawn_from(state.train),
             objective=Objective.of(section),
             teacher=teacher,
+            rows_by_length=section.rows_by_length,
             callbacks=self._callbacks(state, folder),
         )
         self.save_model(state, folder, model)
