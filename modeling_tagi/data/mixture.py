@@ -18,14 +18,13 @@ def of_part(split: str) -> str:
 
 
 def check_parts(parts: Mapping[str, Any], readers: Mapping[str, Any]):
-    """Refuses parts that cannot be read, before anything is.
+    """Refuses parts that cannot be read, before anything is; whether their folders are there is not looked at.
 
     Args:
         parts: Name -> its fields; see `read_mixture`.
         readers: The readers by name.
 
     Raises:
-        FileNotFoundError: if the folder of a part is not there.
         ValueError: for a part that is no reader's, an unknown option, or a weight that is not above 0.
     """
     if not parts:
@@ -46,11 +45,18 @@ def read_mixture(parts: Mapping[str, Any], readers: Mapping[str, Any]) -> Splits
             part is drawn, relative to the other parts together; 1 by default), `path` (for readers of a folder), and
             the reader's options.
         readers: The readers by name.
+
+    Raises:
+        FileNotFoundError: if the folder of a part is not there; before anything is read.
     """
     train, splits = [], {}
-    for name, fields in parts.items():
-        reader, weight, path, options = _part(name, fields, readers)
-        read = reader.read(path, **options) if path is not None else reader.read(**options)
+    found = {name: _part(name, fields, readers) for name, fields in parts.items()}
+    folders = {
+        name: folder_of(path, f"{WHERE}.{name}.path") for name, (reader, _, path, _) in found.items()
+        if reader.in_folder
+    }  # fmt: skip
+    for name, (reader, weight, _, options) in found.items():
+        read = reader.read(folders[name], **options) if name in folders else reader.read(**options)
         for split, records in read.items():
             named = [_named(name, record) for record in records]
             if split == "train":
@@ -62,7 +68,7 @@ def read_mixture(parts: Mapping[str, Any], readers: Mapping[str, Any]) -> Splits
 
 
 def _part(name: str, fields: Any, readers: Mapping[str, Any]):
-    """Returns a part's reader, weight, folder (or `None`) and options, all checked."""
+    """Returns a part's reader, weight, path and options, all checked but the path."""
     where = f"{WHERE}.{name}"
     if not isinstance(name, str) or "/" in name or not isinstance(fields, dict):
         raise ValueError(f"{where} is {fields!r:.200}, but must hold fields such as weight, under a name without '/'")
@@ -74,8 +80,7 @@ def _part(name: str, fields: Any, readers: Mapping[str, Any]):
     if not 0 < weight < float("inf"):
         raise ValueError(f"{where}.weight is {weight!r}, but must be a number above 0; leave the part out instead")
     given = {option: value for option, value in fields.items() if option not in _OWN}
-    path = folder_of(fields.get("path"), f"{where}.path") if reader.in_folder else None
-    return reader, weight, path, reader.checked(given, source, where)
+    return reader, weight, fields.get("path"), reader.checked(given, source, where)
 
 
 def _named(part: str, record: Record) -> Record:
