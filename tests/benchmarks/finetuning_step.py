@@ -85,7 +85,8 @@ class Steps:
         bank = shapes.random_adapters(self.model, tasks).to(options.device)
         self.numbers = {str(task): task for task in range(tasks)}
         backbone = self.model.backbone  # which the teacher shares while it is not trained
-        self.teacher = Teacher(backbone if trained == "generator" else frozen_copy(backbone), bank)
+        bf16 = options.dtype == "bfloat16"
+        self.teacher = Teacher(backbone if trained == "generator" else frozen_copy(backbone), bank, bf16)
         self.autocast = partial(torch.autocast, options.device.split(":")[0], getattr(torch, options.dtype),
                                 enabled=options.dtype != "float32")  # fmt: skip
         self.model.set_trainable(trained)
@@ -93,14 +94,13 @@ class Steps:
         self.optimizers = {True: torch.optim.AdamW(weights, lr=1e-6, fused=True),
                            False: torch.optim.AdamW(backbone.parameters(), lr=1e-6, fused=True)}  # fmt: skip
         self.arguments = Seq2SeqTrainingArguments(output_dir=folder, report_to=[], use_cpu=options.device == "cpu")
-        self.bf16 = options.dtype == "bfloat16"
         self.objective = Objective()  # all losses, with the paper's weights
         self.kl = replace(self.objective, alignment="none")
 
     def cache(self, kind: str) -> TeacherCache:
         """The teacher's answers on disk."""
         return TeacherCache.filled(Path(self.folder) / kind, self.teacher, self.collator(True), self.records,
-                                   Kept(kind, temperature=self.kl.temperature), bf16=self.bf16)  # fmt: skip
+                                   Kept(kind, temperature=self.kl.temperature))  # fmt: skip
 
     def collator(self, taught: bool, cache=None) -> RecordCollator:
         made = RecordCollator(self.texts, "adapter", self.numbers if taught else None, "task")
