@@ -168,24 +168,6 @@ def truncated(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return F.pad(new_a, (0, 0, 0, max(0, missing))).to(a.dtype), F.pad(new_b, (0, max(0, missing))).to(b.dtype)
 
 
-def with_rank(adapter, rank: int, lora_alpha: float):
-    """Returns the same updates in factors of a higher rank, padded with zeros, and with another scale.
-
-    Raises:
-        ValueError: if `rank` is below the adapter's.
-    """
-    missing = rank - adapter.rank
-    if missing < 0:
-        raise ValueError(f"with_rank got rank {rank}, but the adapter's is {adapter.rank}; combine can truncate")
-    scale = adapter.scaling / (lora_alpha / rank)
-    return replace(
-        adapter,
-        lora_a={path: F.pad(a, (0, 0, 0, missing)) for path, a in adapter.lora_a.items()},
-        lora_b={path: F.pad(b * scale, (0, missing)) for path, b in adapter.lora_b.items()},
-        lora_alpha=lora_alpha,
-    )
-
-
 @torch.no_grad()
 def merge(adapter, model: PreTrainedModel) -> PreTrainedModel:
     """Returns a copy of the backbone with `W + ΔW` for its weights; see `TagiAdapter.merge_into`."""

@@ -23,12 +23,8 @@ from .tokens import Tokens, training_tensors
 
 
 class AdapterParameters(nn.Module):
-    """Holds the factors of several tasks' adapters as parameters of one model, in fp32.
-
-    Args:
-        lora_a: Path -> A `[tasks, rank, d_in]`.
-        lora_b: Path -> B `[tasks, d_out, rank]`.
-    """
+    """Holds the factors of several tasks' adapters, A `[tasks, rank, d_in]` and B `[tasks, d_out, rank]` by path, as
+    parameters of one model, in fp32."""
 
     def __init__(self, lora_a: dict[str, Tensor], lora_b: dict[str, Tensor]):
         super().__init__()

@@ -22,6 +22,7 @@ from .named_backbone import (
     at_hand,
     commit_of,
     file_of,
+    generators_state_dict,
     given_access,
     is_quantized,
     load_named_backbone,
@@ -79,7 +80,7 @@ class CheckpointMixin(NamedBackboneMixin):
             kwargs.pop("quantization_config", None)
             buffers = {key: buffer.clone() for key, buffer in kwargs["backbone"].named_buffers()}
             # transformers reads the source of a class's module
-            loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": _generators_state_dict})
+            loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": generators_state_dict})
         mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["use_safetensors"] = True
         with _broken_weights_named(name, kwargs), said_in_one_line(str(name), "load"):
@@ -297,12 +298,6 @@ class CheckpointMixin(NamedBackboneMixin):
                 ) from error
             break
         return self._tokenizer
-
-
-def _generators_state_dict(model, *args, **kwargs) -> dict:
-    # transformers allocates what it finds missing, which fails for quantized weights
-    states = PreTrainedModel.state_dict(model, *args, **kwargs)
-    return {key: value for key, value in states.items() if not key.startswith("backbone.")}
 
 
 # What is refused

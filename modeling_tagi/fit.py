@@ -278,12 +278,8 @@ def require_one_place(model: PreTrainedModel):
 
 
 def checked_rows(model: PreTrainedModel, adapter, task_index: Any, given: Tensor, mask: Optional[Tensor]):
-    """Returns the needed `task_index [batch]`, if any; refuses adapters and inputs that do not go together.
-
-    Args:
-        given: The inputs: ids, embeddings or an encoder's states.
-        mask: `[batch, seq]`; `None` if nothing is padding.
-    """
+    """Returns the needed `task_index [batch]`, if any; refuses adapters and inputs that do not go together. What is
+    `given` are ids, embeddings or an encoder's states, with their `mask [batch, seq]`, if any."""
     task_index = checked_index(task_index, len(adapter), model.device)
     require_rows(adapter, task_index, len(given))
     require_positions(model, given, mask, adapter)

@@ -239,7 +239,7 @@ class InstructionsMixin:
     def _read_rows(
         self, rows: Sequence[Sequence[int]], at_most: Optional[int]
     ) -> Iterator[tuple[list[int], Tensor, Optional[InstructionMemory]]]:
-        """Yields the numbers of rows that are read together, and what `_read` returns for them."""
+        """Yields the numbers of rows that are read together, their mean states `[rows, d_model]`, and their memory."""
         for group in alike_in_length([len(row) for row in rows], at_most, on_cpu=self.device.type == "cpu"):
             padded, mask = pad([list(rows[number]) for number in group], 0)
             yield group, *self._read(padded.to(self.device), mask.to(self.device))

@@ -178,6 +178,13 @@ def load_named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrai
     return keep_weights(backbone)
 
 
+def generators_state_dict(model, *args, **kwargs) -> dict:
+    """Returns the model's state dict without the backbone's weights."""
+    # transformers allocates what it finds missing, which fails for quantized weights
+    states = PreTrainedModel.state_dict(model, *args, **kwargs)
+    return {key: value for key, value in states.items() if not key.startswith("backbone.")}
+
+
 def keep_weights(backbone: PreTrainedModel) -> PreTrainedModel:
     """Returns the backbone, marked so that transformers does not initialise it anew inside another model."""
     for tensor in (*backbone.parameters(), *backbone.buffers()):

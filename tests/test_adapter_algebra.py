@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.pytorch_utils import Conv1D
 
 from modeling_tagi import TagiAdapter
-from modeling_tagi.adapter_algebra import truncated, with_rank
+from modeling_tagi.adapter_algebra import truncated
+from modeling_tagi.banks.adapter_bank import with_rank
 
 INSTRUCTIONS = [[5, 6, 7], [8, 9, 10, 11], [12, 13]]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterator, Mapping, Optional, Sequence, Union
 
@@ -9,9 +10,9 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
+from torch.nn import functional as F
 
 from ..adapter import TagiAdapter
-from ..adapter_algebra import with_rank
 from ..common.names import file_name
 from ..fit import require_fit
 from ..hub import require_folder_for
@@ -217,6 +218,24 @@ def joined(adapters: Sequence[TagiAdapter]) -> TagiAdapter:
         adapter if (adapter.rank, adapter.lora_alpha) == (rank, alpha) else with_rank(adapter, rank, alpha)
         for adapter in adapters
     ])  # fmt: skip
+
+
+def with_rank(adapter, rank: int, lora_alpha: float):
+    """Returns the same updates in factors of a higher rank, padded with zeros, and with another scale.
+
+    Raises:
+        ValueError: if `rank` is below the adapter's.
+    """
+    missing = rank - adapter.rank
+    if missing < 0:
+        raise ValueError(f"with_rank got rank {rank}, but the adapter's is {adapter.rank}; combine can truncate")
+    scale = adapter.scaling / (lora_alpha / rank)
+    return replace(
+        adapter,
+        lora_a={path: F.pad(a, (0, 0, 0, missing)) for path, a in adapter.lora_a.items()},
+        lora_b={path: F.pad(b * scale, (0, missing)) for path, b in adapter.lora_b.items()},
+        lora_alpha=lora_alpha,
+    )
 
 
 def _difference(path: str, theirs: Optional[tuple], ours: Optional[tuple]) -> str:
