@@ -12,6 +12,8 @@ from ..data.collate import READS
 from ..data.records import Record
 from ..lora import evaluating
 from ..tokens import Tokens, generation_tensors, instruction_text, training_tensors
+from ..training.losses import predicting
+from ..training.teacher import reading_at
 from .ranking import option_log_likelihood
 
 
@@ -85,19 +87,27 @@ class Answering:
                 inputs = [self._input(records[row]) for row, _ in chosen]
                 targets = [self.tokens.target(option) for _, option in chosen]
                 batch = self._to_device(training_tensors(self.tokens, inputs, targets))
-                labels = batch["labels"]
                 if adapters is not None:
                     batch["adapter"] = adapters[[row_of(records[row]) for row, _ in chosen]]
-                logits = self.model(**batch).logits
-                if not self.tokens.is_encoder_decoder:
-                    logits, labels = logits[:, :-1], labels[:, 1:]
-                totals, lengths = option_log_likelihood(logits, labels)
+                totals, lengths = option_log_likelihood(*self._predicted(batch))
                 found += zip(chosen, zip(totals.tolist(), lengths.tolist()))
         scores = dict(gathered(found))
         return [
             (record.task, [scores[row, option] for option in record.options], record.options.index(record.targets[0]))
             for row, record in enumerate(records)
         ]
+
+    def _predicted(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Returns logits and labels, aligned; of a causal model, where that is exact, the logits of labels alone."""
+        labels, adapter = batch["labels"], batch.get("adapter")
+        if self.tokens.is_encoder_decoder:
+            return self.model(**batch).logits, labels
+        head = self.model.get_output_embeddings()
+        if adapter is not None and any(self.model.backbone.get_submodule(path) is head for path in adapter.lora_a):
+            return self.model(**batch).logits[:, :-1], labels[:, 1:]
+        given = {name: x for name, x in batch.items() if name != "labels"}
+        with reading_at(head, predicting(labels, False)):
+            return self.model(**given).logits, labels[:, 1:]
 
     def _instruction(self, record: Record) -> str:
         if record.task in self.instructions:

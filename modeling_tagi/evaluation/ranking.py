@@ -14,7 +14,7 @@ def option_log_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
 
     Args:
         logits: [batch, seq, vocab], at each place the prediction of the label at the same place: a causal model's
-            are to be shifted by the caller.
+            are to be shifted by the caller. Or [tokens, vocab], those of the labels that are not -100, row by row.
         labels: [batch, seq], -100 where nothing is predicted.
 
     Returns:
@@ -23,15 +23,19 @@ def option_log_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     Raises:
         ValueError: if the shapes do not match, or a row has no labels, whose sum of 0 would beat every other.
     """
-    if logits.shape[:-1] != labels.shape or labels.dim() != 2:
+    tokens = (labels != -100).sum(dim=-1)  # [batch], for labels of two dimensions
+    if labels.dim() != 2 or logits.shape[:-1] not in (labels.shape, (int(tokens.sum()),)):
         raise ValueError(
-            f"logits are {list(logits.shape)} and labels {list(labels.shape)}, but must be [batch, seq, vocab] and "
-            "[batch, seq]"
+            f"logits are {list(logits.shape)} and labels {list(labels.shape)}, but must be [batch, seq, vocab] (or "
+            "[tokens, vocab]) and [batch, seq]"
         )
-    tokens = (labels != -100).sum(dim=1)  # [batch]
     if (tokens == 0).any():
         rows = (tokens == 0).nonzero().flatten().tolist()
         raise ValueError(f"rows {rows} of labels are -100 throughout; each option needs at least one token")
+    if logits.dim() == 2:
+        of_tokens = F.cross_entropy(logits.float(), labels[labels != -100], reduction="none")
+        losses = of_tokens.new_zeros(labels.shape).masked_scatter(labels != -100, of_tokens)
+        return -losses.sum(dim=1), tokens
     losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
     return -losses.view_as(labels).sum(dim=1), tokens
 

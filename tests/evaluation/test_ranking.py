@@ -35,6 +35,14 @@ def test_half_precision_logits_are_summed_in_fp32():
     assert torch.equal(total, exact)
 
 
+def test_logits_of_the_labels_alone_say_the_same():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 5, 11), torch.randint(0, 11, (3, 5))
+    labels[0, 3:] = labels[2, :2] = -100
+    whole, alone = option_log_likelihood(logits, labels), option_log_likelihood(logits[labels != -100], labels)
+    assert torch.equal(whole[0], alone[0]) and torch.equal(whole[1], alone[1])
+
+
 @pytest.mark.parametrize("shape, labels, message", [
     ((2, 3, 5), torch.zeros(2, 4, dtype=torch.long), r"\[2, 3, 5\].*\[2, 4\]"),
     ((3, 5), torch.zeros(3, dtype=torch.long), "batch, seq"),
