@@ -11,6 +11,7 @@ COMMANDS = {
         "train",
         "evaluate",
         "compare",
+        "release",
         "push",
         "study",
         "plan",
