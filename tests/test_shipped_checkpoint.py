@@ -1,0 +1,62 @@
+"""The checkpoint that the repository holds, on the language model that it is for."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_tagi import TagiModel
+from modeling_tagi.publishing.release import release
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m"
+MOST_BYTES = 25_000_000
+
+
+@pytest.fixture(scope="module")
+def model(smollm2):  # skips where the language model is not installed
+    return TagiModel.from_pretrained(SHIPPED).eval()
+
+
+def answers(model, instruction, inputs):
+    adapter = model.generate_adapter(instruction)
+    batch = model.encode_inputs(inputs)
+    output = model.generate(**batch, adapter=adapter, max_new_tokens=16, do_sample=False)
+    return [text.strip() for text in model.tokenizer.batch_decode(
+        output[:, batch["input_ids"].shape[1]:], skip_special_tokens=True)]  # fmt: skip
+
+
+def test_it_is_a_generator_alone_and_small():
+    files = {path.name: path.stat().st_size for path in SHIPPED.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md", "results.json"} <= set(files)
+    assert sum(files.values()) <= MOST_BYTES and not any(name.endswith(".py") for name in files)
+    config = json.loads((SHIPPED / "config.json").read_text())
+    assert not config["backbone_in_checkpoint"] and config["backbone_sha256"] and config["standardise"]
+
+
+def test_its_adapters_do_what_the_instruction_says(model):
+    mails = ["anna.hill@mail.com", "kim@school.edu", "info@garden.org", "paul.reed@post.net"]
+    texts = [f"Please write to {mail} before Friday." for mail in mails]
+    stock = model.encode_inputs(texts)
+    bare = model.generate(**stock, max_new_tokens=16, do_sample=False)[:, stock["input_ids"].shape[1]:]
+    without = [text.strip() for text in model.tokenizer.batch_decode(bare, skip_special_tokens=True)]
+    found = answers(model, "Extract the e-mail address.", texts)
+    right, right_without = (sum(map(str.__eq__, said, mails)) for said in (found, without))
+    assert right >= 3 and right_without == 0
+
+
+def test_a_released_folder_opens_without_the_package(model, smollm2_folder, tmp_path):
+    release(SHIPPED, tmp_path / "out", backbone=str(smollm2_folder))
+    code = (
+        "import sys\nsys.modules['modeling_tagi'] = None\nimport transformers\n"
+        "model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "print(sum(float(b.abs().sum()) for b in model.generate_adapter('Write the text in capital letters.')"
+        ".lora_b.values()))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    expected = model.generate_adapter("Write the text in capital letters.").lora_b.values()
+    assert float(result.stdout.split()[-1]) == pytest.approx(sum(float(b.abs().sum()) for b in expected), rel=1e-4)
