@@ -1,6 +1,9 @@
 """`tagi release`: a checkpoint's folder as it goes to the Hub."""
 
+import json
+
 from .loading import announce
+from .parsing import add_json
 
 HELP = "a checkpoint -> the folder that goes to the Hub"
 DESCRIPTION = (
@@ -15,6 +18,7 @@ def add_arguments(parser):
     add("checkpoint", metavar="CHECKPOINT", help="a folder, or USER/NAME on the Hub")
     add("folder", metavar="FOLDER", help="what is written; a checkpoint that is there is replaced")
     add("--backbone", metavar="NAME", help="the backbone to name; default: the one that the checkpoint names")
+    add_json(parser, "print what was written as JSON instead of the folder alone")
     add("--bare", action="store_true", help="without code and tokenizer, in bfloat16; default: with both, as it is")
 
 
@@ -25,5 +29,6 @@ def call(options) -> int:
 
     quiet_libraries()
     release(options.checkpoint, options.folder, backbone=options.backbone, bare=options.bare)
-    print(options.folder)
+    said = {"folder": options.folder, "backbone": options.backbone, "bare": options.bare}
+    print(json.dumps(said, indent=2) if options.json else options.folder)
     return 0

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_tagi.studies.settings import cells, load_study
+from modeling_tagi.studies.cells import cells
+from modeling_tagi.studies.settings import load_study
 from modeling_tagi.training.objective import Objective
 from modeling_tagi.training.setting_fields import RENAMED, RunSettings
 from modeling_tagi.training.settings import load_settings

@@ -20,7 +20,7 @@ RECORD = Record("t", "do this", "a", ("b",), "g", (("c", "d"),), ("b", "e"))
 
 def test_every_part_of_a_record_counts():
     others = {"task": "u", "instruction": "do that", "input": "x", "targets": ("b", "e"), "group": "h",
-              "demonstrations": (("c", "x"),), "options": ("b", "x")}  # fmt: skip
+              "demonstrations": (("c", "x"),), "options": ("b", "x"), "weight": 2.0}  # fmt: skip
     assert others.keys() == {f.name for f in dataclasses.fields(Record)}
     digests = [digest_of_records([dataclasses.replace(RECORD, **{name: x})]) for name, x in others.items()]
     assert len({*digests, digest_of_records([RECORD]), digest_of_records([RECORD, RECORD])}) == len(others) + 2

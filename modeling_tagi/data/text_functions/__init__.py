@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Union
 
-from ...common.randomness import derived_seed
+from ...common.seeds import derived_seed
 from ..records import Record, Splits
 from ..splits import drop_instances, instance_texts
 from ..text import read_text
