@@ -180,15 +180,12 @@ def find_targets(
     Raises:
         ValueError: if a name matches no Linear or Conv1D, or a layer has none that is named.
     """
-    targets, unmatched, missing, there = {}, set(target_modules), set(layers or ()), set()
+    targets, unmatched = {}, set(target_modules)
     for path, module in backbone.named_modules():
         names = [name for name in target_modules if path == name or path.endswith("." + name)]
         if names and isinstance(module, (nn.Linear, Conv1D)):
+            targets[path] = _dimensions(module)
             unmatched.difference_update(names)
-            there.add(layer := layer_of(path))
-            if layers is None or layer in layers:
-                targets[path] = _dimensions(module)
-                missing.discard(layer)
     if unmatched:
         linear = (p for p, m in backbone.named_modules() if isinstance(m, (nn.Linear, Conv1D)))
         known = sorted({path.rsplit(".", 1)[-1] for path in linear})
@@ -196,16 +193,18 @@ def find_targets(
             f"target_modules {sorted(unmatched)} match no Linear or Conv1D of {type(backbone).__name__}; "
             f"it has {', '.join(known)}"
         )
-    if missing:
-        numbers = sorted(number for number in there if number is not None)
-        has = f"layers {numbers[0]} to {numbers[-1]}" if numbers else "no numbered layers"
+    if layers is None:
+        return targets
+    there = sorted({layer for path in targets if (layer := _layer_of(path)) is not None})
+    if missing := sorted(set(layers) - set(there)):
+        has = f"layers {there[0]} to {there[-1]}" if there else "no numbered layers"
         raise ValueError(
-            f"layers_to_transform has {sorted(missing)}, but {type(backbone).__name__} has {target_modules} in {has}"
+            f"layers_to_transform has {missing}, but {type(backbone).__name__} has {target_modules} in {has}"
         )
-    return targets
+    return {path: shape for path, shape in targets.items() if _layer_of(path) in layers}
 
 
-def layer_of(path: str) -> Optional[int]:
+def _layer_of(path: str) -> Optional[int]:
     """Returns the number of the layer that a module's path lies in: the first number in it, or `None`."""
     return next((int(part) for part in path.split(".") if part.isdigit()), None)
 

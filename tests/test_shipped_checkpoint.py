@@ -1,11 +1,10 @@
 """The checkpoint that the repository holds, on the language model that it is for."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from without_package import WRITTEN_BY_AUTO_MODEL, run_without_package
 
 from modeling_tagi import TagiModel
 from modeling_tagi.publishing.release import release
@@ -48,15 +47,7 @@ def test_its_adapters_do_what_the_instruction_says(model):
 
 def test_a_released_folder_opens_without_the_package(model, smollm2_folder, tmp_path):
     release(SHIPPED, tmp_path / "out", backbone=str(smollm2_folder))
-    code = (
-        "import sys\nsys.modules['modeling_tagi'] = None\nimport transformers\n"
-        "model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "print(sum(float(b.abs().sum()) for b in model.generate_adapter('Write the text in capital letters.')"
-        ".lora_b.values()))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "out")], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
-    expected = model.generate_adapter("Write the text in capital letters.").lora_b.values()
-    assert float(result.stdout.split()[-1]) == pytest.approx(sum(float(b.abs().sum()) for b in expected), rel=1e-4)
+    instruction = "Write the text in capital letters."
+    found = run_without_package(WRITTEN_BY_AUTO_MODEL, tmp_path / "out", instruction, cwd=tmp_path)
+    expected = model.generate_adapter(instruction).lora_b.values()
+    assert float(found.split()[-1]) == pytest.approx(sum(float(b.abs().sum()) for b in expected), rel=1e-4)

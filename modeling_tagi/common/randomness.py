@@ -1,14 +1,10 @@
-"""One seed, many streams: every stage of a run, and every purpose within a stage, draws random numbers of its own."""
+"""Leaves the state of random generators as it was."""
 
 import random
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-
-from .seeds import derived_seed
-
-__all__ = ["derived_seed", "unchanged_randomness"]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Seeds of streams of random numbers; needs no torch."""
+"""One seed, many streams: every stage of a run, and every purpose within a stage, draws random numbers of its own."""
 
 import hashlib
 

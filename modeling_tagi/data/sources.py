@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Optional
 
-from ..common.randomness import derived_seed
+from ..common.seeds import derived_seed
 from .mixture import of_part
 from .p3 import read_t0_eval
 from .places import folder_of

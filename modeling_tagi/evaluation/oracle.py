@@ -10,7 +10,8 @@ from torch import Tensor
 from ..adapter import TagiAdapter
 from ..adapter_tuning import lower_loss
 from ..common.console import progress_bar
-from ..common.randomness import derived_seed, unchanged_randomness
+from ..common.randomness import unchanged_randomness
+from ..common.seeds import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.collate import RecordCollator
 from ..data.records import Record

@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from typing import Sequence
 
-from ..common.randomness import derived_seed
+from ..common.seeds import derived_seed
 from ..data.records import Record
 from ..tokens import instruction_text
 

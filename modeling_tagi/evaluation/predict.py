@@ -13,7 +13,7 @@ from ..data.records import Record
 from ..lora import evaluating
 from ..tokens import Tokens, generation_tensors, instruction_text, training_tensors
 from ..training.losses import predicting
-from ..training.teacher import reading_at
+from ..training.target_positions import is_adapted, reading_at
 from .ranking import option_log_likelihood
 
 
@@ -103,7 +103,7 @@ class Answering:
         if self.tokens.is_encoder_decoder:
             return self.model(**batch).logits, labels
         head = self.model.get_output_embeddings()
-        if adapter is not None and any(self.model.backbone.get_submodule(path) is head for path in adapter.lora_a):
+        if adapter is not None and is_adapted(head, self.model.backbone, adapter.lora_a):
             return self.model(**batch).logits[:, :-1], labels[:, 1:]
         given = {name: x for name, x in batch.items() if name != "labels"}
         with reading_at(head, predicting(labels, False)):

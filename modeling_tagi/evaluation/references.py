@@ -6,7 +6,7 @@ from typing import Optional, Sequence
 
 from ..adapter import TagiAdapter
 from ..banks.adapter_bank import AdapterBank
-from ..common.randomness import derived_seed
+from ..common.seeds import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
 from ..training.setting_fields import OracleSettings, RunSettings

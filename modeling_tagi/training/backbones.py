@@ -16,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from ..common.randomness import derived_seed
+from ..common.seeds import derived_seed
 from ..hub import is_gguf, readable
 from .setting_fields import RunSettings
 

@@ -202,13 +202,10 @@ def predicted(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[Te
     """Returns what a further term compares: the logits `[tokens, vocab]` of target tokens, and these tokens' ids.
 
     Args:
-        outputs: The model's outputs, with `logits [batch, seq, vocab]`, or with those of the targets alone.
-        inputs: The batch, with `labels [batch, seq]`, and with `is_encoder_decoder`, which tells where in `logits` a
-            target is predicted.
+        outputs: The model's outputs in training, whose `logits [tokens, vocab]` are of targets alone.
+        inputs: The batch, with `labels [batch, seq]`, and with `is_encoder_decoder`, which tells what is predicted.
     """
-    labels, both = inputs["labels"], inputs["is_encoder_decoder"]
-    logits = outputs["logits"]
-    return logits if logits.ndim == 2 else target_logits(logits, labels, both), target_labels(labels, both)
+    return outputs["logits"], target_labels(inputs["labels"], inputs["is_encoder_decoder"])
 
 
 # Further terms of the objective, by their names in `finetuning.losses`, which gives their weights. To add one, write

@@ -7,7 +7,7 @@ import torch
 from transformers import PretrainedConfig, set_seed
 
 from ..banks.adapter_bank import AdapterBank
-from ..common.randomness import derived_seed
+from ..common.seeds import derived_seed
 from ..common.writing import reading
 from ..data.records import Record
 from ..modeling_tagi import TagiModel

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..modeling_tagi import TagiModel
 from ..tokens import alike_in_length
 from . import losses
-from .teacher import reading_at
+from .target_positions import reading_at
 
 _KEPT_BYTES = 2**28  # of pooled instructions
 
@@ -79,27 +79,26 @@ class KeptInstructions:
 
     def __init__(self):
         self._pooled: dict[tuple[int, ...], Tensor] = {}
-        self._room: Optional[int] = None
+        self._stay: Optional[bool] = None  # asked at the first step
 
     def adapter(self, model: TagiModel, ids: Tensor, mask: Tensor):
         """Returns the adapters of `ids [tasks, seq]`, with gradients."""
-        if not self._stay(model):
+        if self._stay is None:
+            self._stay = _do_not_change(model)
+        if not self._stay:
             return model.adapter_from_ids(ids, mask)
         rows = [tuple(row[: int(length)]) for row, length in zip(ids.tolist(), mask.sum(1))]
-        new = [row for row in dict.fromkeys(rows) if row not in self._pooled]
-        pooled = dict(zip(new, model.pooled_from_rows(new))) if new else {}
-        self._pooled.update(list(pooled.items())[: max(0, self._most(model) - len(self._pooled))])
-        return model.adapter_from_pooled(torch.stack([pooled.get(row, self._pooled.get(row)) for row in rows]))
+        if new := [row for row in dict.fromkeys(rows) if row not in self._pooled]:
+            if len(self._pooled) * 4 * model.config.get_text_config().hidden_size > _KEPT_BYTES:
+                self._pooled.clear()
+                new = list(dict.fromkeys(rows))
+            self._pooled.update(zip(new, model.pooled_from_rows(new)))
+        return model.adapter_from_pooled(torch.stack([self._pooled[row] for row in rows]))
 
-    def _stay(self, model: TagiModel) -> bool:
-        if self._room is None:
-            frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
-            fields = model.config.backbone_config.to_dict().items()
-            dropout = any("dropout" in name and isinstance(value, float) and value > 0 for name, value in fields)
-            alone = model.config.fusion == "none" and frozen and not dropout
-            self._room = self._most(model) if alone else 0
-        return self._room > 0
 
-    @staticmethod
-    def _most(model: TagiModel) -> int:
-        return _KEPT_BYTES // (4 * model.config.get_text_config().hidden_size)
+def _do_not_change(model: TagiModel) -> bool:
+    """Tells whether the pooled instruction of a model in training is the same in every step, and all that is read."""
+    frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    fields = model.config.backbone_config.to_dict().items()
+    dropout = any("dropout" in name and isinstance(value, float) and value > 0 for name, value in fields)
+    return model.config.fusion == "none" and frozen and not dropout

@@ -1,7 +1,7 @@
 """The teacher of finetuning: the backbone with each task's own adapter (section 3.2.4)."""
 
 import copy
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Union
 
 import torch
@@ -11,6 +11,7 @@ from ..adapter import TagiAdapter
 from ..banks.stored import StoredAdapters
 from ..lora import Application, applied, evaluating
 from . import losses
+from .target_positions import is_adapted, reading_at
 
 
 class Teacher:
@@ -60,23 +61,10 @@ class Teacher:
             return self.head(inputs["states"])
         places = losses.predicting(of_rows(inputs["labels"], rows), self.is_encoder_decoder)
         adapters = self.adapters(index)
-        if any(self.backbone.get_submodule(path) is self.head for path in adapters.lora_a):
+        if is_adapted(self.head, self.backbone, adapters.lora_a):
             return self.logits(inputs, adapters, task_index)[places]  # the head needs each row's own update
         with reading_at(self.head, places):
             return self.logits(inputs, adapters, task_index)
-
-
-@contextmanager
-def reading_at(head: nn.Module, places: Tensor):
-    """Makes an output head compute logits `[tokens, vocab]` at some `places [batch, seq]` alone.
-
-    A causal model's logits for a whole prompt would be by far the largest tensor of a step.
-    """
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0][places], *args[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def of_rows(labels: Tensor, rows: Tensor) -> Tensor:

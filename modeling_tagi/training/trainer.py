@@ -18,6 +18,7 @@ from .objective import Objective
 from .sharding import fsdp
 from .sharding.sharded import weights_are_sharded
 from .step_outputs import KeptInstructions, step_outputs
+from .target_positions import is_adapted
 from .task_adapters import AdapterTuner
 from .teacher import Teacher, of_rows
 
@@ -103,25 +104,28 @@ class TagiTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _outputs(self, model, inputs: Mapping[str, Any]):
-        """Returns the model's outputs for a batch; in training, where that is exact, see `step_outputs`."""
-        head = self._head() if model.training else None
-        if head is None:
+        """Returns the model's outputs for a batch; in training their logits `[tokens, vocab]` are of targets alone."""
+        if not model.training or isinstance(self.model, AdapterTuner):
             return model(**inputs)
+        head = self._head()
+        if head is None:
+            outputs, both = model(**inputs), self.model.config.is_encoder_decoder
+            outputs["logits"] = losses.target_logits(outputs["logits"], inputs["labels"], both)
+            return outputs
         cut = self.rows_by_length and isinstance(model, TagiModel)  # and not what distributes it
         return step_outputs(model, inputs, head, self._instructions, cut)
 
     def _head(self) -> Optional[nn.Module]:
         """Returns the output head, unless it works on rows (adapters change it) or its weights are sharded."""
         model = self.model
-        if isinstance(model, AdapterTuner) or weights_are_sharded():
+        if weights_are_sharded():
             return None
         if getattr(model.config.get_text_config(), "output_router_logits", False):
             return None  # experts have a loss of their own, which the model adds where it has the labels
         if self.args.n_gpu > 1 or self.args.torch_compile:  # DataParallel splits the rows; a graph has no such hooks
             return None
         head = model.get_output_embeddings()
-        adapted = model.targets if isinstance(model, TagiModel) else ()
-        return None if any(model.backbone.get_submodule(path) is head for path in adapted) else head
+        return None if isinstance(model, TagiModel) and is_adapted(head, model.backbone, model.targets) else head
 
     def _inputs_of(self, batch: Mapping[str, Any]) -> tuple[dict, dict]:
         """Splits a batch into the model's inputs and the teacher's, which are its own inputs and its tasks."""
@@ -203,17 +207,16 @@ class TagiTrainer(Seq2SeqTrainer):
             answers = self.teacher.answers(taught["inputs"], taught["teacher_index"].clamp_min(0), task_index, rows)
         labels = of_rows(inputs["labels"], rows)
         return losses.distillation_loss(
-            self._student_logits(outputs.logits, inputs["labels"], labels),
+            outputs.logits[self._among_targets(inputs["labels"], labels)],
             answers,
             self.objective.temperature,
             num_items,
         )
 
-    def _student_logits(self, logits: Tensor, labels: Tensor, of_known: Tensor) -> Tensor:
-        """Returns the logits `[tokens, vocab]` for the targets in `of_known [batch, seq]`, some rows of `labels`."""
+    def _among_targets(self, labels: Tensor, some: Tensor) -> Tensor:
+        """Returns a mask `[tokens]` of those targets in `labels [batch, seq]` that are in `some`, a part of them."""
         both = self.teacher.is_encoder_decoder
-        wanted = losses.predicting(of_known, both)
-        return logits[wanted[losses.predicting(labels, both)] if logits.ndim == 2 else wanted]
+        return losses.predicting(some, both)[losses.predicting(labels, both)]
 
     def _alignment(self, outputs, teacher_index: Tensor, known: Tensor) -> Tensor:
         """Returns L_ins (eq. 6) over the tasks that are `known [tasks]` to the teacher, of all processes' batches."""

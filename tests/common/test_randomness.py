@@ -1,4 +1,4 @@
-from modeling_tagi.common.randomness import derived_seed
+from modeling_tagi.common.seeds import derived_seed
 
 
 def test_a_stream_is_fixed_by_the_seed_and_every_name():

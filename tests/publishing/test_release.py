@@ -1,32 +1,15 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from without_package import WRITTEN_BY_AUTO_MODEL, run_without_package
 
 from modeling_tagi import TagiModel
 from modeling_tagi.commands.main import main
 from modeling_tagi.publishing.release import release
 
 INSTRUCTION = "say yes"
-WITHOUT_PACKAGE = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name == "modeling_tagi" or name.startswith("modeling_tagi."):
-            raise ImportError("modeling_tagi must not be needed")
-
-sys.meta_path.insert(0, Refuse())
-import torch, transformers
-
-model = transformers.AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-adapter = model.generate_adapter("say yes")
-print(sum(float(b.abs().sum()) for b in adapter.lora_b.values()))
-"""
 
 
 @pytest.fixture
@@ -69,14 +52,9 @@ def test_what_is_released_of_a_bare_checkpoint_works_without_the_package(trained
     found = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"modeling_tagi.py", "tokenizer.json", "README.md", "results.json", "model.safetensors"} <= found
     assert (tmp_path / "out" / "README.md").read_text() == "The card."
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PACKAGE, str(tmp_path / "out")],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-2000:]
+    found = run_without_package(WRITTEN_BY_AUTO_MODEL, tmp_path / "out", INSTRUCTION, cwd=tmp_path)
     expected = written(TagiModel.from_pretrained(tmp_path / "bare"))
-    assert float(result.stdout.split()[-1]) == pytest.approx(expected, rel=1e-5)
+    assert float(found.split()[-1]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_another_backbone_can_be_named(trained, make_backbone, tokenizer, tmp_path):

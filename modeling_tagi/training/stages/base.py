@@ -8,7 +8,7 @@ from typing import Sequence, Union
 import torch
 
 from ...common.processes import is_main
-from ...common.randomness import derived_seed
+from ...common.seeds import derived_seed
 from ...common.writing import replacing
 from ...configuration_tagi import TagiConfig
 from ...costs.work import FLOAT, DeviceMemory, Disk, TextLengths, Work, size_of
