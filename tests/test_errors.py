@@ -109,6 +109,7 @@ BAD = {
     "train": ["smoke", "--finetuning.step", "3"],
     "evaluate": ["nowhere/at/all", "--data", "none"],
     "compare": ["nowhere/at/all", "nowhere/at/all"],
+    "serve": ["nowhere/at/all", "--adapters", "adapters"],
     "release": ["nowhere/at/all", "out"],
     "push": ["nowhere", "me/mine"],
     "study": ["nowhere"],

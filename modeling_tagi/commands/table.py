@@ -11,6 +11,7 @@ COMMANDS = {
         "train",
         "evaluate",
         "compare",
+        "serve",
         "release",
         "push",
         "study",
