@@ -15,7 +15,7 @@ from .adapter_algebra import combine, cosine_similarity, merge, require_adapters
 from .adapter_files import DTYPES, read_adapter, write_adapter
 from .adapter_tuning import tune
 from .fusion import InstructionMemory
-from .hub import push_saved
+from .hub import GGUF_WRITER, push_saved
 
 
 @dataclass(frozen=True)
@@ -285,6 +285,33 @@ class TagiAdapter:
                 "adapter[1], … to folders of their own"
             )
         write_adapter(self, save_directory, base_model)
+
+    def save_gguf(
+        self,
+        file: Union[str, os.PathLike],
+        base_model: Union[str, os.PathLike, None] = None,
+        name: Optional[str] = None,
+    ) -> None:
+        """Writes a GGUF LoRA for llama.cpp, without an instruction memory, which llama.cpp does not know.
+
+        It takes an installed modeling_tagi and the package `gguf`. The file is written beside and moved into place.
+
+        Args:
+            file: Ends in `.gguf`; absent, or an adapter's.
+            base_model: What is asked for architecture and heads, a folder, a repository or a GGUF file (then for
+                shapes as well); by default the model that generated the adapter, else the backbone that it names.
+            name: In the file's metadata; by default the file's own.
+
+        Raises:
+            ValueError: if there is not exactly one task, a number is not finite, llama.cpp has no such architecture
+                or weight, the base is another model, or the file is something else.
+            ImportError: if the package is not there.
+        """
+        if len(self) != 1:
+            raise ValueError(f"save_gguf writes one adapter to a file, this object holds {len(self)}; save adapter[0]")
+        if not GGUF_WRITER:
+            raise ImportError("only an installed modeling_tagi writes adapters as GGUF")
+        GGUF_WRITER[0](self, file, base_model, name)
 
     def push_to_hub(
         self,

@@ -67,7 +67,7 @@ def write_adapter(adapter, folder: Union[str, os.PathLike], base_model: Union[st
     memory = adapter.memory.trimmed().tensors() if adapter.memory is not None else {}
     factors = {**{f"A of {path!r}": a for path, a in adapter.lora_a.items()},
                **{f"B of {path!r}": b for path, b in adapter.lora_b.items()}}  # fmt: skip
-    _require_finite({**factors, **memory}, f"no adapter was written to {target}", "make it anew")
+    require_finite({**factors, **memory}, f"no adapter was written to {target}", "make it anew")
     provenance = dict(adapter.provenance[0]) if adapter.provenance else {}
     with filling(target, last=CONFIG_FILE, stale=STALE["adapter"]) as beside:
         _write_config(adapter, beside, provenance, base_model)
@@ -143,8 +143,8 @@ def read_adapter(
     if memory is not None:
         _require_memory(memory, memory_file)
     if check_finite:
-        _require_finite(tensors, weights_file)
-        _require_finite(memory or {}, memory_file)
+        require_finite(tensors, weights_file)
+        require_finite(memory or {}, memory_file)
     base = {"backbone": config.get("base_model_name_or_path"), "backbone_revision": config.get("revision")}
     return {
         "lora_a": {path: x.unsqueeze(0) for path, x in lora_a.items()},
@@ -306,7 +306,8 @@ def _require_provenance(described: dict, file: Optional[Path]):
         raise ValueError(f"{file}: backbone_fingerprint is {mark!r:.60}, but must be a list of numbers; {_MEND}")
 
 
-def _require_finite(tensors: dict[str, Tensor], where, mend: str = _MEND):
+def require_finite(tensors: dict[str, Tensor], where, mend: str = _MEND):
+    """Refuses tensors that hold NaN or infinity."""
     for name, x in tensors.items():
         if x.is_floating_point() and not x.isfinite().all():
             bad = "NaN" if x.isnan().any() else "infinity"

@@ -37,6 +37,8 @@ KINDS = {
 # Kind -> what uploads a saved folder with a card. The installed package fills this in (publishing/); the code that a
 # checkpoint carries has no cards, and uploads the files alone.
 PUBLISHERS: dict[str, Callable] = {}
+# What writes an adapter as a GGUF file. The installed package puts it here (publishing/gguf_adapter.py).
+GGUF_WRITER: list[Callable] = []
 
 PACKAGE = "package:"  # begins the name of a backbone whose GGUF file is in an installed package
 # What converts a GGUF file to a folder. The installed package puts it here (common/gguf_files.py).

@@ -68,6 +68,22 @@ def test_run_answers_arguments_and_lines_of_standard_input(checkpoint, make_mode
     assert capsys.readouterr().out.splitlines() == expected
 
 
+def test_export_writes_what_save_gguf_writes(make_model, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    model = make_model("llama", "none")
+    model.backbone.save_pretrained(tmp_path / "base")
+    adapter = model.generate_adapter([[5, 6, 7]])
+    adapter.save_pretrained(tmp_path / "adapter", base_model=tmp_path / "base")
+    adapter.save_gguf(tmp_path / "expected.gguf", name="mine")
+    file = str(tmp_path / "new" / "a.gguf")
+    options = ["export", str(tmp_path / "adapter"), file, "--base_model", str(tmp_path / "base"), "--name", "mine"]
+    assert main(options) == 0 and capsys.readouterr().out == f"{file}\n"
+    assert Path(file).read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+    assert main([*options, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["file"], said["rank"], said["modules"], said["memory_left_out"]) == (file, 4, 4, False)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -111,6 +127,7 @@ def test_an_empty_instruction_writes_nothing(checkpoint, capsys, tmp_path):
         (["evaluate", "model", "--data", "x", "--references", "oracle", "--oracle", "steps=0"], "tunes nothing; give"),
         (["evaluate", "model", "--data", "x", "--rank"], "tagi evaluate: unrecognized arguments: --rank"),
         (["evaluate", "model", "--data", "x", "--output_dir", __file__], "is a file; give a folder"),
+        (["export", "one", "a.bin"], "tagi export: FILE.gguf is 'a.bin', but must be a name that ends in .gguf"),
         (["compare", "one"], "tagi compare: the following arguments are required: SECOND"),
         (["push", "one"], "tagi push: the following arguments are required: USER/NAME"),
         (["plan", "x.yaml", "--seed"], "tagi plan: '--seed' is no field with a value; fields are given as --field"),

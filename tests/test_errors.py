@@ -110,6 +110,7 @@ BAD = {
     "evaluate": ["nowhere/at/all", "--data", "none"],
     "compare": ["nowhere/at/all", "nowhere/at/all"],
     "serve": ["nowhere/at/all", "--adapters", "adapters"],
+    "export": ["nowhere/at/all", "out.gguf"],
     "release": ["nowhere/at/all", "out"],
     "push": ["nowhere", "me/mine"],
     "study": ["nowhere"],

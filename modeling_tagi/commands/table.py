@@ -12,6 +12,7 @@ COMMANDS = {
         "evaluate",
         "compare",
         "serve",
+        "export",
         "release",
         "push",
         "study",

@@ -79,6 +79,12 @@ def converted(name: str, revision: Optional[str] = None, **access) -> str:
     return str(folder)
 
 
+def require_gguf(what: str):
+    """Refuses to go on without the package `gguf`, which `what` takes."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ImportError(f"{what} takes the package gguf: pip install gguf")
+
+
 def file_hash(file: str) -> str:
     """Returns the SHA-256 of all bytes of a file."""
     found = os.stat(file)
@@ -92,8 +98,7 @@ def _hash(file: str, *_) -> str:
 
 
 def _convert(name: str, file: str, folder: str):
-    if importlib.util.find_spec("gguf") is None:
-        raise ImportError(f"the backbone {name!r} is a GGUF file, which takes the package gguf: pip install gguf")
+    require_gguf(f"the backbone {name!r} is a GGUF file, which")
     import torch  # takes seconds, which commands that read no backbone do without
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 

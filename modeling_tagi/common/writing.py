@@ -64,15 +64,22 @@ def reading(what: Path, mend: str) -> Iterator[None]:
         raise Damaged(f"{what} is damaged or not complete ({said:.300}); {mend}") from None
 
 
-def write_text(path: Path, text: str):
-    """Writes a text to a file beside `path`, then moves it into place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """Yields the path of a file beside `target`, which is moved into its place if the block ends without an error."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with naming(path):
-            beside.write_text(text)
-        os.replace(beside, path)
+        with naming(target):
+            yield beside
+        os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)  # half of it, where the disk is full
+
+
+def write_text(path: Path, text: str):
+    """Writes a text to a file beside `path`, then moves it into place."""
+    with replacing_file(path) as beside:
+        beside.write_text(text)
 
 
 @contextmanager
