@@ -115,6 +115,7 @@ BAD = {
     "push": ["nowhere", "me/mine"],
     "study": ["nowhere"],
     "plan": ["nowhere"],
+    "vllm": ["nowhere/at/all"],
 }
 
 

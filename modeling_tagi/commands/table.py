@@ -17,5 +17,6 @@ COMMANDS = {
         "push",
         "study",
         "plan",
+        "vllm",
     )
 }

@@ -27,8 +27,7 @@ CITATION = """\
 _MARK = "\n<!-- Written by TAGI (sha256 {}). Edit it as you like: an edited card is kept. -->\n"
 _MARKED = re.compile(re.escape(_MARK).replace(r"\{\}", "([0-9a-f]{64})") + r"\Z")
 _NAMED = re.compile(r'(?<=AutoModel\.from_pretrained\()"[^"\n]*"')
-# What vLLM takes as max_lora_rank.
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
 
 
 def written(data: ModelCardData, blocks: Sequence[str]) -> str:
@@ -279,7 +278,7 @@ def _vllm_use(config: dict, name: str, own_backbone: bool, input_format: Optiona
     base = config.get("base_model_name_or_path")
     if own_backbone or not is_repository(base):
         return ["For vLLM, save the backbone that this adapter fits to a folder of its own, and serve that."]
-    rank = next((rank for rank in _VLLM_RANKS if rank >= config["r"]), config["r"])
+    rank = next((rank for rank in VLLM_RANKS if rank >= config["r"]), config["r"])
     text = "an input of the task"  # in the form that the adapter was made for
     if input_format == "chat":
         call = f'llm.chat([{{"role": "user", "content": {json.dumps(text)}}}]'

@@ -1,0 +1,272 @@
+"""Serves a checkpoint by a real vLLM with the resolver, and compares every answer with `model.generate`'s.
+
+    python tests/engines/vllm_resolver.py FOLDER [--checkpoint …] [--requests 2000] [--clients 64]
+
+It runs where vLLM and this package are installed, on a CPU for an hour or so. FOLDER keeps what was found, so that the
+same command goes on: what ours answers, the adapters, the server's log. The last line is the result as JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from openai import AsyncOpenAI
+
+ROOT = Path(__file__).parents[2]
+INSTRUCTIONS = [
+    "Write the first word of the input.", "Write the last word of the input.", "Write the input in capital letters.",
+    "Write the input in lower case.", "Count the words of the input.", "Write the words in reverse order.",
+    "Write the longest word of the input.", "Write the shortest word of the input.", "Repeat the input twice.",
+    "Write the first letter of each word.", "Leave out the first word.", "Leave out the last word.",
+    "Decide whether the text is positive or negative.", "Translate the text into French.", "Summarise the text.",
+    "Write the words in alphabetical order.", "Is there a colour in the text? Answer yes or no.",
+    "Write the second word of the input.", "Replace every vowel with a star.", "What is the text about?",
+]  # fmt: skip
+INPUTS = [
+    "The train was late again and nobody told us why.", "dog plum saw hat car", "A blue lamp stood on the old table.",
+    "We loved every minute of the film.", "seven green bottles", "Her brother sells bread at the market on Sundays.",
+    "It broke after two days, do not buy it.", "Rain is expected in the north tomorrow.", "one two three four six",
+    "My cat sleeps all day and hunts at night.",
+]  # fmt: skip
+FIRST = "Write the third word of the input."  # asked for alone, to time it
+ONE = "Write the fourth word of the input."  # asked for by all clients at once
+KILLED = "Write every second word of the input."  # whose adapter is being written when the server is killed
+NAMED = ("last-word", INSTRUCTIONS[1])
+MADE = re.compile(r"adapter (\w{12}) was made in ([\d.]+) s \(waiting ([\d.]+) s, the generator ([\d.]+) s, the disk "
+                  r"([\d.]+) s\)")  # fmt: skip
+
+
+def ours(checkpoint: str, tokens: int, file: Path) -> dict[str, list[list[int]]]:
+    """Returns the tokens that `model.generate` writes for each input with each instruction's adapter, greedily."""
+    if not file.exists():
+        from modeling_tagi import TagiModel
+        from modeling_tagi.tokens import OUTPUT_HEAD
+
+        model = TagiModel.from_pretrained(checkpoint).eval()
+        batch = model.encode_inputs(INPUTS)
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(*batch.values())]  # without padding
+        if rows != [model.tokenizer(text + OUTPUT_HEAD)["input_ids"] for text in INPUTS]:
+            raise SystemExit("an input's text with the line that asks for its output is read otherwise than by us")
+        found, end = {}, model.generation_config.eos_token_id
+        for instruction in (*INSTRUCTIONS, FIRST, ONE, KILLED):
+            adapter = model.generate_adapter(instruction)
+            output = model.generate(**batch, adapter=adapter, max_new_tokens=tokens, do_sample=False)
+            found[instruction] = [until(row, end) for row in output[:, batch["input_ids"].shape[1]:].tolist()]
+        file.write_text(json.dumps(found))
+    return json.loads(file.read_text())
+
+
+def until(row: list[int], end: int) -> list[int]:
+    return row[: row.index(end)] if end in row else row
+
+
+class Server:
+    """Runs `tagi vllm` inside a `with`; its log is appended to a file."""
+
+    def __init__(self, options, folder: Path):
+        names = folder / "names.yaml"
+        names.write_text(f"{NAMED[0]}: {NAMED[1]}\n")
+        self.url, self.log, self.adapters = f"http://127.0.0.1:{options.port}", folder / "server.log", folder / "kept"
+        self.command = [
+            sys.executable, "-m", "modeling_tagi.commands.main", "vllm", options.checkpoint, "--adapters",
+            str(self.adapters), "--names", str(names), "--host", "127.0.0.1", "--port", str(options.port), "--dtype",
+            "float32", "--enforce-eager", "--max-model-len", "256", "--max-loras", str(options.loras),
+        ]  # fmt: skip
+
+    def __enter__(self):
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+        began = time.monotonic()
+        with open(self.log, "a") as log:
+            self.begins = log.tell()
+            self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log, env=environment,
+                                            start_new_session=True)  # fmt: skip
+        try:
+            while not self.answers():
+                if self.process.poll() is not None:
+                    raise SystemExit(f"the server ended with {self.process.returncode}; {self.log} says why")
+                time.sleep(1)
+            while "was loaded in" not in self.said():  # else the first request would wait for it
+                time.sleep(1)
+        except BaseException:
+            self.kill()
+            raise
+        self.seconds = time.monotonic() - began
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+    def answers(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def kill(self):
+        """Ends the server and its engine at once, with no chance to clean up."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")[self.begins:]
+
+    def made(self) -> list[tuple[str, ...]]:
+        """Returns the adapters that this server has computed: the name, and seconds in all, waiting, of the generator
+        and of the disk."""
+        return MADE.findall(self.said())
+
+    def folders(self) -> list[Path]:
+        return sorted(path for path in self.adapters.glob("*/*") if not path.name.startswith("."))
+
+
+class Client:
+    """Asks for completions as users do, and counts what differs from ours."""
+
+    def __init__(self, server: Server, expected: dict, tokens: int):
+        self.api = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=3600, max_retries=0)
+        self.expected, self.tokens, self.different, self.asked = expected, tokens, [], 0
+
+    async def ask(self, instruction: str, number: int, model: str | None = None) -> float:
+        """Returns the seconds until the answer was there."""
+        began = time.perf_counter()
+        answer = await self.api.completions.create(
+            model=model or f"tagi:{instruction}", prompt=f"{INPUTS[number]}\n\nOutput:\n", max_tokens=self.tokens,
+            temperature=0, extra_body={"return_token_ids": True},
+        )  # fmt: skip
+        took = time.perf_counter() - began
+        self.asked += 1
+        found, wanted = until(answer.choices[0].token_ids, 2), self.expected[instruction][number][: self.tokens]
+        if found != wanted:
+            self.different.append({"instruction": instruction, "input": INPUTS[number], "ours": wanted, "vLLM": found})
+        return took
+
+    async def load(self, requests: int, clients: int, instructions: list[str]) -> dict:
+        """Has many clients ask at once, the first ones for the same few instructions, and returns what came of it."""
+        left, times = iter(range(requests)), []
+
+        async def one():
+            for number in left:
+                times.append(await self.ask(instructions[number % len(instructions)], number * 7 % len(INPUTS)))
+
+        began = time.perf_counter()
+        await asyncio.gather(*(one() for _ in range(clients)))
+        took = time.perf_counter() - began
+        ordered = sorted(times)
+        return {"requests": len(times), "seconds": round(took, 1), "per_second": round(len(times) / took, 2),
+                "median_seconds": round(ordered[len(ordered) // 2], 2), "slowest_seconds": round(ordered[-1], 2),
+                "different": len(self.different)}  # fmt: skip
+
+
+def refusals(server: Server) -> dict[str, tuple[int, str]]:
+    """Returns the status and the message that bad model names get."""
+    found = {}
+    for what, model in {
+        "empty": '"tagi:"', "blank": '"tagi:   "', "too long": json.dumps("tagi:" + "very long " * 600),
+        "half a character": r'"tagi:Say \ud800"', "unknown name": '"first-word"', "a number": "3",
+    }.items():  # fmt: skip
+        body = f'{{"model": {model}, "prompt": "one", "max_tokens": 2}}'
+        answer = httpx.post(f"{server.url}/v1/completions", content=body, timeout=600,
+                            headers={"content-type": "application/json"})  # fmt: skip
+        try:
+            message = answer.json()["error"]["message"]
+        except (ValueError, LookupError):
+            message = answer.text
+        found[what] = answer.status_code, message[:300]
+    return found
+
+
+async def killed_while_writing(server: Server, client: Client) -> bool:
+    """Kills the server when an adapter's files begin to be written; tells whether it came in time."""
+    request = asyncio.ensure_future(client.ask(KILLED, 0))
+    while not request.done():
+        if any(path.is_dir() for path in server.adapters.glob("*/.*-*")):
+            server.kill()
+            break
+        await asyncio.sleep(0.0005)
+    in_time = not request.done()
+    await asyncio.gather(request, return_exceptions=True)
+    return in_time
+
+
+def require(held: bool, what: str):
+    if not held:
+        raise SystemExit(f"NOT SO: {what}")
+
+
+async def main(options) -> dict:
+    from modeling_tagi import TagiAdapter
+
+    folder = Path(options.folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = ours(options.checkpoint, options.tokens, folder / "ours.json")
+    distinct = {str([row[: options.load_tokens] for row in expected[text]]) for text in INSTRUCTIONS}
+    result: dict = {"different_in_ours": f"{len(distinct)} of {len(INSTRUCTIONS)}, by {options.load_tokens} tokens"}
+    print(json.dumps(result), flush=True)
+    with Server(options, folder) as server:
+        result["start_seconds"] = round(server.seconds, 1)
+        require(not server.folders(), f"{server.adapters} is empty; give a new FOLDER")
+        client = Client(server, expected, options.tokens)
+        await client.ask(NAMED[1], 0)  # what the server does once
+        first, *again = [await client.ask(FIRST, number) for number in (0, 1, 2, 3)]
+        name, total, waiting, generator, disk = server.made()[-1]
+        result["first_request"] = {"seconds": round(first, 3), "later_seconds": [round(x, 3) for x in again],
+                                   "adapter_seconds": float(total), "generator_seconds": float(generator),
+                                   "disk_seconds": float(disk)}  # fmt: skip
+        print(json.dumps(result), flush=True)
+        await client.ask(NAMED[1], 1, model=NAMED[0])
+        require(len(server.made()) == 2, "a short name has the adapter of its instruction")
+        client = Client(server, expected, 2)
+        await asyncio.gather(*(client.ask(ONE, 0) for _ in range(options.clients)))
+        require(len(server.made()) == 3, f"{options.clients} first requests at once compute one adapter")
+        result["first_at_once"] = {"clients": options.clients, "computed": 1, "different": len(client.different)}
+        unseen = [text for text in INSTRUCTIONS if text != NAMED[1]][:16]
+        client = Client(server, expected, min(options.tokens, options.load_tokens))
+        result["load"] = await client.load(options.requests, options.clients, unseen)
+        result["load"]["differences"] = client.different[:5]
+        made = [name for name, *_ in server.made()]
+        result["adapters_computed"], result["adapters_kept"] = len(made), len(server.folders())
+        require(len(made) == len(set(made)) == len(server.folders()) == 19, f"19 adapters were made once each: {made}")
+        result["seconds_of_generator"] = [float(one[3]) for one in server.made()]
+        print(json.dumps(result), flush=True)
+        result["refused"] = refusals(server)
+        require(all(400 <= status < 500 for status, _ in result["refused"].values()), f"4xx: {result['refused']}")
+        print(json.dumps(result["refused"], indent=1), flush=True)
+        result["killed_while_writing"] = await killed_while_writing(server, client)
+    for kept in server.folders():
+        TagiAdapter.from_pretrained(kept)
+    result["whole_after_the_kill"] = len(server.folders())
+    with Server(options, folder) as server:
+        client = Client(server, expected, options.tokens)
+        for number, instruction in enumerate((*unseen, FIRST, ONE)):
+            await client.ask(instruction, number % len(INPUTS))
+        require(not server.made(), "a restarted server finds the adapters")
+        result["after_restart"] = {"asked": client.asked, "computed": 0, "different": len(client.different)}
+        await client.ask(KILLED, 0)
+        result["left_by_the_kill"] = [path.name for path in server.adapters.glob("*/.*-*") if path.is_dir()]
+        client = Client(server, expected, options.tokens)
+        await asyncio.gather(*(client.ask(text, number) for text in INSTRUCTIONS for number in range(len(INPUTS))))
+        result["equal"] = {"adapters": len(INSTRUCTIONS), "inputs": len(INPUTS), "tokens": options.tokens,
+                           "asked": client.asked, "different": client.different}  # fmt: skip
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--checkpoint", default=str(ROOT / "checkpoints" / "smollm2-135m"))
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=16, help="of an answer")
+    parser.add_argument("--load-tokens", type=int, default=4, help="of an answer to one of many clients")
+    parser.add_argument("--loras", type=int, default=16, help="--max-loras")
+    parser.add_argument("--port", type=int, default=8137)
+    print(json.dumps(asyncio.run(main(parser.parse_args())), ensure_ascii=False))
