@@ -12,11 +12,11 @@ COMMANDS = {
         "evaluate",
         "compare",
         "serve",
+        "vllm",
         "export",
         "release",
         "push",
         "study",
         "plan",
-        "vllm",
     )
 }
