@@ -5,6 +5,7 @@ from typing import Sequence
 from jinja2 import TemplateError
 
 from ..families import positions_of
+from ..fit import require_unicode
 from ..modeling_tagi import TagiModel
 from ..tokens import Tokens, read_instructions
 from .decoding import write_answers
@@ -43,21 +44,21 @@ class Engine:
 
     def read_input(self, text: str) -> Row:
         """Returns a row for an input of an adapter."""
-        return self._row(self.tokens.input(text), "adapter")
+        return self._row(self.tokens.input(_unicode(text)), "adapter")
 
     def read_text(self, text: str) -> Row:
         """Returns a row for a text that the backbone alone continues, or as an encoder-decoder answers."""
-        return self._row(list(self.model.tokenizer(text)["input_ids"]), "text")
+        return self._row(list(self.model.tokenizer(_unicode(text))["input_ids"]), "text")
 
     def read_messages(self, messages: list[dict[str, str]]) -> Row:
         """Returns a row for messages `{"role": …, "content": …}` to the backbone alone."""
         if self.chat is None:
-            return self._row(list(self.model.tokenizer(one_input(messages, "this backbone"))["input_ids"]), "text")
+            return self.read_text(one_input(messages, "this backbone"))
         try:
             text = self.model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise Refusal(400, f"the backbone's chat template refuses these messages: {error}", "messages") from None
-        return self._row(self.chat.plain(text), "messages")
+        return self._row(self.chat.plain(_unicode(text)), "messages")
 
     def _row(self, ids: list[int], kind: str) -> Row:
         if len(ids) > self.limits.input_tokens:
@@ -113,6 +114,15 @@ class Engine:
     def decode(self, ids: list[int]) -> str:
         """Returns the text of an answer's tokens."""
         return self.model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _unicode(text: str) -> str:
+    """Returns a text as it is, or refuses one that no tokenizer reads."""
+    try:
+        require_unicode(text, "the input")
+    except ValueError as error:
+        raise Refusal(400, str(error)) from None
+    return text
 
 
 def one_input(messages: list[dict[str, str]], who: str) -> str:

@@ -4,6 +4,8 @@ from typing import Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..fit import require_unicode
+
 # Fields that would change the answer, and the values that ask for nothing.
 _NEUTRAL = {
     "best_of": (None, 1), "echo": (None, False), "suffix": (None, ""), "logprobs": (None, False),
@@ -61,6 +63,8 @@ class _Asked(_Body):
     @classmethod
     def _few_texts(cls, value):
         texts = [value] if isinstance(value, str) else value or []
+        for text in texts:
+            require_unicode(text, "a text")
         if len(texts) > 4 or not all(0 < len(text) <= 1000 for text in texts):
             raise ValueError("give up to four texts of 1 to 1000 characters")
         return texts
@@ -138,7 +142,7 @@ def said_wrong(errors: list[dict]) -> tuple[str, Optional[str]]:
     if first["type"] == "extra_forbidden":
         text = "there is no such field; leave it out"
     if first["type"] in ("json_invalid", "model_attributes_type") or not place:
-        return f"the body is no JSON object ({text}); send one with Content-Type: application/json", None
+        return f"the body cannot be read ({text}); send a JSON object with Content-Type: application/json", None
     more = len({error["loc"][:2] for error in errors}) - 1
     also = f" ({more} more field{'s are' if more > 1 else ' is'} wrong)" if more else ""
     return f"{'.'.join(place)}: {text[:300]}{also}", place[0]
