@@ -10,15 +10,13 @@ from typing import Mapping, Optional, Sequence, Union
 from huggingface_hub import cached_assets_path
 
 from ..common.writing import replacing
-from ..common.yaml_files import load_yaml
 from ..configuration_tagi import TagiConfig
 from ..hub import readable, said_in_one_line
 from ..named_backbone import backbone_hash, commit_of
 from ..publishing.cards import VLLM_RANKS
+from .model_names import BACKBONE, PREFIX, read_names
 
-PREFIX = "tagi:"  # begins the model's name in a request; the instruction follows
 PLUGIN = "tagi_resolver"  # the entry point in setup.cfg
-BASE_NAME = "backbone"  # what the server calls the language model without an adapter
 # Environment variables that tell the resolver, which vLLM starts, what to serve.
 CHECKPOINT, ADAPTERS, NAMES = "TAGI_VLLM_CHECKPOINT", "TAGI_VLLM_ADAPTERS", "TAGI_VLLM_NAMES"
 _LORAS, _LORAS_IN_MEMORY = 8, 64  # adapters in one step, and in the worker's memory
@@ -39,30 +37,16 @@ def instruction_of(model: str, names: Mapping[str, str]) -> Optional[str]:
     return model[len(PREFIX):].strip() if model.startswith(PREFIX) else names.get(model)
 
 
-def read_names(file: Union[str, os.PathLike]) -> dict[str, str]:
-    """Reads the short names of a YAML file: name -> instruction.
+def short_names(file: Union[str, os.PathLike]) -> dict[str, str]:
+    """Reads the short names of a YAML file, as `read_names`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not YAML, or a name or an instruction is no text, or empty.
+        ValueError: also for the name that the backbone has.
     """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"there is no file of names {file}; give one with lines `name: instruction`")
-    try:
-        names = load_yaml(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not YAML in UTF-8: {error}") from None
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{file} holds {names!r:.60}, but must hold lines `name: instruction`")
-    for name, instruction in names.items():
-        if not isinstance(name, str) or not name.strip() or name.startswith(PREFIX) or name == BASE_NAME:
-            raise ValueError(
-                f"{file} names {name!r}, but a name is a text that neither begins with {PREFIX!r} nor is "
-                f"{BASE_NAME!r}; choose another"
-            )
-        if not isinstance(instruction, str) or not instruction.strip():
-            raise ValueError(f"{file}: {name} is {instruction!r}, but must be an instruction; put quotes around it")
-    return {name: instruction.strip() for name, instruction in names.items()}
+    names = read_names(file)
+    if BACKBONE in names:
+        raise ValueError(f"{file}: {BACKBONE} is the model without an adapter here; choose another name")
+    return names
 
 
 def served_config(checkpoint: str) -> TagiConfig:
@@ -151,11 +135,11 @@ def server(
     config = served_config(checkpoint)
     rank = lora_rank(config.r, _value(further, "max-lora-rank"))
     if names is not None:
-        read_names(names)
+        short_names(names)
     model, revision = served_backbone(checkpoint, config)
     at_once = _value(further, "max-loras") or str(_LORAS)
     in_memory = max(_LORAS_IN_MEMORY, int(at_once) if at_once.isdecimal() else 0)
-    chosen = {"max-lora-rank": rank, "max-loras": at_once, "max-cpu-loras": in_memory, "served-model-name": BASE_NAME,
+    chosen = {"max-lora-rank": rank, "max-loras": at_once, "max-cpu-loras": in_memory, "served-model-name": BACKBONE,
               "revision": revision}  # fmt: skip
     command = [sys.executable, "-m", *_entry(), model, "--enable-lora"]
     for name, value in chosen.items():

@@ -28,8 +28,8 @@ from .vllm_options import (
     PLUGIN,
     adapters_folder,
     instruction_of,
-    read_names,
     served_config,
+    short_names,
 )
 
 logger = init_logger(f"vllm.{PLUGIN}")  # vLLM shows its own loggers alone
@@ -122,7 +122,7 @@ def register():
     if not checkpoint:
         return
     folder = adapters_folder(os.environ.get(ADAPTERS))
-    resolver = TagiResolver(checkpoint, folder, read_names(names) if names else None)
+    resolver = TagiResolver(checkpoint, folder, short_names(names) if names else None)
     LoRAResolverRegistry.register_resolver(PLUGIN, resolver)
     # Not in the engine or a worker, which answer no requests; and a thread would not survive if these were forked.
     if multiprocessing.parent_process() is None and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "spawn":

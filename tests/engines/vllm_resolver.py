@@ -2,8 +2,8 @@
 
     python tests/engines/vllm_resolver.py FOLDER [--checkpoint …] [--requests 2000] [--clients 64]
 
-It runs where vLLM and this package are installed, on a CPU for an hour or so. FOLDER keeps what was found, so that the
-same command goes on: what ours answers, the adapters, the server's log. The last line is the result as JSON.
+It runs where vLLM and this package are installed, on a CPU for an hour or so. FOLDER keeps what was found, part by
+part, so that the same command goes on; result.json in it has it all.
 """
 
 import argparse
@@ -36,17 +36,22 @@ INPUTS = [
     "It broke after two days, do not buy it.", "Rain is expected in the north tomorrow.", "one two three four six",
     "My cat sleeps all day and hunts at night.",
 ]  # fmt: skip
-FIRST = "Write the third word of the input."  # asked for alone, to time it
+NUMBERS = ["third", "fifth", "sixth", "seventh", "eighth"]
+FIRST = [f"Write the {number} word of the input." for number in NUMBERS]  # each asked for alone, to time it
 ONE = "Write the fourth word of the input."  # asked for by all clients at once
+SHARED = "Write the ninth word of the input."  # asked for at two servers at once
 KILLED = "Write every second word of the input."  # whose adapter is being written when the server is killed
 NAMED = ("last-word", INSTRUCTIONS[1])
+UNSEEN = [text for text in INSTRUCTIONS if text != NAMED[1]][:16]
 MADE = re.compile(r"adapter (\w{12}) was made in ([\d.]+) s \(waiting ([\d.]+) s, the generator ([\d.]+) s, the disk "
                   r"([\d.]+) s\)")  # fmt: skip
 
 
 def ours(checkpoint: str, tokens: int, file: Path) -> dict[str, list[list[int]]]:
     """Returns the tokens that `model.generate` writes for each input with each instruction's adapter, greedily."""
-    if not file.exists():
+    found = json.loads(file.read_text()) if file.exists() else {}
+    missing = [text for text in (*INSTRUCTIONS, *FIRST, ONE, SHARED, KILLED) if text not in found]
+    if missing:
         from modeling_tagi import TagiModel
         from modeling_tagi.tokens import OUTPUT_HEAD
 
@@ -55,13 +60,13 @@ def ours(checkpoint: str, tokens: int, file: Path) -> dict[str, list[list[int]]]
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(*batch.values())]  # without padding
         if rows != [model.tokenizer(text + OUTPUT_HEAD)["input_ids"] for text in INPUTS]:
             raise SystemExit("an input's text with the line that asks for its output is read otherwise than by us")
-        found, end = {}, model.generation_config.eos_token_id
-        for instruction in (*INSTRUCTIONS, FIRST, ONE, KILLED):
+        end = model.generation_config.eos_token_id
+        for instruction in missing:
             adapter = model.generate_adapter(instruction)
             output = model.generate(**batch, adapter=adapter, max_new_tokens=tokens, do_sample=False)
             found[instruction] = [until(row, end) for row in output[:, batch["input_ids"].shape[1]:].tolist()]
         file.write_text(json.dumps(found))
-    return json.loads(file.read_text())
+    return found
 
 
 def until(row: list[int], end: int) -> list[int]:
@@ -71,13 +76,14 @@ def until(row: list[int], end: int) -> list[int]:
 class Server:
     """Runs `tagi vllm` inside a `with`; its log is appended to a file."""
 
-    def __init__(self, options, folder: Path):
+    def __init__(self, options, folder: Path, kept: str = "kept", replica: int = 0):
         names = folder / "names.yaml"
         names.write_text(f"{NAMED[0]}: {NAMED[1]}\n")
-        self.url, self.log, self.adapters = f"http://127.0.0.1:{options.port}", folder / "server.log", folder / "kept"
+        port = options.port + replica
+        self.url, self.log, self.adapters = f"http://127.0.0.1:{port}", folder / f"server-{port}.log", folder / kept
         self.command = [
             sys.executable, "-m", "modeling_tagi.commands.main", "vllm", options.checkpoint, "--adapters",
-            str(self.adapters), "--names", str(names), "--host", "127.0.0.1", "--port", str(options.port), "--dtype",
+            str(self.adapters), "--names", str(names), "--host", "127.0.0.1", "--port", str(port), "--dtype",
             "float32", "--enforce-eager", "--max-model-len", "256", "--max-loras", str(options.loras),
         ]  # fmt: skip
 
@@ -202,54 +208,44 @@ def require(held: bool, what: str):
         raise SystemExit(f"NOT SO: {what}")
 
 
-async def main(options) -> dict:
-    from modeling_tagi import TagiAdapter
-
-    folder = Path(options.folder).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    expected = ours(options.checkpoint, options.tokens, folder / "ours.json")
-    distinct = {str([row[: options.load_tokens] for row in expected[text]]) for text in INSTRUCTIONS}
-    result: dict = {"different_in_ours": f"{len(distinct)} of {len(INSTRUCTIONS)}, by {options.load_tokens} tokens"}
-    print(json.dumps(result), flush=True)
+async def requests(options, folder: Path, expected: dict) -> dict:
+    """Shows what becomes of instructions never seen, of bad ones, and of a kill while an adapter is written."""
+    result: dict = {}
     with Server(options, folder) as server:
-        result["start_seconds"] = round(server.seconds, 1)
         require(not server.folders(), f"{server.adapters} is empty; give a new FOLDER")
-        client = Client(server, expected, options.tokens)
-        await client.ask(NAMED[1], 0)  # what the server does once
-        first, *again = [await client.ask(FIRST, number) for number in (0, 1, 2, 3)]
-        name, total, waiting, generator, disk = server.made()[-1]
-        result["first_request"] = {"seconds": round(first, 3), "later_seconds": [round(x, 3) for x in again],
-                                   "adapter_seconds": float(total), "generator_seconds": float(generator),
-                                   "disk_seconds": float(disk)}  # fmt: skip
-        print(json.dumps(result), flush=True)
-        await client.ask(NAMED[1], 1, model=NAMED[0])
-        require(len(server.made()) == 2, "a short name has the adapter of its instruction")
         client = Client(server, expected, 2)
+        await client.ask(NAMED[1], 0)
+        await client.ask(NAMED[1], 1, model=NAMED[0])
+        require(len(server.made()) == 1, "a short name has the adapter of its instruction")
         await asyncio.gather(*(client.ask(ONE, 0) for _ in range(options.clients)))
-        require(len(server.made()) == 3, f"{options.clients} first requests at once compute one adapter")
+        require(len(server.made()) == 2, f"{options.clients} first requests at once compute one adapter")
         result["first_at_once"] = {"clients": options.clients, "computed": 1, "different": len(client.different)}
-        unseen = [text for text in INSTRUCTIONS if text != NAMED[1]][:16]
         client = Client(server, expected, min(options.tokens, options.load_tokens))
-        result["load"] = await client.load(options.requests, options.clients, unseen)
+        result["load"] = await client.load(options.requests, options.clients, UNSEEN)
         result["load"]["differences"] = client.different[:5]
         made = [name for name, *_ in server.made()]
         result["adapters_computed"], result["adapters_kept"] = len(made), len(server.folders())
-        require(len(made) == len(set(made)) == len(server.folders()) == 19, f"19 adapters were made once each: {made}")
-        result["seconds_of_generator"] = [float(one[3]) for one in server.made()]
-        print(json.dumps(result), flush=True)
+        require(len(made) == len(set(made)) == len(server.folders()) == 18, f"18 adapters were made once each: {made}")
+        result["generator_seconds"] = [float(one[3]) for one in server.made()]
         result["refused"] = refusals(server)
         require(all(400 <= status < 500 for status, _ in result["refused"].values()), f"4xx: {result['refused']}")
-        print(json.dumps(result["refused"], indent=1), flush=True)
         result["killed_while_writing"] = await killed_while_writing(server, client)
-    for kept in server.folders():
-        TagiAdapter.from_pretrained(kept)
-    result["whole_after_the_kill"] = len(server.folders())
+    return result
+
+
+async def restart(options, folder: Path, expected: dict) -> dict:
+    """Shows that what the killed server left is whole and found again, and compares adapters and inputs with ours."""
+    from modeling_tagi import TagiAdapter
+
     with Server(options, folder) as server:
+        for kept in server.folders():
+            TagiAdapter.from_pretrained(kept)
+        result: dict = {"whole": len(server.folders())}
         client = Client(server, expected, options.tokens)
-        for number, instruction in enumerate((*unseen, FIRST, ONE)):
+        for number, instruction in enumerate((*UNSEEN, ONE)):
             await client.ask(instruction, number % len(INPUTS))
         require(not server.made(), "a restarted server finds the adapters")
-        result["after_restart"] = {"asked": client.asked, "computed": 0, "different": len(client.different)}
+        result["asked"], result["computed"], result["different"] = client.asked, 0, len(client.different)
         await client.ask(KILLED, 0)
         result["left_by_the_kill"] = [path.name for path in server.adapters.glob("*/.*-*") if path.is_dir()]
         client = Client(server, expected, options.tokens)
@@ -257,6 +253,42 @@ async def main(options) -> dict:
         result["equal"] = {"adapters": len(INSTRUCTIONS), "inputs": len(INPUTS), "tokens": options.tokens,
                            "asked": client.asked, "different": client.different}  # fmt: skip
     return result
+
+
+async def replicas(options, folder: Path, expected: dict) -> dict:
+    """Times first requests, and has two servers with one folder asked for one instruction at once."""
+    with Server(options, folder, "shared") as server, Server(options, folder, "shared", 1) as other:
+        clients = [Client(one, expected, options.load_tokens) for one in (server, other)]
+        for client in clients:
+            await client.ask(NAMED[1], 0)  # what a server does once
+        require(len(server.made()) + len(other.made()) == 1, "the second server found the first one's adapter")
+        first = []
+        for instruction in FIRST:
+            times = [await clients[0].ask(instruction, 2) for _ in range(3)]
+            first.append({"seconds": round(times[0], 3), "later": round(min(times[1:]), 3),
+                          "adapter": float(server.made()[-1][1]),
+                          "generator": float(server.made()[-1][3])})  # fmt: skip
+        before = len(server.made()) + len(other.made())
+        await asyncio.gather(*(clients[n % 2].ask(SHARED, n % len(INPUTS)) for n in range(options.clients)))
+        computed = len(server.made()) + len(other.made()) - before
+        require(computed == 1, f"two servers compute an adapter once, and not {computed} times")
+        return {"first_requests": first, "shared": {"clients": options.clients, "servers": 2, "computed": computed,
+                "different": sum(len(client.different) for client in clients)}}  # fmt: skip
+
+
+def main(options):
+    folder = Path(options.folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = ours(options.checkpoint, options.tokens, folder / "ours.json")
+    distinct = {str([row[: options.load_tokens] for row in expected[text]]) for text in INSTRUCTIONS}
+    file = folder / "result.json"
+    result = json.loads(file.read_text()) if file.exists() else {}
+    result["different_in_ours"] = f"{len(distinct)} of {len(INSTRUCTIONS)}, by {options.load_tokens} tokens"
+    for part in (requests, restart, replicas):
+        if part.__name__ not in result:
+            result[part.__name__] = asyncio.run(part(options, folder, expected))
+            file.write_text(json.dumps(result, indent=1, ensure_ascii=False))
+            print(f"{part.__name__}: {json.dumps(result[part.__name__], ensure_ascii=False)}", flush=True)
 
 
 if __name__ == "__main__":
@@ -269,4 +301,4 @@ if __name__ == "__main__":
     parser.add_argument("--load-tokens", type=int, default=4, help="of an answer to one of many clients")
     parser.add_argument("--loras", type=int, default=16, help="--max-loras")
     parser.add_argument("--port", type=int, default=8137)
-    print(json.dumps(asyncio.run(main(parser.parse_args())), ensure_ascii=False))
+    main(parser.parse_args())

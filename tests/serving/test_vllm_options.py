@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modeling_tagi.commands.main import main
 from modeling_tagi.serving import vllm_options
-from modeling_tagi.serving.vllm_options import instruction_of, lora_rank, read_names, served_config, server
+from modeling_tagi.serving.vllm_options import instruction_of, lora_rank, served_config, server, short_names
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,37 +45,13 @@ def test_a_models_name_is_an_instruction_or_a_short_name():
     assert instruction_of("backbone", names) is None and instruction_of("TAGI:x", names) is None
 
 
-def test_names_are_read_from_a_file(tmp_path):
+def test_a_short_name_is_not_the_backbones(tmp_path):
     file = tmp_path / "names.yaml"
-    file.write_text("last: Write the last word.\nsentiment: >\n  Is it good\n  or bad?\n")
-    assert read_names(file) == {"last": "Write the last word.", "sentiment": "Is it good or bad?"}
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", "holds None, but must hold lines `name: instruction`"),
-        ("- one\n", "but must hold lines `name: instruction`"),
-        ("one: two: three\n", "is not YAML in UTF-8: line 1"),
-        ("one: a\none: b\n", "'one' is given twice"),
-        ("one: 3\n", "one is 3, but must be an instruction"),
-        ("one: ' '\n", "one is ' ', but must be an instruction"),
-        ("1: a\n", "names 1, but a name is a text"),
-        ("tagi:one: a\n", "names 'tagi:one', but a name is a text that neither begins with 'tagi:'"),
-        ("backbone: a\n", "names 'backbone'"),
-        (b"one: \xff\n", "is not YAML in UTF-8"),
-    ],
-)
-def test_a_file_that_names_nothing_is_refused(text, message, tmp_path):
-    (tmp_path / "names.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError) as error:
-        read_names(tmp_path / "names.yaml")
-    assert message in str(error.value) and "names.yaml" in str(error.value)
-
-
-def test_a_missing_file_of_names_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no file of names"):
-        read_names(tmp_path / "names.yaml")
+    file.write_text("last: {instruction: Write the last word., demonstrations: [[a b, b]]}\n")
+    assert short_names(file) == {"last": "Write the last word.\n\nExample 1: Input: a b Output: b"}
+    file.write_text("backbone: Write the last word.\n")
+    with pytest.raises(ValueError, match="backbone is the model without an adapter here"):
+        short_names(file)
 
 
 @pytest.mark.parametrize("rank, expected", [(1, 1), (2, 8), (8, 8), (9, 16), (257, 320), (321, 512), (512, 512)])
