@@ -10,12 +10,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .adapter import TagiAdapter
+    from .common.saved_functions import load_function
     from .configuration_tagi import TagiConfig
     from .modeling_tagi import TagiModel
 
-_HOMES = {"TagiAdapter": ".adapter", "TagiConfig": ".configuration_tagi", "TagiModel": ".modeling_tagi"}
+_HOMES = {"TagiAdapter": ".adapter", "TagiConfig": ".configuration_tagi", "TagiModel": ".modeling_tagi",
+          "load_function": ".common.saved_functions"}  # fmt: skip
 
-__all__ = ["TagiAdapter", "TagiConfig", "TagiModel"]
+__all__ = ["TagiAdapter", "TagiConfig", "TagiModel", "load_function"]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,7 +71,7 @@ def input_list(inputs: Any) -> list[str]:
         raise TypeError(f"the inputs are {_shown(inputs)}, but must be a text, or a list of texts")
     inputs = list(inputs)
     if not inputs:
-        raise ValueError("encode_inputs got no inputs; give a text, or a list of at least one")
+        raise ValueError("there are no inputs; give a text, or a list of at least one")
     for number, text in enumerate(inputs):
         if not isinstance(text, str):
             raise TypeError(f"input {number} is {_shown(text)}, but must be a text")

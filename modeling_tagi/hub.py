@@ -21,7 +21,7 @@ from huggingface_hub import errors
 STALE = {
     "checkpoint": ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
                    "instruction_index.json", "instruction_index.safetensors"),
-    "adapter": ("adapter_model.*", "tagi_adapter.json", "tagi_memory.safetensors"),
+    "adapter": ("adapter_model.*", "tagi_adapter.json", "tagi_memory.safetensors", "function.json"),
 }  # fmt: skip
 # Kind -> what it is called, and the files and folders by which it is known. A later kind's may lie in an earlier one.
 KINDS = {

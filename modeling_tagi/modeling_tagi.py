@@ -17,6 +17,7 @@ from .causal import Causal
 from .checkpoints import CheckpointMixin
 from .configuration_tagi import TagiConfig
 from .fit import checked_rows, input_list, require_fit, require_one_place
+from .function import FunctionMixin
 from .fusion import InstructionCrossAttention, attending
 from .hypernetwork import GENERATORS, Standardised
 from .instructions import InstructionsMixin
@@ -86,7 +87,7 @@ def prediction_loss(logits: Tensor, labels: Tensor, num_items: Optional[Union[in
     return total / ((labels != -100).sum().clamp_min(1) if num_items is None else num_items)
 
 
-class TagiModel(InstructionsMixin, CheckpointMixin, PreTrainedModel, GenerationMixin):
+class TagiModel(FunctionMixin, InstructionsMixin, CheckpointMixin, PreTrainedModel, GenerationMixin):
     """Combines a backbone with a generator of adapters for it.
 
     Args:

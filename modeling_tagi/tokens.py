@@ -16,7 +16,10 @@ from .fit import instruction_list, require_known_ids, require_unicode
 # starts afresh, so that the parts can be tokenized apart.
 OUTPUT_HEAD = "\n\nOutput:\n"
 # What a checkpoint's config says: pipeline("text-generation", model=…, trust_remote_code=True) makes such a one.
-PIPELINES = {"text-generation": {"impl": "tokens.TagiPipeline", "pt": ["AutoModel"]}}
+PIPELINES = {
+    "text-generation": {"impl": "tokens.TagiPipeline", "pt": ["AutoModel"]},
+    "tagi-function": {"impl": "function.TagiFunctionPipeline", "pt": ["AutoModel"]},
+}
 
 _REMEMBERED = 200_000  # texts; what a run of the paper's size holds many times over
 # Of templates that ask: no day of use (Llama 3), so that a text is the same tokens always, and no thoughts (Qwen 3).

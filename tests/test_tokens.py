@@ -122,7 +122,7 @@ def test_encoded_inputs_of_t5_are_its_tokenizers(make_model, tokenizer):
     expected = tokenizer(["ab cd", "e"], return_tensors="pt", padding=True)
     found = model.encode_inputs(["ab cd", "e"])
     assert all(torch.equal(found[name], expected[name]) for name in ("input_ids", "attention_mask"))
-    with pytest.raises(ValueError, match="encode_inputs got no inputs"):
+    with pytest.raises(ValueError, match="there are no inputs; give a text"):
         model.encode_inputs([])
 
 

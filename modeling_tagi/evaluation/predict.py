@@ -10,11 +10,9 @@ from ..common.console import progress_bar
 from ..common.processes import gathered, of_this_process
 from ..data.collate import READS
 from ..data.records import Record
+from ..function import score_rows
 from ..lora import evaluating
-from ..tokens import Tokens, generation_tensors, instruction_text, training_tensors
-from ..training.losses import predicting
-from ..training.target_positions import is_adapted, reading_at
-from .ranking import option_log_likelihood
+from ..tokens import Tokens, generation_tensors, instruction_text
 
 
 class Answering:
@@ -74,40 +72,26 @@ class Answering:
                 answers += [(row, text.strip()) for row, text in zip(rows, texts)]
         return [text for _, text in sorted(gathered(answers))]
 
-    @torch.no_grad()
     def rank(self, records: Sequence[Record], progress: str = "") -> list[tuple[str, list[tuple[float, int]], int]]:
         """Returns of each record the task, each option's (log-likelihood, tokens) and the number of the right one."""
-        pairs = [(row, option) for row, record in enumerate(records) for option in record.options]
-        found: list[tuple[tuple[int, str], tuple[float, int]]] = []
-        flat = [records[row] for row, _ in pairs]
+        found: list[tuple[int, list[tuple[float, int]]]] = []
         with evaluating(self.model):
             adapters, row_of = self._adapters(records)
-            for rows in self._batches(flat, progress):
-                chosen = [pairs[row] for row in rows]
-                inputs = [self._input(records[row]) for row, _ in chosen]
-                targets = [self.tokens.target(option) for _, option in chosen]
-                batch = self._to_device(training_tensors(self.tokens, inputs, targets))
+            for rows in self._batches(records, progress):
+                chosen = [records[row] for row in rows]
+                inputs = [self._input(record) for record in chosen]
+                options = [[self.tokens.target(option) for option in record.options] for record in chosen]
+                adapter, index = None, None
                 if adapters is not None:
-                    batch["adapter"] = adapters[[row_of(records[row]) for row, _ in chosen]]
-                totals, lengths = option_log_likelihood(*self._predicted(batch))
-                found += zip(chosen, zip(totals.tolist(), lengths.tolist()))
+                    numbers = [row_of(record) for record in chosen]
+                    unique = list(dict.fromkeys(numbers))
+                    adapter, index = adapters[unique], [unique.index(number) for number in numbers]
+                scored = score_rows(self.model, self.tokens, inputs, options, adapter, index, self.batch_size)
+                found += zip(rows, scored)
         scores = dict(gathered(found))
         return [
-            (record.task, [scores[row, option] for option in record.options], record.options.index(record.targets[0]))
-            for row, record in enumerate(records)
+            (record.task, scores[row], record.options.index(record.targets[0])) for row, record in enumerate(records)
         ]
-
-    def _predicted(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Returns logits and labels, aligned; of a causal model, where that is exact, the logits of labels alone."""
-        labels, adapter = batch["labels"], batch.get("adapter")
-        if self.tokens.is_encoder_decoder:
-            return self.model(**batch).logits, labels
-        head = self.model.get_output_embeddings()
-        if adapter is not None and is_adapted(head, self.model.backbone, adapter.lora_a):
-            return self.model(**batch).logits[:, :-1], labels[:, 1:]
-        given = {name: x for name, x in batch.items() if name != "labels"}
-        with reading_at(head, predicting(labels, False)):
-            return self.model(**given).logits, labels[:, 1:]
 
     def _instruction(self, record: Record) -> str:
         if record.task in self.instructions:

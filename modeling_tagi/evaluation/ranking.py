@@ -3,41 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Optional
 
-from torch import Tensor
-from torch.nn import functional as F
-
 from .modules.rank_classification.ranks import rank_scores
-
-
-def option_log_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the log-likelihood of the labels, in fp32 whatever the dtype of the logits.
-
-    Args:
-        logits: [batch, seq, vocab], at each place the prediction of the label at the same place: a causal model's
-            are to be shifted by the caller. Or [tokens, vocab], those of the labels that are not -100, row by row.
-        labels: [batch, seq], -100 where nothing is predicted.
-
-    Returns:
-        Sum over the labels [batch], in nats, and their number [batch].
-
-    Raises:
-        ValueError: if the shapes do not match, or a row has no labels, whose sum of 0 would beat every other.
-    """
-    tokens = (labels != -100).sum(dim=-1)  # [batch], for labels of two dimensions
-    if labels.dim() != 2 or logits.shape[:-1] not in (labels.shape, (int(tokens.sum()),)):
-        raise ValueError(
-            f"logits are {list(logits.shape)} and labels {list(labels.shape)}, but must be [batch, seq, vocab] (or "
-            "[tokens, vocab]) and [batch, seq]"
-        )
-    if (tokens == 0).any():
-        rows = (tokens == 0).nonzero().flatten().tolist()
-        raise ValueError(f"rows {rows} of labels are -100 throughout; each option needs at least one token")
-    if logits.dim() == 2:
-        of_tokens = F.cross_entropy(logits.float(), labels[labels != -100], reduction="none")
-        losses = of_tokens.new_zeros(labels.shape).masked_scatter(labels != -100, of_tokens)
-        return -losses.sum(dim=1), tokens
-    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
-    return -losses.view_as(labels).sum(dim=1), tokens
 
 
 def rank_accuracy(
