@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
+from without_package import run_without_package
 
 import modeling_tagi
 from modeling_tagi import TagiModel
@@ -18,31 +16,22 @@ CODE = [file.name for file in PACKAGE.glob("*.py") if file.name not in ("__init_
 WEIGHTS = ["config.json", "generation_config.json", "model.safetensors"]
 TOKENIZER = ["tokenizer.json", "tokenizer_config.json"]
 
-# Runs without the package: whoever imports it by its name is refused.
-FRESH_PROCESS = """
-import sys
-
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        if name == "modeling_tagi" or name.startswith("modeling_tagi."):
-            raise ImportError("modeling_tagi must not be needed")
-
-sys.meta_path.insert(0, Refuse())
+# Writes an adapter by each checkpoint, uses it, and saves the checkpoint again where that is asked.
+USED = """
 import json, torch, transformers
 from safetensors.torch import load_file, save_file
 
-folder, auto, instruction, again, out = sys.argv[1:]
-model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
-adapter = model.generate_adapter(instruction)
-inputs = load_file("inputs.safetensors")
-tokens = model.generate(inputs["input_ids"], adapter=adapter, max_new_tokens=5, min_new_tokens=5)
-adapter.save_pretrained("adapter")
-read_back = model.adapter_class.from_pretrained("adapter")
-with torch.no_grad():
-    logits = model(**inputs, adapter=read_back).logits
-save_file({"tokens": tokens.contiguous(), "logits": logits.contiguous()}, out)
-if again:
-    model.save_pretrained(again)
+for folder, auto, inputs, again, out in json.loads(sys.argv[1]):
+    model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+    adapter, inputs = model.generate_adapter("say yes"), load_file(inputs)
+    tokens = model.generate(inputs["input_ids"], adapter=adapter, max_new_tokens=5, min_new_tokens=5)
+    adapter.save_pretrained(out + "-adapter")
+    read_back = model.adapter_class.from_pretrained(out + "-adapter")
+    with torch.no_grad():
+        logits = model(**inputs, adapter=read_back).logits
+    save_file({"tokens": tokens.contiguous(), "logits": logits.contiguous()}, out)
+    if again:
+        model.save_pretrained(again)
 """
 
 
@@ -50,34 +39,12 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def fresh_process(tmp_path, source, auto, instruction, again="", out="out.safetensors", **environment):
-    """Loads `source` elsewhere and returns what its adapter makes of the inputs."""
-    (tmp_path / "elsewhere").mkdir(exist_ok=True)
-    kept = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS") if name in os.environ}
-    environment = {
-        **kept, "HF_HOME": str(tmp_path / "hf_home"), "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", **environment,
-    }  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, str(source), auto, instruction, str(again), out],
-        cwd=tmp_path / "elsewhere", env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    return load_file(tmp_path / "elsewhere" / out)
-
-
-def expected_of(model, instruction, tmp_path, random_ids):
-    inputs = {"input_ids": random_ids(2, 5)}
-    if model.config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = random_ids(2, 3, seed=1)
-    (tmp_path / "elsewhere").mkdir(exist_ok=True)
-    save_file(inputs, tmp_path / "elsewhere" / "inputs.safetensors")
-    adapter = model.generate_adapter(instruction)
+def use(model, inputs):
+    adapter = model.generate_adapter("say yes")
     with torch.no_grad():
         logits = model(**inputs, adapter=adapter).logits
-    return {
-        "tokens": model.generate(inputs["input_ids"], adapter=adapter, max_new_tokens=5, min_new_tokens=5),
-        "logits": logits,
-    }
+    tokens = model.generate(inputs["input_ids"], adapter=adapter, max_new_tokens=5, min_new_tokens=5)
+    return {"tokens": tokens, "logits": logits}
 
 
 def assert_equal(one, two):
@@ -94,30 +61,56 @@ def test_what_ships_stays_small():
 # The three lines that must always work
 
 
-@pytest.mark.parametrize(
-    "family, fusion, auto, auto_again",
-    [
-        ("t5", "cross_attention", "AutoModel", "AutoModelForSeq2SeqLM"),
-        ("llama", "cross_attention", "AutoModelForCausalLM", "AutoModel"),
-    ],
-)
-def test_a_saved_folder_works_without_the_package_and_so_does_its_copy(
-    make_model, tokenizer, random_ids, tmp_path, family, fusion, auto, auto_again
-):
-    model = make_model(family, fusion)
-    model.tokenizer = tokenizer
-    model.save_pretrained(tmp_path / "saved")
-    assert names(tmp_path / "saved") == sorted(CODE + WEIGHTS + TOKENIZER)
-    expected = expected_of(model, "say yes", tmp_path, random_ids)
-    first = fresh_process(tmp_path, tmp_path / "saved", auto, "say yes", again=tmp_path / "again")
-    assert_equal(first, expected)
-    assert names(tmp_path / "again") == names(tmp_path / "saved")
-    second = fresh_process(tmp_path, tmp_path / "again", auto_again, "say yes", again=tmp_path / "thrice")
-    assert_equal(second, expected)
+@pytest.fixture(scope="module")
+def passed_on(make_backbone, make_model, tokenizer, random_ids, tmp_path_factory):
+    """Checkpoints that a process without the package loaded and saved again, and another one did so with the copies.
+
+    Returns:
+        The folder, and by name what the model gave when it was saved.
+    """
+    folder, expected = tmp_path_factory.mktemp("passed-on"), {}
+    make_backbone("t5").save_pretrained(folder / "backbone")
+    for name, family in (("t5", "t5"), ("llama", "llama"), ("apart", "t5")):
+        backbone = str(folder / "backbone") if name == "apart" else None
+        model = make_model(family, backbone_name_or_path=backbone)
+        model.tokenizer = None if backbone else tokenizer
+        model.save_pretrained(folder / name, include_backbone=not backbone)
+        model.tokenizer = tokenizer
+        inputs = {"input_ids": random_ids(2, 5)}
+        if model.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = random_ids(2, 3, seed=1)
+        save_file(inputs, folder / f"{name}.inputs")
+        expected[name] = inputs, use(model, inputs)
+    tokenizer.save_pretrained(folder / "backbone")
+    (folder / "elsewhere").mkdir()
+    for calls in (
+        [("t5", "", "AutoModel", "-again"), ("llama", "", "AutoModelForCausalLM", "-again"),
+         ("apart", "", "AutoModel", None)],
+        [("t5", "-again", "AutoModelForSeq2SeqLM", "-thrice"), ("llama", "-again", "AutoModel", "-thrice")],
+    ):  # fmt: skip
+        arguments = [[f"{folder}/{name}{copy}", auto, f"{folder}/{name}.inputs", again and f"{folder}/{name}{again}",
+                      f"{folder}/{name}{copy}.out"] for name, copy, auto, again in calls]  # fmt: skip
+        run_without_package(USED, json.dumps(arguments), cwd=folder / "elsewhere")
+    return folder, expected
+
+
+@pytest.mark.parametrize("family", ["t5", "llama"])
+def test_a_saved_folder_works_without_the_package_and_so_does_its_copy(passed_on, family):
+    folder, expected = passed_on
+    inputs, given = expected[family]
+    assert names(folder / family) == sorted(CODE + WEIGHTS + TOKENIZER) == names(folder / f"{family}-again")
+    for name in (family, f"{family}-again"):
+        assert_equal(load_file(folder / f"{name}.out"), given)
     for name in ("model.safetensors", "config.json", *CODE):
-        assert (tmp_path / "thrice" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
-    loaded = TagiModel.from_pretrained(tmp_path / "again")
-    assert_equal(expected_of(loaded, "say yes", tmp_path, random_ids), expected)
+        again, thrice = ((folder / f"{family}-{copy}" / name).read_bytes() for copy in ("again", "thrice"))
+        assert again == thrice, name
+    assert_equal(use(TagiModel.from_pretrained(folder / f"{family}-again"), inputs), given)
+
+
+def test_a_checkpoint_without_backbone_works_without_the_package(passed_on):
+    folder, expected = passed_on
+    assert not set(TOKENIZER) & set(names(folder / "apart"))  # the tokenizer is the backbone's
+    assert_equal(load_file(folder / "apart.out"), expected["apart"][1])
 
 
 @pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "llama", "qwen2", "qwen3", "gpt2"])
@@ -222,15 +215,6 @@ def test_a_checkpoint_without_backbone_loads_equal(apart, random_ids, tmp_path, 
     (tmp_path / "backbone").rename(tmp_path / "moved")
     whole = TagiModel.from_pretrained(tmp_path / "whole")
     assert torch.equal(whole.generate(ids, adapter=whole.generate_adapter(ids), max_new_tokens=5), expected)
-
-
-def test_a_checkpoint_without_backbone_works_without_the_package(apart, tokenizer, random_ids, tmp_path):
-    model = apart("t5")
-    tokenizer.save_pretrained(tmp_path / "backbone")
-    model.tokenizer = tokenizer
-    expected = expected_of(model, "say yes", tmp_path, random_ids)
-    assert not set(TOKENIZER) & set(names(tmp_path / "apart"))  # the tokenizer is the backbone's
-    assert_equal(fresh_process(tmp_path, tmp_path / "apart", "AutoModel", "say yes"), expected)
 
 
 def test_the_named_backbone_takes_the_checkpoints_dtype(apart, tmp_path):

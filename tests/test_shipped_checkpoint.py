@@ -45,6 +45,7 @@ def test_its_adapters_do_what_the_instruction_says(model):
     assert right >= 3 and right_without == 0
 
 
+@pytest.mark.slow  # tests/publishing/test_release.py has it on a tiny model
 def test_a_released_folder_opens_without_the_package(model, smollm2_folder, tmp_path):
     release(SHIPPED, tmp_path / "out", backbone=str(smollm2_folder))
     instruction = "Write the text in capital letters."

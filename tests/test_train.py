@@ -41,6 +41,20 @@ def end(process):
     return process.returncode, out, error
 
 
+@pytest.fixture
+def call(config, monkeypatch, capsys):
+    """`call(*arguments)`: train.py in this process; returns its exit code, what it printed and its errors."""
+
+    def called(*arguments):
+        monkeypatch.setenv("TAGI_TINY", str(config.parent))
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return called
+
+
 MISTAKES = {
     "an unknown field": (["--finetuning.step", "3"], "unknown field finetuning.step; did you mean finetuning.steps"),
     "an unknown alignment": (["--finetuning.alignment", "factor"], "alignment is 'factor', but must be one of"),
@@ -58,14 +72,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, monkeypatch, tmp_path, capsys):
+def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, call, tmp_path):
     arguments, message = MISTAKES[name]
-    monkeypatch.setenv("TAGI_TINY", str(config.parent))
-    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(tmp_path / "out"), *arguments])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2 and line.startswith("train.py: ") and re.search(message, line)
+    code, _, error = call(config, "--output_dir", tmp_path / "out", *arguments)
+    (line,) = error.splitlines()
+    assert code == 2 and line.startswith("train.py: ") and re.search(message, line)
     assert not list(tmp_path.iterdir())
 
 
@@ -75,25 +86,20 @@ def test_a_mistake_ends_in_one_line_before_anything_is_written(config, name, mon
      ("hf_x", "org/one", "may not do that there"), ("hf_x", "not a name", "is no name of a repository")],
 )  # fmt: skip
 def test_a_push_that_will_not_be_let_in_ends_the_run_before_it_begins(
-    config, hub, monkeypatch, tmp_path, token, repository, why, capsys
+    config, hub, monkeypatch, tmp_path, token, repository, why, call
 ):
     log_in(hub, monkeypatch, tmp_path, token)
-    monkeypatch.setenv("TAGI_TINY", str(config.parent))
     out = tmp_path / "out"
-    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(out), "--push_to_hub", repository])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert ended.value.code == 2 and re.match(f"train.py: .*{why}", line) and "hf_wrong" not in line
+    code, _, error = call(config, "--output_dir", out, "--push_to_hub", repository)
+    (line,) = error.splitlines()
+    assert code == 2 and re.match(f"train.py: .*{why}", line) and "hf_wrong" not in line
     assert not out.exists() and not hub.repositories
 
 
-def test_a_name_without_a_value_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--seed"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines() == [
+def test_a_name_without_a_value_is_refused(call):
+    code, _, error = call("--seed")
+    assert code == 2
+    assert error.splitlines() == [
         "train.py: '--seed' is no field with a value; fields are given as --field value (see train.py --help)"
     ]
 
@@ -142,10 +148,10 @@ def weights(folder):
     return load_file(folder / "model" / "model.safetensors")
 
 
-def test_the_same_command_again_trains_nothing_and_scores_the_same(config, finished):
+def test_the_same_command_again_trains_nothing_and_scores_the_same(config, finished, call):
     folder, _, _ = finished
     before, scored = weights(folder), scores(folder)
-    code, out, error = end(start(config, "--output_dir", folder))
+    code, out, error = call(config, "--output_dir", folder)
     assert code == 0, error
     for number, name in enumerate(STAGES[:-1], 1):
         assert f"[{number}/6] {name}: was done before" in out
@@ -153,10 +159,10 @@ def test_the_same_command_again_trains_nothing_and_scores_the_same(config, finis
     assert all(torch.equal(x, before[name]) for name, x in weights(folder).items())
 
 
-def test_other_settings_for_the_same_folder_are_refused(config, finished):
+def test_other_settings_for_the_same_folder_are_refused(config, finished, call):
     folder, _, _ = finished
     kept = weights(folder)
-    code, _, error = end(start(config, "--output_dir", folder, "--finetuning.learning_rate", "3e-4"))
+    code, _, error = call(config, "--output_dir", folder, "--finetuning.learning_rate", "3e-4")
     assert code != 0
     assert "finetuning.learning_rate was 0.0001, is now 0.0003" in error and "Traceback" not in error
     assert all(torch.equal(x, kept[name]) for name, x in weights(folder).items())
@@ -187,23 +193,16 @@ def test_a_killed_run_ends_as_if_it_had_not_been(config, stage):
     assert losses[0] == losses[1] and len(losses[0]) >= 50
 
 
-def test_an_interrupt_is_one_line(config, monkeypatch, capsys, tmp_path):
+def test_an_interrupt_is_one_line(config, monkeypatch, call, tmp_path):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setenv("TAGI_TINY", str(config.parent))
     monkeypatch.setattr("modeling_tagi.pipeline.run_experiment", interrupted)
-    monkeypatch.setattr(sys, "argv", ["train.py", str(config), "--output_dir", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    assert ended.value.code == 130
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "the same command goes on" in line
+    code, _, error = call(config, "--output_dir", tmp_path / "out")
+    (line,) = error.strip().splitlines()
+    assert code == 130 and "the same command goes on" in line
 
 
-def test_help_names_every_field_with_its_default(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    shown = capsys.readouterr().out
+def test_help_names_every_field_with_its_default(call):
+    _, shown, _ = call("--help")
     assert "--finetuning.distillation_weight 5.0" in shown and "without_fusion" in shown

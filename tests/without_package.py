@@ -18,7 +18,8 @@ sys.meta_path.insert(0, Refuse())
 
 def run_without_package(code, *arguments, cwd):
     """Runs Python code in such a process, offline, and returns what it printed."""
-    environment = {**os.environ, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment = {**kept, "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
         [sys.executable, "-c", _REFUSING + code, *map(str, arguments)],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=300,

@@ -1,5 +1,6 @@
 """All cases in order, and how one of them is run and judged."""
 
+import gc
 import importlib
 import pkgutil
 import re
@@ -44,6 +45,8 @@ def import_everything():
             importlib.import_module(found.name)
     for name in ("matplotlib.figure", "peft", "pyarrow.parquet", "transformers.models.t5.modeling_t5"):
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # children need not look at the modules when they collect garbage
 
 
 def judge(case: Case, world, folder: Path) -> tuple[str, str, float]:

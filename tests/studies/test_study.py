@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -37,9 +38,36 @@ def lines(path):
 
 
 @pytest.fixture(scope="module")
-def done(study_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("done") / "out"
-    return run_study(load_study(study_file, {"output_dir": str(folder)}), "tagi study small.yaml")
+def broken(study_file, tmp_path_factory):
+    """A study whose run of tagi cannot write: its folder, what it said, and its lines by then."""
+    folder = tmp_path_factory.mktemp("study") / "out"
+    (folder / "cells" / "tagi-seed0").mkdir(parents=True)
+    (folder / "cells" / "tagi-seed0" / "stages").write_text("a file where a folder is to be")
+    with pytest.raises(ChildProcessError) as failed:
+        run_study(load_study(study_file, {"output_dir": str(folder)}))
+    (folder / "cells" / "tagi-seed0" / "stages").unlink()
+    return folder, str(failed.value), lines(folder / "results.jsonl")
+
+
+@pytest.fixture(scope="module")
+def done(broken, study_file):
+    """The folder of the study, called again when nothing was in the way any more."""
+    return run_study(load_study(study_file, {"output_dir": str(broken[0])}), "tagi study small.yaml")
+
+
+@pytest.fixture
+def changed(done, tmp_path):
+    """The same folder, which one test changes: its runs name each other by its path."""
+    shutil.copytree(done, tmp_path / "kept")
+    yield done
+    shutil.rmtree(done)
+    shutil.move(tmp_path / "kept", done)
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_finished(broken):
+    _, said, found = broken
+    assert re.match("1 of 3 runs failed: tagi-seed0; see .*/log.txt, which ends with .*stages", said)
+    assert {x["method"] for x in found} == {"no_instruction", "start_prompted", "prompted"}
 
 
 def test_a_line_for_each_method_and_reference(done):
@@ -86,15 +114,16 @@ def test_what_is_done_is_not_run_again(done, study_file, monkeypatch):
     assert lines(done / "results.jsonl") == before
 
 
-def test_runs_scored_in_another_way_are_scored_anew_and_not_trained_again(study_file, tmp_path):
-    fields = {"output_dir": str(tmp_path), "methods": ["prompted"], "references": []}
-    run_study(load_study(study_file, fields))
-    trained = {path: path.read_text() for path in tmp_path.glob("cells/*/stages/finetuning/done.json")}
-    study = load_study(study_file, {**fields, "references": ["oracle"], "overrides": {"evaluation.max_records": 4}})
-    run_study(study)
-    found = lines(tmp_path / "results.jsonl")
-    assert [(x["method"], x["n"]) for x in found] == [("start_prompted", 4), ("oracle", 4), ("prompted", 4)]
-    assert trained and all(path.read_text() == text for path, text in trained.items())
+def test_runs_scored_in_another_way_are_scored_anew_and_not_trained_again(changed, study_file):
+    done = [path for path in changed.glob("cells/*/stages/*/done.json") if path.parent.name != "evaluation"]
+    trained = {path: path.read_text() for path in done}
+    scored = {path: path.read_text() for path in changed.glob("cells/*/results.json")}
+    references = [*FIELDS["references"], "random_words"]  # which the run of tagi answers
+    run_study(load_study(study_file, {"output_dir": str(changed), "references": references}))
+    methods = ["no_instruction", "start_prompted", "prompted", "tagi", "wrong_instruction", "random_words"]
+    assert [x["method"] for x in lines(changed / "results.jsonl")] == methods
+    assert [path.parent.name for path, text in scored.items() if path.read_text() != text] == ["tagi-seed0"]
+    assert len(trained) > 4 and all(path.read_text() == text for path, text in trained.items())
 
 
 def test_other_settings_in_the_same_folder_are_refused(done, study_file):
@@ -103,18 +132,15 @@ def test_other_settings_in_the_same_folder_are_refused(done, study_file):
         run_study(study)
 
 
-def test_runs_whose_data_have_changed_are_not_passed_over(done, study_file, config, monkeypatch):
+def test_runs_whose_data_have_changed_are_not_passed_over(changed, study_file, config, monkeypatch):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **fields: started.append(command) or 1 / 0)
-    kept = {path: path.read_text() for path in done.glob("cells/*/*.json")}
     file = config.parent / "data" / "train.jsonl"
     before = file.stat()
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     with pytest.raises(ZeroDivisionError):
-        run_study(load_study(study_file, {"output_dir": str(done)}))
+        run_study(load_study(study_file, {"output_dir": str(changed)}))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    for path, text in kept.items():
-        path.write_text(text)
     assert [Path(command[-1]).parent.name for command in started] == ["start_prompted-seed0"]
 
 
@@ -138,18 +164,6 @@ def test_a_cell_that_has_saved_nothing_may_be_given_other_settings(study_file, t
 def test_two_studies_do_not_work_in_one_folder(study_file, tmp_path):
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another process is at work"):
         run_study(load_study(study_file, {"output_dir": str(tmp_path)}))
-
-
-def test_a_run_that_fails_is_named_and_the_others_are_finished(study_file, tmp_path):
-    study = load_study(study_file, {
-        "output_dir": str(tmp_path), "references": [], "methods": [
-            {"blocked": {"base": "prompted"}}, "prompted"]})  # fmt: skip
-    (tmp_path / "cells" / "blocked-seed0").mkdir(parents=True)
-    (tmp_path / "cells" / "blocked-seed0" / "stages").write_text("a file where a folder is to be")
-    said = "1 of 3 runs failed: blocked-seed0; see .*/log.txt, which ends with .*stages"
-    with pytest.raises(ChildProcessError, match=said):
-        run_study(study)
-    assert {x["method"] for x in lines(tmp_path / "results.jsonl")} == {"start_prompted", "prompted"}
 
 
 @pytest.mark.slow

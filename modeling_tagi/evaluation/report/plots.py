@@ -13,6 +13,7 @@ from .page import Plot
 _DOTS = 150  # of a PNG, per inch
 _WIDTH = 5.0  # inches; letters of 10 points are then 1/36 of the width
 _STYLE = {
+    "font.family": "DejaVu Sans",  # which matplotlib brings along; a list of fonts is searched for every word
     "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
     "grid.color": "#e6e9ee", "axes.edgecolor": "#8a94a3", "axes.axisbelow": True, "xtick.color": "#3c4654",
     "ytick.color": "#3c4654", "axes.labelcolor": "#1c2430", "legend.frameon": False, "legend.fontsize": 9,
@@ -210,6 +211,7 @@ def _drawing(height: float) -> Iterator[tuple]:
         file = StringIO()
         with _without_glyph_warnings(), matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        figure.set_layout_engine("none")  # a picture keeps the layout that the drawing has found
         return Plot(name, _with_own_ids(file.getvalue(), name), caption, picture)
 
     def picture() -> bytes:
