@@ -72,8 +72,8 @@ def known_fields() -> str:
     """Returns every field of a run with its default; modeling_tagi/training/setting_fields.py says what they mean."""
     import json
 
+    from ..common.methods import METHODS
     from ..common.yaml_files import flat
-    from ..training.methods import METHODS
 
     found = {"method": " | ".join(METHODS), **flat(default_fields())}
     lines = [f"  --{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in found.items()]

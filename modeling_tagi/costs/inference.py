@@ -16,6 +16,7 @@ from ..common.arguments import Parser
 from ..common.console import quiet_libraries
 from ..common.errors import run_command
 from ..common.markdown import markdown_table
+from ..common.methods import METHODS, PROMPTED, TAGI
 from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
@@ -25,14 +26,6 @@ from ..hub import PACKAGE, is_repository
 from ..tokens import Tokens, instruction_text
 from .flops import PARTS, Lengths, TaskFlops
 
-# Each method's fusion; `None`: the backbone, prompted. Hypter and HyperTuning differ in training alone.
-FUSION_OF = {
-    "prompted": None,
-    "hypter": "none",
-    "hypertuning": "none",
-    "hint": "concat",
-    "tagi": "cross_attention",
-}
 # d_model, d_ff, layers (of the encoder, and of the decoder), heads: T5 v1.1 and LM-Adapt, as their config.json has it
 T5_SHAPES = {
     "t5-small": (512, 1024, 8, 6),
@@ -96,6 +89,14 @@ def lengths_by_task(records: Sequence[Record], tokens: Tokens) -> dict[str, Leng
     return lengths
 
 
+def counted_methods() -> dict[str, Optional[str]]:
+    """Returns the fusion of each method that tables of costs have; `None` for one that prompts the backbone.
+
+    Hypter and HyperTuning differ in training alone.
+    """
+    return {name: method.fusion for name, method in METHODS.items() if method.counted}
+
+
 def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, name: Optional[str] = None) -> dict:
     """Returns each method's FLOPs for a task of `inputs` inputs, from reading the instruction to the last token.
 
@@ -116,8 +117,8 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
     if inputs < 1:
         raise ValueError(f"inputs is {inputs}, but a task must have at least 1")
     formulas = _formulas(config)
-    methods, base = {}, sum(_parts(formulas, "prompted", lengths, inputs).values())
-    for method in FUSION_OF:
+    methods, base = {}, sum(_parts(formulas, PROMPTED, lengths, inputs).values())
+    for method in formulas:
         parts = _parts(formulas, method, lengths, inputs)
         total = sum(parts.values())
         methods[method] = {"flops": total, "relative": total / base, "parts": parts}
@@ -129,7 +130,7 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
     return {
         # not a local folder, which the card would publish
         "backbone": name or (named if public else config.backbone_config.model_type),
-        "parameters": formulas["prompted"].parameters,
+        "parameters": formulas[PROMPTED].parameters,
         "inputs_per_task": inputs,
         "lengths": vars(lengths).copy(),
         "paper_formula": (t + inputs * i) / (inputs * (t + i)),
@@ -153,8 +154,8 @@ def ways_to_cheaper(config: TagiConfig, lengths: Lengths, inputs: int = 100) -> 
     "Merged" means that the low-rank updates are added to the weights once a task.
     """
     formulas = _formulas(config)
-    tagi = formulas["tagi"]
-    base = sum(_parts(formulas, "prompted", lengths, inputs).values())
+    tagi = formulas[TAGI]
+    base = sum(_parts(formulas, PROMPTED, lengths, inputs).values())
     parts = tagi.adapted(lengths, inputs)
     total = sum(parts.values())
     # the updates of the decoder's keys and values of the instruction are part of "memory", not of "lora"
@@ -180,7 +181,7 @@ def instruction_for(config: TagiConfig, lengths: Lengths, relative: float, input
 
     def enough(t: int) -> bool:
         at = Lengths(t, lengths.input, lengths.target)
-        return _relative(formulas, "tagi", at, inputs) <= relative
+        return _relative(formulas, TAGI, at, inputs) <= relative
 
     low, high = 0, _LONGEST  # the ratio falls as the instruction grows
     if not enough(high):
@@ -196,22 +197,23 @@ def _formulas(config: TagiConfig) -> dict[str, TaskFlops]:
         "backbone_config", "r", "lora_alpha", "target_modules", "layers_to_transform", "fusion_heads", "generator",
         "generator_hidden_size", "generator_index_size", "standardise", "max_instruction_length",
     )}  # fmt: skip
-    made = {fusion: TaskFlops(TagiConfig(**fields, fusion=fusion)) for fusion in set(FUSION_OF.values()) - {None}}
-    return {method: made[fusion or "none"] for method, fusion in FUSION_OF.items()}
+    methods = counted_methods()
+    made = {fusion: TaskFlops(TagiConfig(**fields, fusion=fusion)) for fusion in set(methods.values()) - {None}}
+    return {method: made[fusion or "none"] for method, fusion in methods.items()}
 
 
 def _parts(formulas: dict[str, TaskFlops], method: str, lengths: Lengths, inputs: int) -> dict[str, float]:
     formula = formulas[method]
-    return formula.prompted(lengths, inputs) if FUSION_OF[method] is None else formula.adapted(lengths, inputs)
+    return formula.prompted(lengths, inputs) if METHODS[method].fusion is None else formula.adapted(lengths, inputs)
 
 
 def _relative(formulas: dict[str, TaskFlops], method: str, lengths: Lengths, inputs: int) -> float:
-    cost, base = (sum(_parts(formulas, m, lengths, inputs).values()) for m in (method, "prompted"))
+    cost, base = (sum(_parts(formulas, m, lengths, inputs).values()) for m in (method, PROMPTED))
     return cost / base
 
 
 def _curves(formulas: dict[str, TaskFlops], points: Sequence[tuple[Lengths, int]]) -> dict[str, list[float]]:
-    return {method: [_relative(formulas, method, *point) for point in points] for method in FUSION_OF}
+    return {method: [_relative(formulas, method, *point) for point in points] for method in formulas}
 
 
 def sni_lengths(folder: Path, tokenizer: Optional[str] = None) -> dict[str, dict[str, Lengths]]:
@@ -250,7 +252,7 @@ def report(backbones: Sequence[str], settings: dict[str, dict[str, Lengths]], in
             if number == 0:
                 formulas = _formulas(config)
                 made["tasks"][setting] = [
-                    {"task": task, **vars(own), "tagi": _relative(formulas, "tagi", own, inputs)}
+                    {"task": task, **vars(own), "tagi": _relative(formulas, TAGI, own, inputs)}
                     for task, own in tasks.items()
                 ]
     return made
@@ -265,18 +267,19 @@ def tables(made: dict) -> str:
         lengths = next(cost["lengths"] for cost in costs if cost["setting"] == setting)
         texts = ", ".join(f"{name} {value:.1f}" for name, value in lengths.items())
         lines.append(f"* {setting}: {texts} (tasks: {len(made['tasks'][setting])})")
+    methods = counted_methods()
     rows = [
-        [cost["setting"], cost["backbone"], *(f"{cost['methods'][m]['relative']:.3f}" for m in FUSION_OF),
-         f"{cost['paper_formula']:.3f}", f"{cost['methods']['prompted']['flops'] / 1e12:.1f}"]
+        [cost["setting"], cost["backbone"], *(f"{cost['methods'][m]['relative']:.3f}" for m in methods),
+         f"{cost['paper_formula']:.3f}", f"{cost['methods'][PROMPTED]['flops'] / 1e12:.1f}"]
         for cost in costs
     ]  # fmt: skip
-    heads = ["setting", "backbone", *FUSION_OF, "paper's formula", "prompted, TFLOP"]
+    heads = ["setting", "backbone", *methods, "paper's formula", "prompted, TFLOP"]
     lines += ["", *markdown_table(heads, rows, text=2)]
 
     lines += ["", "Where TAGI's FLOPs go, in shares of prompting's:", ""]
     rows = []
     for cost in costs:
-        tagi, base = cost["methods"]["tagi"], cost["methods"]["prompted"]["flops"]
+        tagi, base = cost["methods"][TAGI], cost["methods"][PROMPTED]["flops"]
         parts = [f"{tagi['parts'][part] / base:.3f}" for part in PARTS]
         rows.append([cost["setting"], cost["backbone"], *parts, f"{tagi['relative']:.3f}"])
     lines += markdown_table(["setting", "backbone", *PARTS, "all"], rows, text=2)

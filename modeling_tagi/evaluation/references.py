@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 
 from ..adapter import TagiAdapter
 from ..banks.adapter_bank import AdapterBank
+from ..common.methods import METHODS
 from ..common.seeds import derived_seed
 from ..configuration_tagi import TagiConfig
 from ..data.records import Record
@@ -16,8 +17,6 @@ from .oracle import oracle, two_folds
 from .other_instructions import random_word_instructions, wrong_instructions
 from .predict import Answering
 
-# Trained methods that tables have between the references, in this order; those that they do not name come last.
-_TRAINED = ("prompted", "input_only", "tagi")
 RENAMED = {"prompted": "start_prompted", "prompted_start": "start_prompted"}
 
 
@@ -57,6 +56,8 @@ class Reference(ABC):
         name: What settings and `results.json` call it.
         title: What tables and reports call it.
         above: Whether tables have it above what was trained.
+        by_category: Its place among those of which a study plots the first three by category; `None` is not at all.
+        beside_own: Whether a run's plot by category has it beside what the run trained.
         asks_trained: Whether the evaluated model answers, with another instruction than the record's own; otherwise
             it is the backbone that it started from.
         needs_bank: Whether it takes stored task adapters.
@@ -66,6 +67,8 @@ class Reference(ABC):
     name: str
     title: str
     above = False
+    by_category: Optional[int] = None
+    beside_own = False
     asks_trained = False
     needs_bank = False
     tunes = False
@@ -100,6 +103,7 @@ class StartPrompted(Reference):
     """Gives the start the instruction in its input."""
 
     name, title, above = "start_prompted", "start prompted", True
+    by_category, beside_own = 3, True
 
     def answering(self, records, progress):
         return self.compared.start
@@ -167,6 +171,7 @@ class Oracle(Reference):
     """Gives the start a LoRA tuned on other instances of the evaluated task."""
 
     name, title, tunes = "oracle", "oracle", True
+    beside_own = True
 
     def answering(self, records, progress):
         try:
@@ -197,9 +202,21 @@ REFERENCES: dict[str, type[Reference]] = {
 def in_order(methods) -> list[str]:
     """Returns the names of methods and references as tables have them."""
     above = [name for name, reference in REFERENCES.items() if reference.above]
+    trained = [name for name, method in METHODS.items() if method.among_references]
     below = [name for name, reference in REFERENCES.items() if not reference.above]
-    known = [*above, *_TRAINED, *below]
+    known = [*above, *trained, *below]
     return [*(name for name in known if name in methods), *(name for name in methods if name not in known)]
+
+
+def shown_by_category() -> list[str]:
+    """Returns the methods and references that a study plots by category, the most telling first."""
+    places = {name: one.by_category for name, one in {**METHODS, **REFERENCES}.items() if one.by_category is not None}
+    return sorted(places, key=places.get)
+
+
+def shown_beside_own() -> list[str]:
+    """Returns the methods and references that a run's plot by category has beside what the run trained."""
+    return in_order([name for name, one in {**METHODS, **REFERENCES}.items() if one.beside_own])
 
 
 def title_of(name: str) -> str:

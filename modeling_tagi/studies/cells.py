@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from ..common.methods import METHODS, TAGI
 from ..common.names import file_name
 from ..common.yaml_files import flat, read_recipe
 from ..evaluation.references import REFERENCES
-from ..training.methods import METHODS
 from ..training.settings import RunSettings, build_settings
 from .settings import START, START_REFERENCES, TAGI_REFERENCES, Grid, StudySettings, check_grid
 
@@ -62,7 +62,7 @@ def cells(study: StudySettings) -> list[Cell]:
                     name = _name(method, seed, train_tasks)
                     scored = TAGI_REFERENCES if method == with_references else ()
                     settings = build_settings(base, {
-                        **common, "label": method, **METHODS[preset], **own,
+                        **common, "label": method, **METHODS[preset].fields, **own,
                         "evaluation.references": [name for name in study.references if name in scored],
                     })  # fmt: skip
                     settings.output_dir = str(folder / "cells" / name)
@@ -84,7 +84,7 @@ def _with_references(study: StudySettings) -> Optional[str]:
     """Returns the method whose wrong instructions are scored: the first that is TAGI."""
     grids = (study, *(_grid(values) for values in study.also))
     found = (_method(entry) for grid in grids for entry in grid.methods)
-    return next((name for name, preset, _ in found if preset == "tagi"), None)
+    return next((name for name, preset, _ in found if preset == TAGI), None)
 
 
 def _grid(values) -> Grid:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from ..common.methods import PROMPTED, TAGI
 from ..common.yaml_files import read_yaml
 from ..evaluation.references import REFERENCES, StartPrompted
 from ..training.settings import RunSettings
@@ -26,7 +27,7 @@ class Grid:
         train_tasks: Numbers of tasks to train on, a `null` among them for all; not given, the configuration's one.
     """
 
-    methods: list = field(default_factory=lambda: ["prompted", "tagi"])
+    methods: list = field(default_factory=lambda: [PROMPTED, TAGI])
     seeds: Optional[list] = None
     train_tasks: Optional[list] = None
 

@@ -7,14 +7,13 @@ from typing import Optional, Sequence
 
 import numpy as np
 
+from ..common.methods import METHODS
 from ..common.writing import write_text
 from ..evaluation.statistics import DIFFERENCES, SCORES, Interval, mean_interval, paired_difference
 from .cells import Cell
 from .lines import METRICS, write_lines
 from .settings import START, StudySettings
 from .table import table
-
-_COMPARED_WITH = ("prompted", "tagi", START)
 
 
 def write_tables(study: StudySettings, done: Sequence[Cell], command: str = ""):
@@ -77,7 +76,7 @@ def _row(lines: Sequence[dict], method: str, metrics: Sequence[str], groups: dic
         interval = mean_interval(own.values, own.groups(groups), bounds=SCORES)
         by_seed = {str(seed): round(float(mean), 2) for seed, mean in zip(own.seeds, own.values.mean(1))}
         row[metric] = {**_rounded(interval), "seeds": by_seed}
-        for other in _COMPARED_WITH:
+        for other in (*(name for name, known in METHODS.items() if known.compared), START):
             theirs = Scores.of(lines, other, metric)
             if other != method and theirs is not None:
                 row[metric][f"minus_{other}"] = own.minus(theirs, groups)

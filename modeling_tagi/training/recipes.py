@@ -4,8 +4,8 @@ import copy
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from ..common.methods import METHODS
 from ..common.yaml_files import parse_fields, read_recipe
-from .methods import METHODS
 
 _PACKAGE = Path(__file__).parents[1]
 FOLDER = next((x for x in (_PACKAGE / "hub_configs", _PACKAGE.parent / "hub_configs") if x.is_dir()), None)
@@ -58,7 +58,7 @@ def with_overrides(values: dict, overrides: Optional[dict[str, Any]] = None) -> 
     if method is not None:
         if method not in METHODS:
             raise ValueError(f"method is {method!r}, but must be one of {', '.join(METHODS)}")
-        overrides = {"label": method, **METHODS[method], **overrides}
+        overrides = {"label": method, **METHODS[method].fields, **overrides}
     for name, value in overrides.items():
         *sections, last = name.split(".")
         place = values

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from modeling_tagi import TagiConfig
+from modeling_tagi.common.methods import METHODS
 from modeling_tagi.costs.flops import PARTS, Lengths, TaskFlops
 from modeling_tagi.costs.inference import (
-    FUSION_OF,
     cost_of_methods,
+    counted_methods,
     instruction_for,
     lengths_of,
     main,
@@ -22,7 +23,6 @@ from modeling_tagi.costs.inference import (
 )
 from modeling_tagi.data.records import Record
 from modeling_tagi.tokens import Tokens
-from modeling_tagi.training.methods import METHODS
 
 INSTRUCTION, INPUT, TARGET, ROWS = 23, 11, 5, 4
 LENGTHS = Lengths(INSTRUCTION, INPUT, TARGET)
@@ -47,16 +47,16 @@ def counted(model, method, random_ids):
 
 
 def test_methods_have_the_fusion_that_they_are_trained_with():
-    for method, fusion in FUSION_OF.items():
-        fields = METHODS[method]
+    for method, fusion in counted_methods().items():
+        fields = METHODS[method].fields
         prompted = fields.get("finetuning.reads") == "prompt"
         assert fusion == (None if prompted else fields.get("tagi.fusion", TagiConfig().fusion))
 
 
 @pytest.mark.parametrize("family", ["t5", "t5_v1_1", "mt5", "bart", "llama", "qwen3", "gpt2", "gpt_neox"])
-@pytest.mark.parametrize("method", FUSION_OF)
+@pytest.mark.parametrize("method", counted_methods())
 def test_formula_is_what_torch_counts(family, method, make_model, random_ids):
-    model = make_model(family, FUSION_OF[method] or "none")
+    model = make_model(family, counted_methods()[method] or "none")
     costs = cost_of_methods(model.config, LENGTHS, ROWS)["methods"][method]
     exactness = 1e-3 if family in ROTARY and ANGLES_BY_PRODUCT else 1e-9
     assert costs["flops"] == pytest.approx(counted(model, method, random_ids), rel=exactness)
@@ -192,7 +192,7 @@ def test_command_prints_tables_and_writes_json(tmp_path, capsys):
     made, printed = json.loads(file.read_text()), capsys.readouterr().out
     assert [cost["backbone"] for cost in made["costs"]] == ["t5-small", "t5-base"]
     for cost in made["costs"]:
-        relative = " | ".join(f"{cost['methods'][name]['relative']:.3f}" for name in FUSION_OF)
+        relative = " | ".join(f"{cost['methods'][name]['relative']:.3f}" for name in counted_methods())
         assert f"| given | {cost['backbone']} | {relative} | 0.340 |" in printed
         assert list(cost["methods"]["tagi"]["parts"]) == list(PARTS)
     assert main(["--sni", str(tmp_path / "nowhere")]) == 2

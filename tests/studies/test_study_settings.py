@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modeling_tagi.common.methods import METHODS
 from modeling_tagi.studies.cells import cells
 from modeling_tagi.studies.settings import START, TAGI_REFERENCES, load_study
-from modeling_tagi.training.methods import METHODS
 from modeling_tagi.training.settings import build_settings
 
 QUICKSTART = Path(__file__).parents[2] / "hub_configs" / "quickstart.yaml"
@@ -111,7 +111,7 @@ def test_a_start_comes_before_what_needs_it(study):
 
 @pytest.mark.parametrize("fields, message", [
     ({"methds": ["tagi"]}, "unknown field 'methds'; did you mean 'methods'"),
-    ({"methods": ["tagy"]}, "method 'tagy' must be one of tagi, prompted"),
+    ({"methods": ["tagy"]}, "method 'tagy' must be one of prompted, input_only"),
     ({"methods": [{"mine": {"base": "tagi", "finetuning.stps": 1}}]}, "finetuning.stps; did you mean"),
     ({"config": "nowhere.yaml"}, "there is no configuration"),
     ({"workers": 0}, "workers is 0"),

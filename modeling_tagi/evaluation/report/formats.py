@@ -2,6 +2,7 @@
 
 from typing import Optional, Sequence
 
+from ...common.methods import METHODS
 from .. import references
 
 INTERVALS = "95 % intervals over the groups that the tasks come from (families, categories or data sets)"
@@ -10,12 +11,11 @@ UNITS = {
     "rank_accuracy_mean": "rank accuracy, by token (%)",
 }  # fmt: skip
 STEPS = "optimizer steps"
-_SPELLED = {"tagi": "TAGI", "hint": "HINT", "hypter": "Hypter", "hypertuning": "HyperTuning"}
 
 
 def title_of(name: str) -> str:
     """Returns what a report calls a method or a reference."""
-    return _SPELLED.get(name) or references.title_of(name)
+    return (METHODS[name].title if name in METHODS else None) or references.title_of(name)
 
 
 def plain(name: str) -> str:

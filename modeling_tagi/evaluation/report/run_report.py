@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from ...common.names import file_name
-from ..references import in_order
+from ..references import in_order, shown_beside_own
 from ..results import read_results
 from ..scores import COLUMNS
 from ..tables import columns_of
@@ -35,8 +35,6 @@ from .shared import (
     read_lines,
     settings_table,
 )
-
-_SHOWN_BY_FAMILY = ("start_prompted", "prompted", "oracle")  # beside what the run trained
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _category_plots(run: RunFolder) -> list[Plot]:
         if len(categories) > 1:
             values = {
                 title_of(method): [scores[name]["exact_match"] if name in scores else None for name in categories]
-                for method in (run.own(methods), *_SHOWN_BY_FAMILY) if (scores := methods.get(method))
+                for method in (run.own(methods), *shown_beside_own()) if (scores := methods.get(method))
             }
             caption = f"{plain(split)}: mean over the records of each category"
             return grouped_bar_plots("families", caption, categories, values, UNITS["exact_match"]) if values else []

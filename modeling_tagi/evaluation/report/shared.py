@@ -7,6 +7,7 @@ from typing import Iterable, Optional, Sequence
 
 import yaml
 
+from ...common.methods import PROMPTED
 from ...common.writing import reading
 from .formats import STEPS, number, plain, title_of
 from .page import Plot, Section, Table
@@ -143,14 +144,14 @@ def _cost_curve(key: str, values: dict) -> list[Plot]:
     unit, caption = _CURVES[key]
     x, same = values.pop("x", None), {}
     for method, y in values.items():
-        if method != "prompted":
+        if method != PROMPTED:
             same.setdefault(tuple(y), []).append(title_of(method))
     if not x or not same:
         return []
     lines = {", ".join(names): Line(x, y) for y, names in same.items()}
     return [line_plot(
         f"cost-{key.replace('_', '-')}", caption, lines, unit, "FLOPs relative to prompting", log_x=True,
-        level=(1.0, "prompted"), from_zero=True,
+        level=(1.0, PROMPTED), from_zero=True,
     )]  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Iterable, Iterator, Optional
 
+from ...common.methods import METHODS, PROMPTED, TAGI, is_ablation
+from ..references import shown_by_category
 from ..results import read_results
 from .formats import (
     INTERVALS,
@@ -27,8 +29,6 @@ from .plots import Line, bar_plot, grouped_bar_plots, line_plot
 from .run_report import score_plots
 from .shared import adapter_section, cost_section, leak_section, mean_line, read_json, read_lines, settings_table
 
-_SHOWN_BY_FAMILY = ("tagi", "prompted", "start_prompted", "hint", "hypertuning")  # the first three there are
-_ABLATIONS = "without_"
 _SIMILARITIES = ("own", "others", "ratio", "generated", "tuned")
 
 
@@ -85,7 +85,7 @@ class StudyFolder:
     def of_tagi(self) -> list[Path]:
         """Returns the folders of TAGI's runs on the largest number of training tasks, in the order of their seeds."""
         found = sorted((seed, path) for (method, seed, tasks), path in self.cells.items()
-                       if (method, tasks) == ("tagi", self.most_tasks))  # fmt: skip
+                       if (method, tasks) == (TAGI, self.most_tasks))  # fmt: skip
         return [path for _, path in found]
 
     def methods(self) -> list[str]:
@@ -104,12 +104,12 @@ def study_report(folder: Path) -> tuple[str, str, list[Section]]:
 
 
 def _lead(study: StudyFolder) -> str:
-    row = next((row for row in study.main_rows() if row["method"] == "tagi"), None)
+    row = next((row for row in study.main_rows() if row["method"] == TAGI), None)
     if row is None:
         return ""
     found = row[study.metric]
     text = f"TAGI on {plain(study.split)}, {in_per_cent(study.metric)}: {mean_with_interval(found)}"
-    difference = found.get("minus_prompted")
+    difference = found.get(f"minus_{PROMPTED}")
     return text + (f"; {mean_with_interval(difference, '+')} points from the prompted model." if difference else ".")
 
 
@@ -132,7 +132,7 @@ def _score_plot(study: StudyFolder) -> list[Plot]:
               for row in rows}  # fmt: skip
     grey = [title_of(row["method"]) for row in rows if row["kind"] != "trained"]
     caption = f"{plain(study.split)}, {study.most_tasks} training tasks, 95 % intervals; grey: references"
-    return [bar_plot("scores", caption, values, UNITS[metric], [title_of("tagi")], grey)]
+    return [bar_plot("scores", caption, values, UNITS[metric], [title_of(TAGI)], grey)]
 
 
 def _score_table(study: StudyFolder, split: str, tasks: int) -> list[Table]:
@@ -142,7 +142,8 @@ def _score_table(study: StudyFolder, split: str, tasks: int) -> list[Table]:
     if not metrics:
         return []
     scores = [row.get(metrics[0]) or {} for row in rows]
-    others = [other for other in ("prompted", "tagi") if any(f"minus_{other}" in main for main in scores)]
+    others = [name for name, method in METHODS.items()
+              if method.compared and any(f"minus_{name}" in main for main in scores)]  # fmt: skip
     minus = [f"− {title_of(other)} (points)" for other in others]
     head = ["method", *map(UNITS.get, metrics), *minus, "by seed (%)"]
     body = []
@@ -152,7 +153,7 @@ def _score_table(study: StudyFolder, split: str, tasks: int) -> list[Table]:
                      *(mean_with_interval(main.get(f"minus_{other}"), "+") for other in others), seeds])  # fmt: skip
     seeds = dict.fromkeys(seed for main in scores for seed in main.get("seeds", ()))
     caption = f"{plain(split)}, {tasks} training tasks, seeds {', '.join(seeds)}"
-    strong = [place for place, row in enumerate(rows) if row["method"] == "tagi"]
+    strong = [place for place, row in enumerate(rows) if row["method"] == TAGI]
     shown = {"caption": caption} if (split, tasks) == (study.split, study.most_tasks) else {"folded": caption}
     return [Table(head, body, strong=strong, **shown)]
 
@@ -180,7 +181,7 @@ def by_category(study: StudyFolder) -> Section:
     means = {method: {group: fmean(fmean(seeds) for seeds in tasks.values()) for group, tasks in groups.items()}
              for method, groups in scores.items()}  # fmt: skip
     groups = sorted({group for found in means.values() for group in found})
-    shown = [method for method in _SHOWN_BY_FAMILY if method in means][:3]
+    shown = [method for method in shown_by_category() if method in means][:3]
     if len(groups) < 2 or not shown:
         return section
     unit = UNITS[study.metric]
@@ -207,14 +208,14 @@ def _scores_by_category(study: StudyFolder) -> dict[str, dict[str, dict[str, lis
 
 def training(study: StudyFolder) -> Section:
     """Shows loss and score over the steps, means over seeds: TAGI beside other methods, then beside its ablations."""
-    methods = sorted(study.methods(), key=lambda method: (method != "tagi", method != "prompted", method))
+    methods = sorted(study.methods(), key=lambda method: (method != TAGI, method != PROMPTED, method))
     kinds = {
-        "methods": [method for method in methods if not method.startswith(_ABLATIONS)],
-        "ablations": [method for method in methods if method == "tagi" or method.startswith(_ABLATIONS)],
+        "methods": [method for method in methods if not is_ablation(method)],
+        "ablations": [method for method in methods if method == TAGI or is_ablation(method)],
     }
     section = Section("Training")
     for kind, names in kinds.items():
-        if names and (kind == "methods" or names != ["tagi"]):
+        if names and (kind == "methods" or names != [TAGI]):
             whose = ": ablations" if kind == "ablations" else ""
             logs = {method: found for method in names if (found := _logs(study, method, "scores.jsonl"))}
             section.parts += [*score_plots(logs, f"score-over-steps-{kind}", whose), *_loss_plot(study, kind, names)]
