@@ -133,6 +133,9 @@ class Server:
     def folders(self) -> list[Path]:
         return sorted(path for path in self.adapters.glob("*/*") if not path.name.startswith("."))
 
+    def half_written(self) -> list[Path]:
+        return [path for path in self.adapters.glob("*/.*-*") if path.is_dir()]
+
 
 class Client:
     """Asks for completions as users do, and counts what differs from ours."""
@@ -194,7 +197,7 @@ async def killed_while_writing(server: Server, client: Client) -> bool:
     """Kills the server when an adapter's files begin to be written; tells whether it came in time."""
     request = asyncio.ensure_future(client.ask(KILLED, 0))
     while not request.done():
-        if any(path.is_dir() for path in server.adapters.glob("*/.*-*")):
+        if server.half_written():
             server.kill()
             break
         await asyncio.sleep(0.0005)
@@ -230,6 +233,7 @@ async def requests(options, folder: Path, expected: dict) -> dict:
         result["refused"] = refusals(server)
         require(all(400 <= status < 500 for status, _ in result["refused"].values()), f"4xx: {result['refused']}")
         result["killed_while_writing"] = await killed_while_writing(server, client)
+        result["begun_before_the_kill"] = len(server.half_written())
     return result
 
 
@@ -247,7 +251,7 @@ async def restart(options, folder: Path, expected: dict) -> dict:
         require(not server.made(), "a restarted server finds the adapters")
         result["asked"], result["computed"], result["different"] = client.asked, 0, len(client.different)
         await client.ask(KILLED, 0)
-        result["left_by_the_kill"] = [path.name for path in server.adapters.glob("*/.*-*") if path.is_dir()]
+        result["left_by_the_kill"] = len(server.half_written())
         client = Client(server, expected, options.tokens)
         await asyncio.gather(*(client.ask(text, number) for text in INSTRUCTIONS for number in range(len(INPUTS))))
         result["equal"] = {"adapters": len(INSTRUCTIONS), "inputs": len(INPUTS), "tokens": options.tokens,
