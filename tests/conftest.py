@@ -155,6 +155,12 @@ def make_model():
 
 
 @pytest.fixture(scope="session")
+def awaken():
+    """`awaken(model, seed=1)`: gives a fresh generator's output weights and gates random values."""
+    return _awaken
+
+
+@pytest.fixture(scope="session")
 def tokenizer():
     """Reads lower-case letters one by one, ends with `</s>`."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:?"

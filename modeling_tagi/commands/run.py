@@ -2,6 +2,9 @@
 
 import json
 import sys
+import tempfile
+from pathlib import Path
+from typing import Iterator
 
 from ..common.arguments import positive
 from .parsing import add_checkpoint, add_instruction, add_json, refuse_rest
@@ -9,8 +12,10 @@ from .parsing import add_checkpoint, add_instruction, add_json, refuse_rest
 HELP = "instruction (or adapter) and inputs -> outputs, a line each"
 DESCRIPTION = (
     "Makes an adapter of an instruction and does the task on inputs: an output a line. With --adapter it takes one\n"
-    "that `tagi generate` has written, and all texts are inputs."
+    "that `tagi generate` has written, and all texts are inputs. With --engine llama.cpp the adapter is applied to a\n"
+    "GGUF file of the backbone, by the package xllamacpp."
 )
+ENGINES = ("transformers", "llama.cpp")
 EXAMPLE = 'tagi run me/my-generator "Name the animal." "a dog and a house"'
 
 
@@ -25,6 +30,10 @@ def add_arguments(parser):
                         help="most tokens of an output; default: %(default)s")  # fmt: skip
     parser.add_argument("--batch_size", type=positive, default=64, metavar="N",
                         help="inputs at once; default: %(default)s")  # fmt: skip
+    parser.add_argument("--engine", choices=ENGINES, default="transformers",
+                        help="what computes the outputs; default: %(default)s")  # fmt: skip
+    parser.add_argument("--base", metavar="FILE.gguf",
+                        help="the backbone for llama.cpp; default: the file that the checkpoint names")  # fmt: skip
     add_json(parser, 'print {"input": …, "output": …} in each line')
 
 
@@ -42,22 +51,53 @@ def call(options) -> int:
         if options.demonstration:
             options.refuse("--demonstration belongs to an instruction, but --adapter is there already; leave one out")
         options.input = [text for text in (options.instruction, *options.input) if text is not None]
+    if options.base is not None and options.engine != "llama.cpp":
+        options.refuse("--base is the GGUF file of --engine llama.cpp; give that too, or leave --base out")
     inputs = options.input or _lines_of_standard_input()
     if not inputs:
         options.refuse("there are no inputs; give them as arguments or on standard input")
+    answers = _by_llama_cpp if options.engine == "llama.cpp" else _by_transformers
+    for text, output in zip(inputs, answers(options, inputs)):
+        # an output of several lines is one line: there are as many as inputs
+        output = " ".join(output.split("\n")).strip()
+        print(json.dumps({"input": text, "output": output}, ensure_ascii=False) if options.json else output)
+    return 0
+
+
+def _by_transformers(options, inputs: list[str]) -> Iterator[str]:
+    model, adapter = _model_and_adapter(options)
+    for start in range(0, len(inputs), options.batch_size):
+        yield from _outputs(model, adapter, inputs[start: start + options.batch_size], options.max_new_tokens)
+
+
+def _by_llama_cpp(options, inputs: list[str]) -> Iterator[str]:
+    from ..configuration_tagi import TagiConfig
+    from ..serving.llama_cpp import LlamaCpp, base_for, require_xllamacpp
+    from ..tokens import Tokens
+
+    require_xllamacpp()
+    base = base_for(TagiConfig.from_pretrained(options.checkpoint), options.base)
+    model, adapter = _model_and_adapter(options)
+    tokens = Tokens.of(model.tokenizer, model.config)
+    rows = [tokens.input(text) for text in inputs]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "adapter.gguf"
+        adapter.save_gguf(file, base if adapter.origin is None else None)  # one from elsewhere is compared with it
+        del model, adapter  # llama.cpp has the weights
+        longest = max(map(len, rows)) + options.max_new_tokens
+        engine = LlamaCpp(base, file, longest, min(options.batch_size, len(rows)))
+        for start in range(0, len(rows), options.batch_size):
+            yield from engine.answers(rows[start: start + options.batch_size], options.max_new_tokens)
+
+
+def _model_and_adapter(options):
     from .loading import load_adapter, load_model
 
     given = load_adapter(options.adapter) if options.adapter is not None else None  # before what takes longer
     model = load_model(options.checkpoint)
     if given is None:
-        adapter = model.generate_adapter(options.instruction, options.demonstration)
-    else:
-        adapter = given.to(model.device)
-    for start in range(0, len(inputs), options.batch_size):
-        texts = inputs[start: start + options.batch_size]
-        for text, output in zip(texts, _outputs(model, adapter, texts, options.max_new_tokens)):
-            print(json.dumps({"input": text, "output": output}, ensure_ascii=False) if options.json else output)
-    return 0
+        return model, model.generate_adapter(options.instruction, options.demonstration)
+    return model, given.to(model.device)
 
 
 def _lines_of_standard_input() -> list[str]:
@@ -79,11 +119,8 @@ def _lines_of_standard_input() -> list[str]:
 
 
 def _outputs(model, adapter, inputs: list[str], max_new_tokens: int) -> list[str]:
-    """Returns an output of one line for each input."""
     batch = model.encode_inputs(inputs)
     output = model.generate(**batch, adapter=adapter, max_new_tokens=max_new_tokens, do_sample=False)
     if not model.config.is_encoder_decoder:
         output = output[:, batch["input_ids"].shape[1]:]
-    # an output of several lines is one line: there are as many as inputs
-    texts = model.tokenizer.batch_decode(output, skip_special_tokens=True)
-    return [" ".join(text.split("\n")).strip() for text in texts]
+    return model.tokenizer.batch_decode(output, skip_special_tokens=True)
