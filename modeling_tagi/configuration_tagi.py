@@ -11,7 +11,7 @@ from typing import Any, Collection, Optional, Union
 from transformers import AutoConfig, PretrainedConfig
 
 from .families import FAMILIES, MULTIMODAL, family_of
-from .hypernetwork import GENERATORS
+from .hypernetwork import GENERATORS, POOLINGS
 
 FUSIONS = ("cross_attention", "concat", "none")
 INPUT_FORMATS = ("plain", "chat")
@@ -51,6 +51,8 @@ class TagiConfig(PretrainedConfig):
             modules by an index (eq. 2). `"per_module"`: one for each target module. `"shared"`: one for all.
         generator_hidden_size: Width of the generator's hidden layer.
         generator_index_size: Width of the learned index that tells the targets of one MLP apart.
+        pooling: What the generator reads of an instruction's states. `"mean"`: their mean (the paper). `"attention"`:
+            also what 16 learned heads find in them.
         standardise: Whether the generator reads instructions standardised, feature by feature, by the mean and
             deviation of the training instructions; training takes them before the generator's first step and keeps
             them, also where it changes the backbone. `False`, as before there was this field.
@@ -92,6 +94,7 @@ class TagiConfig(PretrainedConfig):
         generator: str = "per_layer",
         generator_hidden_size: int = 128,
         generator_index_size: int = 32,
+        pooling: str = "mean",
         standardise: bool = False,
         max_instruction_length: Optional[int] = None,
         input_format: str = "plain",
@@ -113,6 +116,7 @@ class TagiConfig(PretrainedConfig):
         self.generator = _one_of("generator", generator, tuple(GENERATORS))
         self.generator_hidden_size = _positive_int("generator_hidden_size", generator_hidden_size)
         self.generator_index_size = _positive_int("generator_index_size", generator_index_size)
+        self.pooling = _one_of("pooling", pooling, tuple(POOLINGS))
         self.standardise = _true_or_false("standardise", standardise)
         self.input_format = _one_of("input_format", input_format, INPUT_FORMATS)
         self.continues_instruction = _true_or_false("continues_instruction", continues_instruction)

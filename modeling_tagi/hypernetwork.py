@@ -58,6 +58,74 @@ class Standardised(nn.Module):
         return (pooled - self.mean) / self.std
 
 
+class MeanPooling(nn.Module):
+    """Pools an instruction's states to their mean.
+
+    Args:
+        d_model: Width of the states.
+
+    Attributes:
+        width: That of a pooled instruction.
+    """
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.width = d_model
+
+    def kept(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what `forward` needs of states, and its mask: their mean, as a sequence of one."""
+        return masked_mean(states, mask).unsqueeze(1), torch.ones_like(mask[:, :1])
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Pools `states [tasks, seq, d_model]`, `mask [tasks, seq]`, to `[tasks, width]`."""
+        return masked_mean(states, mask)
+
+    def flops(self, length: int) -> int:
+        """Returns the FLOPs of pooling `length` tokens; sums do not count."""
+        return 0
+
+
+class AttentionPooling(MeanPooling):
+    """Pools an instruction's states to their mean and to what 16 heads of learned attention find in them.
+
+    A mean says what an instruction is about; a head can look for one word of it, such as a function's argument. Each
+    head has a learned query, which is compared with the states themselves, and values of its own.
+    """
+
+    HEADS = 16
+
+    def __init__(self, d_model: int):
+        super().__init__(d_model)
+        d_head = max(1, d_model // self.HEADS)
+        self.width = d_model + self.HEADS * d_head
+        self.queries = nn.Parameter(torch.empty(self.HEADS, d_model))
+        self.values = nn.Parameter(torch.empty(self.HEADS, d_model, d_head))
+
+    def initialise(self):
+        """Initialises queries and values at random, so that scores and values are about 1 in size."""
+        for weight in (self.queries, self.values):
+            nn.init.normal_(weight, std=self.queries.shape[1] ** -0.5)
+
+    def kept(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns all that is given."""
+        return states, mask
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        mean = F.layer_norm(masked_mean(states, mask), states.shape[-1:])
+        states = F.layer_norm(states, states.shape[-1:])
+        scores = torch.einsum("tsd,hd->ths", states, self.queries)
+        weights = scores.masked_fill(mask.unsqueeze(1) == 0, torch.finfo(scores.dtype).min).softmax(-1)
+        found = torch.einsum("ths,tsd,hdv->thv", weights, states, self.values)
+        return torch.cat([mean, F.layer_norm(found, found.shape[-1:]).flatten(1)], -1)
+
+    def flops(self, length: int) -> int:
+        return 4 * length * self.queries.numel() + 2 * self.values.numel()
+
+
+# By the name that `config.pooling` takes.
+POOLINGS = {"mean": MeanPooling, "attention": AttentionPooling}
+
+
 class Hypernetwork(nn.Module):
     """Writes LoRA factors with two-layer ReLU MLPs, one MLP for each layer of the backbone (eq. 2, `"per_layer"`).
 

@@ -27,7 +27,6 @@ from .adapter import TagiAdapter, instruction_hash
 from .adapter_tuning import base_of, fresh_adapter
 from .fit import require_one_place
 from .fusion import InstructionMemory
-from .hypernetwork import masked_mean
 from .lora import evaluating
 from .named_backbone import file_of
 from .tokens import alike_in_length, pad, read_instructions
@@ -195,7 +194,7 @@ class InstructionsMixin:
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        return self.adapter_from_pooled(*self._read(input_ids, attention_mask))
+        return self.adapter_from_states(*self._read(input_ids, attention_mask))
 
     @torch.no_grad()
     def adapter_from_rows(self, rows: Sequence[Sequence[int]], at_most: Optional[int] = None) -> TagiAdapter:
@@ -213,39 +212,47 @@ class InstructionsMixin:
             raise ValueError("adapter_from_rows got no instructions; give at least one")
         pooled, memory = None, None
         with evaluating(self):
-            for group, of_group, read in self._read_rows(rows, at_most):
+            for group, states, mask, read in self._read_rows(rows, at_most):
                 read = read.clear_padding_() if read is not None else None
                 if len(group) == len(rows):
-                    return self.adapter_from_pooled(of_group, read)
+                    return self.adapter_from_states(states, mask, read)
+                of_group = self._pooled(states, mask)
                 if pooled is None:
                     pooled = of_group.new_empty(len(rows), of_group.shape[1])
                     memory = read.blank(len(rows), max(map(len, rows))) if read is not None else None
                 pooled[group] = of_group
                 if memory is not None:
                     memory.put_(group, read)
-            return self.adapter_from_pooled(pooled, memory)
+            return self._written(pooled, memory)
 
     @torch.no_grad()
-    def pooled_from_rows(self, rows: Sequence[Sequence[int]], at_most: int = 32) -> Tensor:
-        """Returns what the encoder makes of instructions given as token ids, `[instructions, d_model]`, pooled but not
-        standardised, without gradients; it reads `at_most` at once."""
-        pooled: list[Any] = [None] * len(rows)
+    def states_from_rows(self, rows: Sequence[Sequence[int]], at_most: int = 32) -> list[Tensor]:
+        """Returns what the generator reads of instructions given as token ids, `[seq, d_model]` of each, before it is
+        standardised, without gradients: all states or, where it pools to their mean alone, a sequence of one. The
+        encoder reads `at_most` at once."""
+        found: list[Any] = [None] * len(rows)
         with evaluating(self):
-            for group, of_group, _ in self._read_rows(rows, at_most):
-                for number, one in zip(group, of_group):
-                    pooled[number] = one
-        return torch.stack(pooled)
+            for group, states, mask, _ in self._read_rows(rows, at_most):
+                for number, one, length in zip(group, states, mask.sum(1).tolist()):
+                    found[number] = one[:length].clone()
+        return found
+
+    def pooled_from_rows(self, rows: Sequence[Sequence[int]], at_most: int = 32) -> Tensor:
+        """Returns the mean states of instructions given as token ids, `[instructions, d_model]`, not standardised,
+        without gradients; the encoder reads `at_most` at once."""
+        return torch.stack([states.mean(0) for states in self.states_from_rows(rows, at_most)])
 
     def _read_rows(
         self, rows: Sequence[Sequence[int]], at_most: Optional[int]
-    ) -> Iterator[tuple[list[int], Tensor, Optional[InstructionMemory]]]:
-        """Yields the numbers of rows that are read together, their mean states `[rows, d_model]`, and their memory."""
+    ) -> Iterator[tuple[list[int], Tensor, Tensor, Optional[InstructionMemory]]]:
+        """Yields the numbers of rows that are read together, and what `_read` returns for them."""
         for group in alike_in_length([len(row) for row in rows], at_most, on_cpu=self.device.type == "cpu"):
             padded, mask = pad([list(rows[number]) for number in group], 0)
             yield group, *self._read(padded.to(self.device), mask.to(self.device))
 
-    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Optional[InstructionMemory]]:
-        """Encodes instructions: returns their mean state `[tasks, d_model]`, and the memory that fusion attends to."""
+    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Optional[InstructionMemory]]:
+        """Encodes instructions: returns what the generator reads of their states, `[tasks, seq, d_model]` with its
+        mask, and the memory that fusion attends to."""
         require_one_place(self)
         with self._keeping_caches():  # an instruction's prefix is read from one
             states, read = self.kind.read(self, input_ids, attention_mask)
@@ -255,12 +262,26 @@ class InstructionsMixin:
                 projected = [layer.project(states) for layer in self.fusion]
                 read["keys"], read["values"] = (torch.stack(tensors, 1) for tensors in zip(*projected))
             memory = InstructionMemory(attention_mask, **read)
-        return masked_mean(states, attention_mask), memory
+        return *self.hypernetwork.pooling.kept(states, attention_mask), memory
 
-    def adapter_from_pooled(self, pooled: Tensor, memory: Optional[InstructionMemory] = None) -> TagiAdapter:
-        """Returns the adapters for pooled instructions `[tasks, d_model]`, with gradients."""
+    def adapter_from_states(
+        self, states: Tensor, mask: Tensor, memory: Optional[InstructionMemory] = None
+    ) -> TagiAdapter:
+        """Returns the adapters for what the generator reads of instructions, with gradients.
+
+        Args:
+            states: `[tasks, seq, d_model]`, those of `states_from_rows` padded on the right.
+            mask: `[tasks, seq]`.
+            memory: What fusion attends to.
+        """
+        return self._written(self._pooled(states, mask), memory)
+
+    def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.standardised is not None:
-            pooled = self.standardised(pooled)
+            states = self.standardised(states)
+        return self.hypernetwork.pooling(states, mask)
+
+    def _written(self, pooled: Tensor, memory: Optional[InstructionMemory]) -> TagiAdapter:
         a, b = self.hypernetwork(pooled)
         return TagiAdapter(lora_a=a, lora_b=b, lora_alpha=self.config.lora_alpha, memory=memory)
 

@@ -19,7 +19,7 @@ from .configuration_tagi import TagiConfig
 from .fit import checked_rows, input_list, require_fit, require_one_place
 from .function import FunctionMixin
 from .fusion import InstructionCrossAttention, attending
-from .hypernetwork import GENERATORS, Standardised
+from .hypernetwork import GENERATORS, POOLINGS, Standardised
 from .instructions import InstructionsMixin
 from .lora import (
     Application,
@@ -114,9 +114,11 @@ class TagiModel(FunctionMixin, InstructionsMixin, CheckpointMixin, PreTrainedMod
         self.targets = targets = find_targets(self.backbone, config.target_modules, config.layers_to_transform)
         text_config = config.backbone_config.get_text_config()
         d_model, heads = text_config.hidden_size, text_config.num_attention_heads
+        pooling = POOLINGS[config.pooling](d_model)
         self.hypernetwork = GENERATORS[config.generator](
-            targets, d_model, config.r, config.generator_hidden_size, config.generator_index_size
+            targets, pooling.width, config.r, config.generator_hidden_size, config.generator_index_size
         )
+        self.hypernetwork.pooling = pooling
         self.standardised = Standardised(d_model) if config.standardise else None
         self.kind = Seq2Seq() if config.is_encoder_decoder else Causal()
         fused = self.kind.fused_modules(self.backbone) if config.fusion == "cross_attention" else []

@@ -84,7 +84,7 @@ class TaskFlops:
             self.lora[works_on(path)] += 2 * config.r * (d_in + d_out)
         self.merging = sum(2 * config.r * d_in * d_out for d_in, d_out in targets.values())
         self.adapter_size = sum(config.r * (d_in + d_out) for d_in, d_out in targets.values())  # in numbers
-        self.generator = model.hypernetwork.flops()
+        self.generator, self.pooling = model.hypernetwork.flops(), model.hypernetwork.pooling
 
         text_config = config.backbone_config.get_text_config()
         heads, d_model = text_config.num_attention_heads, text_config.hidden_size
@@ -123,7 +123,7 @@ class TaskFlops:
             memory = projection + inputs * self.decoder_layers * self.score * t * queries
         return self._parts(
             instruction=self.linear["read"] * t + self.layers * self.score * t * t,
-            generator=self.generator,
+            generator=self.generator + self.pooling.flops(t),
             lora=inputs * self.low_rank(i, o, targets_given),
             # keys and values of the instruction are as large as queries and outputs of the input
             fusion=self.fusion_projection * (t + inputs * fused) + inputs * self.fusion_score * fused * t,

@@ -195,7 +195,7 @@ def instruction_for(config: TagiConfig, lengths: Lengths, relative: float, input
 def _formulas(config: TagiConfig) -> dict[str, TaskFlops]:
     fields = {name: getattr(config, name) for name in (
         "backbone_config", "r", "lora_alpha", "target_modules", "layers_to_transform", "fusion_heads", "generator",
-        "generator_hidden_size", "generator_index_size", "standardise", "max_instruction_length",
+        "generator_hidden_size", "generator_index_size", "pooling", "standardise", "max_instruction_length",
     )}  # fmt: skip
     methods = counted_methods()
     made = {fusion: TaskFlops(TagiConfig(**fields, fusion=fusion)) for fusion in set(methods.values()) - {None}}

@@ -125,7 +125,7 @@ def checkpoint_blocks(config, name: str, instruction: str, inputs: Sequence[str]
             ("backbone changed by training", "yes" if config.backbone_trained else "no"),
             ("LoRA", f"rank {config.r}, alpha {config.lora_alpha:g}, on {_targets(config)}"),
             ("fusion", config.fusion),
-            ("generator", f"{config.generator}, hidden size {config.generator_hidden_size}"),
+            ("generator", f"{config.generator}, hidden size {config.generator_hidden_size}, pooling {config.pooling}"),
             ("longest instruction", f"{config.max_instruction_length} tokens"),
         ]),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from ..tokens import alike_in_length
 from . import losses
 from .target_positions import reading_at
 
-_KEPT_BYTES = 2**28  # of pooled instructions
+_KEPT_BYTES = 2**30  # of instructions' states
 
 
 def step_outputs(model: nn.Module, inputs: Mapping[str, Any], head: nn.Module, kept: "KeptInstructions", cut: bool):
@@ -24,7 +24,7 @@ def step_outputs(model: nn.Module, inputs: Mapping[str, Any], head: nn.Module, k
         model: A [`TagiModel`] or a language model, perhaps wrapped.
         inputs: The batch.
         head: The model's output head.
-        kept: Pooled instructions of earlier steps.
+        kept: Instructions of earlier steps.
         cut: Whether the batch is cut into rows of like length where padding costs more than a further pass. The
             outputs are the same.
     """
@@ -71,14 +71,15 @@ def _by_length(model, inputs: dict, labels: Tensor, head: nn.Module, both: bool)
 
 
 class KeptInstructions:
-    """Keeps the pooled instructions of a model whose instruction encoder does not change, so that each is read once.
+    """Keeps what a model's generator reads of instructions whose encoder does not change: each is encoded once.
 
     That is so if the backbone is frozen and has no dropout, and nothing but the generator reads an instruction
     (fusion none).
     """
 
     def __init__(self):
-        self._pooled: dict[tuple[int, ...], Tensor] = {}
+        self._states: dict[tuple[int, ...], Tensor] = {}
+        self._bytes = 0
         self._stay: Optional[bool] = None  # asked at the first step
 
     def adapter(self, model: TagiModel, ids: Tensor, mask: Tensor):
@@ -88,16 +89,21 @@ class KeptInstructions:
         if not self._stay:
             return model.adapter_from_ids(ids, mask)
         rows = [tuple(row[: int(length)]) for row, length in zip(ids.tolist(), mask.sum(1))]
-        if new := [row for row in dict.fromkeys(rows) if row not in self._pooled]:
-            if len(self._pooled) * 4 * model.config.get_text_config().hidden_size > _KEPT_BYTES:
-                self._pooled.clear()
-                new = list(dict.fromkeys(rows))
-            self._pooled.update(zip(new, model.pooled_from_rows(new)))
-        return model.adapter_from_pooled(torch.stack([self._pooled[row] for row in rows]))
+        if self._bytes > _KEPT_BYTES:
+            self._states.clear()
+            self._bytes = 0
+        if new := [row for row in dict.fromkeys(rows) if row not in self._states]:
+            read = model.states_from_rows(new)
+            self._states.update(zip(new, read))
+            self._bytes += sum(one.nbytes for one in read)
+        states = [self._states[row] for row in rows]
+        lengths = torch.tensor([len(one) for one in states], device=mask.device)
+        within = torch.arange(int(lengths.max()), device=mask.device) < lengths.unsqueeze(1)
+        return model.adapter_from_states(nn.utils.rnn.pad_sequence(states, batch_first=True), within.to(mask.dtype))
 
 
 def _do_not_change(model: TagiModel) -> bool:
-    """Tells whether the pooled instruction of a model in training is the same in every step, and all that is read."""
+    """Tells whether the encoded instruction of a model in training is the same in every step, and all that is read."""
     frozen = not any(parameter.requires_grad for parameter in model.backbone.parameters())
     fields = model.config.backbone_config.to_dict().items()
     dropout = any("dropout" in name and isinstance(value, float) and value > 0 for name, value in fields)
