@@ -54,8 +54,8 @@ def assert_equal(one, two):
 
 def test_what_ships_stays_small():
     # 30 lines of them for save_gguf, whose writer does not ship; a file and 260 lines for function.py, which is called
-    # and saved wherever a checkpoint is
-    assert len(CODE) <= 19 and sum(len((PACKAGE / name).read_text().splitlines()) for name in CODE) <= 5540
+    # and saved wherever a checkpoint is; 95 for poolings
+    assert len(CODE) <= 19 and sum(len((PACKAGE / name).read_text().splitlines()) for name in CODE) <= 5635
 
 
 # The three lines that must always work
