@@ -27,8 +27,8 @@ def add_arguments(parser):
 
     add("--host", "the address to listen at", metavar="ADDRESS", default="127.0.0.1")
     add("--port", "0 takes a free one", type=_port, metavar="N", default=8000)
-    add("--adapters", "where adapters are kept; servers may share it", metavar="FOLDER",
-        default="~/.cache/tagi/adapters")  # fmt: skip
+    add("--adapters", "where adapters are kept, which servers may share; default: one in the Hugging Face cache",
+        metavar="FOLDER")  # fmt: skip
     add("--adapters_gb", "what it may grow to, then those used longest ago leave", type=positive_number, default=10.0,
         metavar="GB")  # fmt: skip
     add("--names", "short names of instructions, {name: instruction} in YAML", metavar="FILE")
@@ -56,7 +56,7 @@ def call(options) -> int:
     from .loading import load_model
 
     model = load_model(options.checkpoint)
-    from ..serving.adapters_on_disk import AdaptersOnDisk
+    from ..serving.adapters_on_disk import AdaptersOnDisk, adapters_folder
     from ..serving.api import make_app
     from ..serving.limits import Limits
     from ..serving.server import serve
@@ -70,8 +70,8 @@ def call(options) -> int:
         batch=options.max_batch,
         window=options.window_ms / 1000,
     )
-    folder = Path(options.adapters).expanduser()
-    service = Service(model, AdaptersOnDisk.of(model, folder, int(options.adapters_gb * 1e9)), limits, names)
+    disk = AdaptersOnDisk.of(model, adapters_folder(options.adapters), int(options.adapters_gb * 1e9))
+    service = Service(model, disk, limits, names)
 
     def ready(url: str):
         said = {"url": url, "backbone": service.names.backbone, "adapters": str(service.disk.folder)}

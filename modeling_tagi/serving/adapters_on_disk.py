@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional, Union
 
 from filelock import FileLock
+from huggingface_hub import cached_assets_path
 
 from ..adapter import TagiAdapter
 from ..adapter_files import CONFIG_FILE, PROVENANCE_FILE
@@ -164,6 +165,11 @@ class AdaptersOnDisk:
             if folder != keep and now - _changed(folder, now) >= self.spared_seconds:
                 _remove(folder)
                 total -= size
+
+
+def adapters_folder(folder: Union[str, os.PathLike, None] = None) -> Path:
+    """Returns the folder that adapters are kept in; by default one in the cache of `huggingface_hub` for assets."""
+    return Path(folder).expanduser() if folder else cached_assets_path("modeling-tagi", namespace="adapters")
 
 
 def is_id(name: str) -> bool:

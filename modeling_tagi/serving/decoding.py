@@ -24,12 +24,10 @@ def write_answers(model: TagiModel, rows: Sequence[Row], padding: int, decode: C
     """
     rows = sorted(rows, key=lambda row: row.name or "")  # those of one adapter side by side share its products
     ids, mask = pad([row.ids for row in rows], padding, left=not model.config.is_encoder_decoder)
-    adapter, task_index = _adapters_of(rows, model)
     model.generate(
         ids.to(model.device),
         attention_mask=mask.to(model.device),
-        adapter=adapter,
-        **({} if adapter is None else {"task_index": task_index}),
+        **_adapters_of(rows, model),
         do_sample=False,  # rows that draw do it by `_Draws`
         num_beams=1,
         max_new_tokens=max(row.max_new_tokens for row in rows),
@@ -39,14 +37,17 @@ def write_answers(model: TagiModel, rows: Sequence[Row], padding: int, decode: C
     )
 
 
-def _adapters_of(rows: Sequence[Row], model: TagiModel):
-    """Returns the adapters of the rows, each once, and which of them each row has; `None` twice without any."""
+def _adapters_of(rows: Sequence[Row], model: TagiModel) -> dict:
+    """Returns the arguments of `generate` that give each row its adapter: nothing for the backbone alone."""
     if rows[0].adapter is None:
-        return None, None
+        return {}
     each = {row.name: row.adapter for row in rows}
+    if len(each) == 1:
+        return {"adapter": rows[0].adapter}
+    if model.kind.one_adapter_a_row:  # it would be gathered by row anyway: copy it once, not twice
+        return {"adapter": TagiAdapter.stack([row.adapter for row in rows])}
     numbers = {name: number for number, name in enumerate(each)}
-    stacked = TagiAdapter.stack(list(each.values())) if len(each) > 1 else rows[0].adapter
-    return stacked.to(model.device), torch.tensor([numbers[row.name] for row in rows], device=model.device)
+    return {"adapter": TagiAdapter.stack(list(each.values())), "task_index": [numbers[row.name] for row in rows]}
 
 
 class _Writing(StoppingCriteria):

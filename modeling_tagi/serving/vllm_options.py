@@ -22,11 +22,6 @@ CHECKPOINT, ADAPTERS, NAMES = "TAGI_VLLM_CHECKPOINT", "TAGI_VLLM_ADAPTERS", "TAG
 _LORAS, _LORAS_IN_MEMORY = 8, 64  # adapters in one step, and in the worker's memory
 
 
-def adapters_folder(folder: Union[str, os.PathLike, None] = None) -> Path:
-    """Returns the folder that adapters are kept in; by default one in the cache of `huggingface_hub` for assets."""
-    return Path(folder) if folder else cached_assets_path("modeling-tagi", namespace="adapters")
-
-
 def instruction_of(model: str, names: Mapping[str, str]) -> Optional[str]:
     """Returns the instruction that a request's model name stands for; `None` if it is no name of ours.
 

@@ -19,14 +19,13 @@ from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 from ..adapter import TagiAdapter
 from ..modeling_tagi import TagiModel
 from ..tokens import read_instructions
-from .adapters_on_disk import AdaptersOnDisk
+from .adapters_on_disk import AdaptersOnDisk, adapters_folder
 from .generator_mark import generator_mark
 from .vllm_options import (
     ADAPTERS,
     CHECKPOINT,
     NAMES,
     PLUGIN,
-    adapters_folder,
     instruction_of,
     served_config,
     short_names,
