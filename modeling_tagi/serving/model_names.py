@@ -18,9 +18,14 @@ class ModelNames:
     Args:
         backbone: The bare backbone's name.
         names: Instructions by their short names.
+
+    Raises:
+        ValueError: if a short name is the backbone's.
     """
 
     def __init__(self, backbone: str, names: dict[str, str], disk: AdaptersOnDisk):
+        if backbone in names:
+            raise ValueError(f"the short name {backbone!r} is the backbone's own; choose another name")
         self.backbone, self.names, self.disk = backbone, names, disk
 
     def instruction_of(self, model: str) -> Optional[str]:

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Mapping, Optional, Sequence, Union
 
 from huggingface_hub import cached_assets_path
