@@ -44,9 +44,9 @@ def score_rows(
         at_most: Options scored at once, over all rows.
     """
     scores: list[list[tuple[float, int]]] = [[] for _ in inputs]
-    read, rows_at_once = _encoded if tokens.is_encoder_decoder else _cached, at_most // max(map(len, options))
+    read, most = _encoded if tokens.is_encoder_decoder else _cached, max(map(len, options), default=1)
     with evaluating(model):
-        for group, batch, given in _batches(model, tokens, inputs, adapter, task_index, rows_at_once):
+        for group, batch, given in _batches(model, tokens, inputs, adapter, task_index, at_most // most):
             logits_of = read(model, tokens, batch, given)
             pairs = [(place, target) for place, row in enumerate(group) for target in options[row]]
             for start in range(0, len(pairs), at_most):

@@ -4,7 +4,8 @@ from typing import Any, assert_type
 
 from transformers import PreTrainedModel
 
-from modeling_tagi import TagiAdapter, TagiConfig, TagiModel
+from modeling_tagi import TagiAdapter, TagiConfig, TagiModel, load_function
+from modeling_tagi.function import TagiFunction
 
 
 def adapters_of(folder: str, instructions: list[str]) -> dict[str, TagiAdapter]:
@@ -29,6 +30,14 @@ def use(model: TagiModel, adapter: TagiAdapter) -> list[str]:
     return answers
 
 
+def functions(model: TagiModel) -> dict[str, float]:
+    classify = assert_type(model.function("say which", ["one", "two"], if_far="abstain"), TagiFunction)
+    classify.save("which", base_model="a/backbone")
+    assert_type(load_function("which", model=model), TagiFunction)
+    scores: dict[str, float] = classify.scores("a text")
+    return scores
+
+
 def make(fields: dict[str, Any]) -> TagiModel:
     config = TagiConfig(r=4, fusion="none", **fields)
     assert_type(config.lora_alpha, float)
@@ -43,6 +52,7 @@ def wrong(model: TagiModel, adapter: TagiAdapter) -> None:
     model.generate_adapter()  # type: ignore[call-arg]
     model.encode_inputs(None)  # type: ignore[arg-type]
     model.set_trainable(True)  # type: ignore[arg-type]
+    model.function(None)  # type: ignore[arg-type]
     adapter.tune(3)  # type: ignore[arg-type]
     adapter.combine([adapter])  # type: ignore[call-arg]
     adapter.rnak  # type: ignore[attr-defined]
