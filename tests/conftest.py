@@ -20,6 +20,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hub_stand_in import hub_stand_in, log_in  # noqa: E402
 from huggingface_hub.utils import get_session  # noqa: E402
+from toy_checkpoints import apart  # noqa: E402, F401
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
