@@ -63,26 +63,51 @@ def read_p3(
     folds, read_folds = {}, partial(_folds, input_words=max_input_words, target_words=max_target_words)
     for part in ("valid", "test"):
         folds[part] = [record for file in files[part] for _, record in read_folds(file, (part,))]
-    read = (pair for file in files["train"] for pair in read_folds(file, ("train", "dev")))
-    folds["dev"] = []
-    if stream is None:
-        folds["train"] = []
-        for fold, record in read:
-            folds[fold].append(record)
-        kept_out = _choose_templates(folds["train"] + folds["dev"], held_out_templates, seed)
-        train = drop_duplicates(record for record in folds["train"] if record.task not in kept_out)
-    else:
-        kept_out = _choose_templates(_passing(read, "dev", folds["dev"]), held_out_templates, seed)
-        train = stream([partial(_training_records, partial(read_folds, file), kept_out) for file in files["train"]])
-    splits = {
-        "seen_templates": [record for record in folds["dev"] if record.task not in kept_out],
-        "unseen_templates": [record for record in folds["dev"] if record.task in kept_out],
+    train, dev, kept_out = _train_and_dev(files["train"], read_folds, held_out_templates, seed, stream)
+    evaluated = _new_to_training(train, {
+        "seen_templates": [record for record in dev if record.task not in kept_out],
+        "unseen_templates": [record for record in dev if record.task in kept_out],
         "valid_datasets": folds["valid"],
         "unseen_datasets": folds["test"],
-    }
-    # All that may be trained on counts as seen, so that max_per_template does not change what is evaluated.
+    })  # fmt: skip
+    splits = {name: cap_tasks(records, max_eval_per_task, seed) for name, records in evaluated.items()}
+    return {"train": train if stream is not None else cap_tasks(train, max_per_template, seed), **splits}
+
+
+def _train_and_dev(
+    files: list[Path],
+    read_folds: Callable[..., Iterator[tuple[str, Record]]],
+    held_out_templates: int,
+    seed: int,
+    stream: Optional[Callable[..., RecordStream]],
+) -> tuple[Union[list[Record], RecordStream], list[Record], set[str]]:
+    """Reads the data sets that are trained on.
+
+    Returns:
+        The training records without those of templates kept out, the records of the fold "dev", and these templates.
+    """
+    read = (pair for file in files for pair in read_folds(file, ("train", "dev")))
+    if stream is not None:
+        dev: list[Record] = []
+        kept_out = _choose_templates(_passing(read, "dev", dev), held_out_templates, seed)
+        sources = [partial(_training_records, partial(read_folds, file), kept_out) for file in files]
+        return stream(sources), dev, kept_out
+    folds: dict[str, list[Record]] = {"train": [], "dev": []}
+    for fold, record in read:
+        folds[fold].append(record)
+    kept_out = _choose_templates(folds["train"] + folds["dev"], held_out_templates, seed)
+    train = drop_duplicates(record for record in folds["train"] if record.task not in kept_out)
+    return train, folds["dev"], kept_out
+
+
+def _new_to_training(train: Iterable[Record], splits: Splits) -> Splits:
+    """Returns evaluation splits without repeated records, and without inputs and wordings that are trained on.
+
+    All that may be trained on counts, so that `max_per_template` does not change what is evaluated.
+    """
     evaluated = [record for records in splits.values() for record in records]
     seen, wordings = shared_instances(train, evaluated), {normalise_text(record.instruction) for record in train}
+    kept = {}
     for name, records in splits.items():
         unique = drop_duplicates(records)
         new = drop_instances(unique, seen)
@@ -90,8 +115,8 @@ def read_p3(
                     len(records) - len(unique), name, len(unique) - len(new))
         if name != "seen_templates":  # a new data set may come with a wording that another one has in training
             new = [record for record in new if normalise_text(record.instruction) not in wordings]
-        splits[name] = cap_tasks(new, max_eval_per_task, seed)
-    return {"train": train if stream is not None else cap_tasks(train, max_per_template, seed), **splits}
+        kept[name] = new
+    return kept
 
 
 def read_t0_eval(folder: Union[str, Path], max_eval_per_task: Optional[int] = None, seed: int = 0) -> Splits:

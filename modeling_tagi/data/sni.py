@@ -3,7 +3,7 @@
 import logging
 import random
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Iterable, Union
 
 from ..common.json_text import not_utf8, parse_json
 from ..common.names import require_names
@@ -56,16 +56,7 @@ def read_sni(
     for name, value in limits.items():
         if value < 0:
             raise ValueError(f"{name} is {value}, but must be 0 or more")
-    names = {split: _task_names(folder / split_file_dir / f"{split}_tasks.txt") for split in ("train", "test")}
-    both = sorted(set(names["train"]) & set(names["test"]))
-    if both:
-        raise ValueError(f"{folder / split_file_dir}: {both} are in train_tasks and test_tasks; keep each in one")
-    tasks = {}
-    for split in names:
-        tasks[split] = [_read_task(folder / "tasks" / f"{name}.json", positive_examples) for name in names[split]]
-        tasks[split] = [records for records in tasks[split] if records]
-        if not tasks[split]:
-            raise ValueError(f"{folder / split_file_dir / f'{split}_tasks.txt'} names no English task with instances")
+    tasks = _read_tasks(folder / "tasks", folder / split_file_dir, positive_examples)
     train, seen = [], []
     for records in tasks["train"]:
         random.Random(f"{seed}/{records[0].task}").shuffle(records)
@@ -78,13 +69,34 @@ def read_sni(
     logger.info("SNI: left out %d instances of seen_tasks and %d of unseen whose input a training task has",
                 len(seen) - len(seen_new), len(test) - len(test_new))
     if first_eval_instances:
-        by_task: dict[str, list[Record]] = {}
-        for record in test_new:
-            by_task.setdefault(record.task, []).append(record)
-        unseen = [record for of_task in by_task.values() for record in of_task[:max_eval_instances]]
+        unseen = _first_of_each(test_new, max_eval_instances)
     else:
         unseen = cap_tasks(test_new, max_eval_instances, seed)
     return {"train": train, "seen_tasks": seen_new, "unseen": unseen}
+
+
+def _read_tasks(folder: Path, lists: Path, positive_examples: int) -> dict[str, list[list[Record]]]:
+    """Reads the records of each English task that has some, of "train" and of "test"."""
+    files = {split: lists / f"{split}_tasks.txt" for split in ("train", "test")}
+    names = {split: _task_names(file) for split, file in files.items()}
+    both = sorted(set(names["train"]) & set(names["test"]))
+    if both:
+        raise ValueError(f"{lists}: {both} are in train_tasks and test_tasks; keep each in one")
+    tasks = {}
+    for split, file in files.items():
+        read = (_read_task(folder / f"{name}.json", positive_examples) for name in names[split])
+        tasks[split] = [records for records in read if records]
+        if not tasks[split]:
+            raise ValueError(f"{file} names no English task with instances")
+    return tasks
+
+
+def _first_of_each(records: Iterable[Record], most: int) -> list[Record]:
+    """Returns the first records of each task."""
+    by_task: dict[str, list[Record]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record)
+    return [record for of_task in by_task.values() for record in of_task[:most]]
 
 
 def _task_names(path: Path) -> list[str]:

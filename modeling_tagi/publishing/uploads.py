@@ -62,9 +62,9 @@ def upload(
         private: Whether a repository that is made now is private.
         revision: A branch, made if there is none; the main one by default.
         tag: A tag for the commit.
-        commit_message, commit_description: Of the commit.
+        commit_message, commit_description: What the commit says.
         create_pr: Whether to open a pull request instead.
-        token: By default the one that is logged in.
+        token: An access token; by default that of the login.
 
     Returns:
         The commit, which is its address as a text.
@@ -83,21 +83,11 @@ def upload(
         if revision is not None and not revision.startswith("refs/pr/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         there = api.list_repo_files(repo_id, revision=revision)
-        operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-            for name, path in files.items() if name != CARD_FILE
-        ]
         chosen = _card(files.get(CARD_FILE), card(repo_id) if callable(card) else card,
                        _card_on_the_hub(api, repo_id, revision) if CARD_FILE in there else None)  # fmt: skip
-        if chosen is not None:
-            operations.append(CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=chosen.encode()))
-        operations += [
-            CommitOperationDelete(path_in_repo=name) for name in there
-            if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in stale)
-        ]
         commit = api.create_commit(
             repo_id,
-            operations,
+            _operations(files, chosen, there, stale),
             commit_message=commit_message or f"Upload {folder.resolve().name}",
             commit_description=commit_description,
             revision=revision,
@@ -106,6 +96,21 @@ def upload(
         if tag is not None:
             api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit
+
+
+def _operations(
+    files: dict[str, Path], card: Optional[str], there: Sequence[str], stale: Sequence[str]
+) -> list[Union[CommitOperationAdd, CommitOperationDelete]]:
+    """Returns what the commit does: adds the files and the card, if there is one, and deletes stale files."""
+    added: dict[str, Union[Path, bytes]] = {name: path for name, path in files.items() if name != CARD_FILE}
+    if card is not None:
+        added[CARD_FILE] = card.encode()
+    gone = [name for name in there
+            if name not in files and any(fnmatch.fnmatch(name, pattern) for pattern in stale)]  # fmt: skip
+    return [
+        *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in added.items()),
+        *(CommitOperationDelete(path_in_repo=name) for name in gone),
+    ]
 
 
 def files_to_publish(folder: Path, token: Optional[str] = None) -> dict[str, Path]:
