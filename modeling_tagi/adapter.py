@@ -161,8 +161,8 @@ class TagiAdapter:
         Args:
             adapters: One task each, or one object with several tasks. They may differ in rank and scale.
             weights: One for each; any finite numbers.
-            rank: Of the result, which is then the nearest to the sum of that rank, module by module (a singular value
-                decomposition of the low-rank product). `None` is the sum itself, of the sum of their ranks.
+            rank: The rank of the result, which is then the nearest of that rank to the sum, module by module (a
+                singular value decomposition of the low-rank product). `None` is the sum itself, of the sum of ranks.
             memory: What becomes of the encoded instructions that a generator with fusion also attends to, and which
                 have no weighted sum. The number of the adapter whose instruction is kept; or `"join"`, all of them,
                 without regard to the weights; in a causal backbone each has the positions that it has alone. `None`
@@ -211,10 +211,10 @@ class TagiAdapter:
                 for each; they are tuned side by side, each as it would be alone.
             steps: Optimizer steps.
             model: The TagiModel to tune with; `None` is the one that generated the adapter, if it is still in memory.
-            learning_rate: At its highest.
+            learning_rate: The highest rate.
             batch_size: Examples of each task in a step; all of them where there are no more.
             max_input_length, max_target_length: Tokens kept of each; `None` is all.
-            seed: Of the draws of examples. The same seed gives the same adapter; no other randomness is used or
+            seed: Seeds the draws of examples. The same seed gives the same adapter; no other randomness is used or
                 changed.
             progress: Whether a bar is shown.
 
@@ -300,7 +300,7 @@ class TagiAdapter:
             file: Ends in `.gguf`; absent, or an adapter's.
             base_model: What is asked for architecture and heads, a folder, a repository or a GGUF file (then for
                 shapes as well); by default the model that generated the adapter, else the backbone that it names.
-            name: In the file's metadata; by default the file's own.
+            name: Its name in the file's metadata; by default the file's own.
 
         Raises:
             ValueError: if there is not exactly one task, a number is not finite, llama.cpp has no such architecture

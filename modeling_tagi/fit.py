@@ -303,8 +303,8 @@ def require_rows(adapter, task_index: Optional[Tensor], rows: int):
 def fingerprint(adapter, backbone: nn.Module) -> Optional[list[float]]:
     """Returns a few weights that `adapter` changes, to recognise the backbone by; `None` if they cannot be read.
 
-    It has two numbers of each of eight modules. Those of another model, or after full finetuning, differ. Training
-    that changes none of them by more than 2 %, or other modules alone, goes unnoticed.
+    These are two weights of each of eight modules. Another model has others, and so has this one after full
+    finetuning. Training that changes them by less than 2 %, or changes other modules alone, goes unnoticed.
     """
     weights = [backbone.get_submodule(path).weight for path in fingerprinted(adapter)]
     if any(w.device.type == "meta" or not w.is_floating_point() for w in weights):

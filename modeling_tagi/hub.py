@@ -82,7 +82,7 @@ def require_folder_for(kind: str, folder: Union[str, os.PathLike]) -> Path:
     none: a long training must not fail when it is saved.
 
     Args:
-        kind: Of `KINDS`.
+        kind: One of `KINDS`.
 
     Raises:
         ValueError: if the folder has no name, is a file or lies below one, or holds something else.
@@ -276,7 +276,7 @@ def push_saved(
 
     Args:
         kind: `"checkpoint"` or `"adapter"`.
-        repo_id, private: Of the repository, which is made if there is none.
+        repo_id, private: The repository, which is made if there is none, and whether it is then private.
         revision, tag: A branch, which is made if there is none, and a tag for the commit.
         card: What the card is made from beside the folder.
         commit: `commit_message`, `commit_description` and `create_pr`, as for `HfApi.upload_folder`.
@@ -311,7 +311,7 @@ def said_in_one_line(name: str, act: str):
     """Turns errors of the Hub's client, or of transformers on top of it, into one line that says what to do.
 
     Args:
-        name: Of the repository.
+        name: The repository's name.
         act: What is done with it: `"push to"` or `"load"`.
 
     Raises:

@@ -51,7 +51,7 @@ class NamedBackboneMixin:
             name_or_folder: A repository on the Hub, a folder, or `package:` and the name of an installed package.
             gguf_file: The GGUF file in it with the weights and the tokenizer; it needs the package `gguf`.
             revision: The repository's revision.
-            dtype: Of the whole model; `None` takes the backbone's.
+            dtype: The whole model's precision; `None` takes the backbone's.
             quantization_config: Such as a `BitsAndBytesConfig`, for the backbone alone; the generator stays as it is.
                 Checkpoints then leave the backbone out.
             token, cache_dir, local_files_only: As for every transformers model.
@@ -247,7 +247,7 @@ def require_dtype(dtype):
 
 
 def at_hand(name, file: str, **options) -> Optional[str]:
-    """Returns the path of a file in a folder, or in a repository's cache; nothing is downloaded."""
+    """Returns the path of a file in a folder, or in a repository's cache; `None` if it is not at hand."""
     try:
         if is_gguf(name):
             access = {key: options[key] for key in ("revision", "cache_dir") if key in options}

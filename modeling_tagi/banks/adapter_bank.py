@@ -88,7 +88,7 @@ class AdapterBank:
         return kinds.pop() if kinds else "prompt"
 
     def folders(self) -> list[Path]:
-        """Returns the folders of the adapters that are the bank's own, in order."""
+        """Returns the folders of the bank's own adapters, in the order of its index."""
         return [self.folder / entry["folder"] for entry in self._index.values() if "folder" in entry]
 
     def numbers(self) -> dict[str, int]:

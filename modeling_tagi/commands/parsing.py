@@ -6,7 +6,7 @@ from ..common.arguments import fields
 
 
 def take_fields(options):
-    """Reads the arguments that the parser left over as a run's fields into `options.fields`; refuses anything else."""
+    """Takes the arguments that the parser left over as a run's fields, in `options.fields`; refuses what is none."""
     try:
         options.fields = fields(options.rest)
     except ValueError as error:

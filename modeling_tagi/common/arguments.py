@@ -25,14 +25,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Returns a whole number of at least 1."""
+    """Parses a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
 
 
 def positive_number(text: str) -> float:
-    """Returns a finite number above 0."""
+    """Parses a finite number above 0."""
     try:
         value = float(text)
     except ValueError:

@@ -43,11 +43,11 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 def run_command(name: str, call: Callable[[], int], when_interrupted: str = "interrupted") -> int:
     """Calls a command and returns its exit code; whatever goes wrong becomes one line on standard error.
 
-    The codes are 0, `USER` for what the user can mend, `BUG` for what the user cannot, and a shell's own for an
-    interrupt and for a reader that went away. SystemExit, which argparse raises for wrong arguments, is let through.
+    The code is what the command returns, `USER` for an error that the user can mend, `BUG` for any other, and what
+    shells have for Ctrl-C and for a pipe that nobody reads. SystemExit, which argparse raises, passes through.
 
     Args:
-        name: What was called, such as `tagi run`; it begins the line.
+        name: What the user called, such as `tagi run`; the line begins with it.
         call: Does the work.
         when_interrupted: What the line says after Ctrl-C.
     """

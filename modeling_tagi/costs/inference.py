@@ -101,10 +101,10 @@ def cost_of_methods(config: TagiConfig, lengths: Lengths, inputs: int = 100, nam
     """Returns each method's FLOPs for a task of `inputs` inputs, from reading the instruction to the last token.
 
     Args:
-        config: The TAGI model; `fusion` is set by the method.
-        lengths: Tokens of the task's texts. A prompt is as long as instruction and input.
-        inputs: Inputs of the task.
-        name: Of the backbone; by default where its weights come from, or its family.
+        config: The model's configuration, but for `fusion`, which each method sets.
+        lengths: How many tokens the task's texts have. A prompt is as long as instruction and input.
+        inputs: How many inputs the task has.
+        name: The backbone's name; by default where its weights come from, or its family.
 
     Returns:
         `backbone`, `parameters`, `inputs_per_task`, `lengths`, `paper_formula` ((t + n i) / n (t + i), section B.5),

@@ -19,8 +19,8 @@ class TextLengths:
     """Holds the lengths of a run's texts in tokens, special ones included.
 
     Args:
-        instruction, input, target: Of a task.
-        passage: Of the text that is cut into a, b and c of eq. 3, all three together.
+        instruction, input, target: The lengths of a task's texts.
+        passage: The length of the text that is cut into a, b and c of eq. 3, all three together.
     """
 
     instruction: float
@@ -52,7 +52,7 @@ class Work:
         backbone: Tokens of inputs (or prompts) that the trained model reads.
         target: Tokens that are predicted.
         teacher: Tokens of prompts that the teacher reads.
-        flops: Of it all; `nan` if they cannot be counted.
+        flops: The FLOPs of it all; `nan` if they cannot be counted.
     """
 
     rows: float = 0.0
@@ -71,7 +71,7 @@ class DeviceMemory:
     """Holds the bytes that a stage needs on its device.
 
     Args:
-        weights, gradients, optimizer: Of what is held and trained.
+        weights, gradients, optimizer: Bytes of what is held and trained.
         activations: Roughly what a batch needs; `nan` if that cannot be told.
     """
 

@@ -35,7 +35,7 @@ def adapter_map(
         splits: Records by split; a task that is in several counts for the first.
         bank: Task adapters to compare with, by task or by group.
         most: Tasks shown at most, drawn by `seed`.
-        seed: Of that draw and of the sketches.
+        seed: Seeds that draw and the sketches.
 
     Returns:
         `points`: `task`, `group`, `split`, `x` and `y` of each. `explained`: the fraction of the variance in each

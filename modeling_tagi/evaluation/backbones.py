@@ -27,7 +27,7 @@ def adaptable(model: nn.Module, like: Optional[TagiConfig] = None, seed: int = 0
     Args:
         model: A backbone, or a [`TagiModel`] whose backbone is taken; its weights are shared, not copied.
         like: The rank, scale, target modules and layers (these if its backbone is of the same family) of new adapters.
-        seed: Of A, which is uniform as PEFT's.
+        seed: Seeds A, which is uniform as PEFT's.
     """
     backbone = model.backbone if isinstance(model, TagiModel) else model
     fields = {}

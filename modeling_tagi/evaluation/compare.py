@@ -27,7 +27,7 @@ def compare(first: str, second: str, settings: Optional[RunSettings] = None, com
     """Compares two adapters or two checkpoints, folders or repositories on the Hub.
 
     Args:
-        first, second: Of the same kind.
+        first, second: Two of the same kind.
         settings: Checkpoints: what both are scored on, see `settings_of`; `None` compares configurations alone.
         command: What was called.
 

@@ -26,7 +26,7 @@ def evaluate_model(
     """Returns the scores of what a run has trained, if it trained something, and of its references, on every split.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         model: What it ended with.
         tokens: How texts become tokens.
         start: Name or folder, and revision, of the backbone that it started from.
@@ -68,7 +68,7 @@ def score_methods(
         config: The rank, scale and target modules of the oracle's adapters.
         train: The records that the bank's adapters were tuned on, and a source of wrong instructions.
         bank: Task adapters of the start's backbone, for `nearest_adapter`.
-        seed: Of the wrong instructions, of the random words and of the oracle.
+        seed: Seeds the wrong instructions, the random words and the oracle.
         label: What the model is called.
 
     Returns:

@@ -42,7 +42,7 @@ def oracle(
         start: The backbone to tune on, and its tokens.
         records: What is to be answered.
         steps, learning_rate, examples_per_task, reads, progress: As in `tune_adapters`.
-        seed: Of the halves, of A and of the tuning.
+        seed: Seeds the halves, A and the tuning.
         config: As in `adaptable`.
 
     Raises:
@@ -111,7 +111,7 @@ def tune_adapters(
         learning_rate: At its highest.
         examples_per_task: Examples of each task in a batch.
         reads: What the model reads: the `"input"` or the `"prompt"`.
-        seed: Of the draws and of dropout; the random generators are left as they were.
+        seed: Seeds the draws and dropout; the random generators are left as they were.
         at_once: Adapters tuned side by side.
         progress: Shown beside the progress bar; without it there is none.
 

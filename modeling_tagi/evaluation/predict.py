@@ -23,9 +23,9 @@ class Answering:
         tokens: How texts become tokens.
         reads: `"adapter"`: the input, with the instruction's adapter. `"prompt"`: instruction and input. `"input"`.
         batch_size: Rows at once.
-        instructions: For each task the instruction to use instead of its own; see `other_instructions`.
+        instructions: The instruction to use instead of a task's own, by task; see `other_instructions`.
         adapters: Given adapters to apply to the prompt or the input, for a [`TagiModel`].
-        row_of: For a record the number of its adapter among these.
+        row_of: Gives the number of a record's adapter among these.
 
     Raises:
         ValueError: for an unknown way of reading, or for given adapters where they are to be generated.

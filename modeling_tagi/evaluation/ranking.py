@@ -15,9 +15,9 @@ def rank_accuracy(
     Options that tie for the first place share it: the right one among two counts half.
 
     Args:
-        groups: For each record its task, for each option (log-likelihood, number of tokens), and the right option.
+        groups: The task of each record, (log-likelihood, number of tokens) of each option, and the right option.
             In P3 a task is a template.
-        datasets: For each task the data set it belongs to, the `group` of its records.
+        datasets: The data set of each task, which is the `group` of its records.
 
     Returns:
         `sum` (options compared by log-likelihood, the paper's), `mean` (by log-likelihood per token), `n` records,

@@ -36,7 +36,7 @@ class Compared:
         bank: Task adapters of the start's backbone.
         config: The rank, scale and target modules of adapters that are tuned.
         tuning: How these are tuned.
-        seed: Of everything that is drawn.
+        seed: Seeds everything that is drawn.
     """
 
     own: Optional[Answering]
@@ -81,7 +81,7 @@ class Reference(ABC):
         """Returns how it answers these records.
 
         Args:
-            records: Of one split.
+            records: Records of one split.
             progress: Shown beside the progress bar.
 
         Raises:

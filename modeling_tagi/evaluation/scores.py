@@ -31,7 +31,7 @@ def evaluate_split(
 
     Args:
         methods: How each method answers.
-        records: Of the split.
+        records: The split's records.
         rank: Whether records with options are scored by rank classification instead of by what is generated.
         label: Shown beside the progress bar.
         pairs: Methods whose difference is taken, the second from the first.
@@ -73,7 +73,7 @@ def differences(scores: dict[str, dict], pairs: Sequence[tuple[str, str]], group
     `low` and `high`.
 
     Args:
-        scores: Of each method, as `evaluate_split` has them.
+        scores: The scores of each method, as `evaluate_split` has them.
         pairs: The second is taken from the first.
         groups: That each task comes from.
     """

@@ -21,9 +21,9 @@ def scores_on_the_way(state: RunState, split: str, records: Sequence[Record]) ->
     """Returns a function that scores the model as it is: exact match and ROUGE-L of its free answers, in per cent.
 
     Args:
-        state: Of the run; its tokens are asked for when the model is scored first.
+        state: The run's state; its tokens are asked for when the model is scored first.
         split: The name of the split, which goes into the scores.
-        records: Of the split.
+        records: The split's records.
     """
     settings, records = state.settings, scored_while_training(records)
 

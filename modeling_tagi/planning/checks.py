@@ -38,10 +38,10 @@ class Asked:
     """Holds a run that somebody asks for, as far as it is known when a check is made.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         backbone: The config of its backbone.
         splits, text: Its data.
-        tokenizer: Of its models.
+        tokenizer: Its models' tokenizer.
     """
 
     settings: RunSettings
@@ -79,8 +79,8 @@ def check_run(settings: RunSettings, tokenizer, splits: Splits, text: Sequence[s
     """Refuses a run that cannot be trained, now that its data and its tokenizer are there.
 
     Args:
-        settings: Of the run.
-        tokenizer, splits, text: Of the run.
+        settings: The run's settings.
+        tokenizer, splits, text: What the run reads.
         here: Whether on this machine, into whose memory it must fit.
 
     Raises:

@@ -24,8 +24,8 @@ def require_device_memory(
     refused.
 
     Args:
-        settings: Of the run.
-        config: Of its model.
+        settings: The run's settings.
+        config: Its model's configuration.
         adapters: Task adapters that there are.
         lengths: Mean lengths of its texts; without them activations are not counted.
 

@@ -94,9 +94,9 @@ def backbone_shape(
     """Returns the backbone's config and where it was found: `scratch`, `repository` or `config` (the recipe).
 
     Args:
-        settings: Of the run.
-        vocab_size: Of the tokenizer, if that is known.
-        notes: To which what does not agree is added.
+        settings: The run's settings.
+        vocab_size: The number of the tokenizer's tokens, if that is known.
+        notes: A list to which what does not agree is added.
 
     Raises:
         ValueError: if it is found nowhere.
@@ -140,7 +140,7 @@ class PlannedLengths:
     Args:
         limit: The settings' limits.
         longest: The greatest of the data, or the limits.
-        mean: Of the data; `None` if it could not be read.
+        mean: The data's means; `None` if they could not be read.
     """
 
     limit: TextLengths

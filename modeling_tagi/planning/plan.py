@@ -40,8 +40,8 @@ def plan_run(
     says; else it is asked of the Hub. No weights are loaded or made.
 
     Args:
-        settings: Of the run.
-        flops_per_second: Of the device; `None` measures this machine.
+        settings: The run's settings.
+        flops_per_second: The device's speed; `None` measures this machine.
         utilisation: Share of that speed that training gets.
         adapters: How many task adapters there are, if the data does not say.
         with_data: Whether to read the data.

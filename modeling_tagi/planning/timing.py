@@ -23,7 +23,7 @@ class Device:
 
     Args:
         name: What plans call it; `given` for one that is not this machine.
-        dtype: In which it computes.
+        dtype: The precision that it computes in.
         flops_per_second: As specified by its maker, or as measured.
         utilisation: Share of that speed that training gets.
     """
@@ -63,11 +63,11 @@ def tried(
     """Tries a few steps of every stage on this machine.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         inputs: Its data and tokenizer.
         predicted: Seconds of one step of each stage, by its FLOPs.
         longest_target: Tokens of the longest target.
-        notes: To which it is added why nothing was tried.
+        notes: A list to which it is added why nothing was tried.
 
     Returns:
         What was timed; `None` if the run's inputs are not here, or it would take too long or cannot be done.

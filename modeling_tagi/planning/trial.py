@@ -43,9 +43,9 @@ class StageTime:
     """Holds the seconds of a stage.
 
     Args:
-        once: For each training in it, such as loading and saving; `task_adapters` trains once for each group of
-            adapters that are tuned side by side.
-        step: For an optimizer step.
+        once: What each training in it takes beside its steps, such as loading and saving; `task_adapters` trains
+            once for each group of adapters that are tuned side by side.
+        step: What an optimizer step takes.
     """
 
     once: float
@@ -95,8 +95,8 @@ def timed_trial(settings: RunSettings, splits: Splits, text: Sequence[str], toke
     """Trains a few steps of every stage in a folder that is thrown away, and answers a few batches.
 
     Args:
-        settings: Of the run.
-        splits, text, tokenizer: Of the run.
+        settings: The run's settings.
+        splits, text, tokenizer: What the run reads.
         longest_target: Tokens of the data's longest target. A model that has learned nothing does not end its
             answers, and is stopped there.
     """

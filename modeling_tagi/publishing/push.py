@@ -34,13 +34,13 @@ def push_folder(
     """Uploads a folder to a repository, in one commit and with a card.
 
     Args:
-        folder: Of a run (its `model/` goes up), a checkpoint, an adapter, or a bank of task adapters.
+        folder: The folder of a run (its `model/` goes up), a checkpoint, an adapter, or a bank of task adapters.
         repo_id: Is made if there is none.
         private: Whether a repository that is made now is private.
         revision: A branch, made if there is none; the main one by default.
         tag: A tag for the commit.
-        message: Of the commit.
-        token: By default the one that is logged in.
+        message: What the commit says.
+        token: An access token; by default that of the login.
 
     Returns:
         The web address of what was uploaded.

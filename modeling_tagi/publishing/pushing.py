@@ -32,7 +32,7 @@ def push_on_the_way(
     Args:
         repo_id: Where to.
         folder: Has room for a checkpoint.
-        settings: Of the run.
+        settings: The run's settings.
         save: Writes the model as it is to be published.
     """
 

@@ -49,7 +49,7 @@ def write_run_card(folder: Path, name: Optional[str] = None, report: Optional[tu
     """Writes `model/README.md` of a run that was evaluated, and its plots into `model/plots/`.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         name: What the snippet loads; `None` is the folder's `model/`.
         report: What `read_report` gave for it, if that was called before.
 
@@ -77,9 +77,9 @@ class CardRun:
 
     Args:
         name: What the snippet loads.
-        settings: Of the run, flat.
-        results: Of the run.
-        config: Of its checkpoint.
+        settings: The run's settings, flat.
+        results: The run's results.
+        config: Its checkpoint's configuration.
         shown: The blocks of Markdown of each section of its report, by title.
     """
 

@@ -27,7 +27,7 @@ class Cell:
     Args:
         name: The name of its folder.
         method, seed, train_tasks: Where it is in the grid; the start that runs share has method `start_prompted`.
-        settings: Of the run.
+        settings: The run's settings.
         after: Name of the cell that must be done before.
     """
 

@@ -63,7 +63,7 @@ class Curve:
 
     Args:
         model: The checkpoint's.
-        seed: Of the draws.
+        seed: Seeds the draws.
         lengths: Tokens kept of an input and of a target.
     """
 

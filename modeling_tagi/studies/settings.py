@@ -23,7 +23,7 @@ class Grid:
 
     Args:
         methods: Names of `METHODS`, or `{name: {base: method, field: value}}` for one of your own.
-        seeds: Of training; not given, the configuration's one.
+        seeds: Seeds of training; not given, the configuration's one.
         train_tasks: Numbers of tasks to train on, a `null` among them for all; not given, the configuration's one.
     """
 

@@ -88,7 +88,7 @@ class Scores:
     """Holds one method's scores by one metric.
 
     Args:
-        seeds, tasks: Of the rows and of the columns.
+        seeds, tasks: What the rows and the columns are.
         values: `[seeds, tasks]`.
     """
 

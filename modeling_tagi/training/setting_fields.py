@@ -183,9 +183,9 @@ class ObjectiveSettings:
     """Holds the weights of `L_pred + λ1 L_kl + λ2 L_ins`; the defaults are the paper's (section 3.2.4, Table 8).
 
     Args:
-        prediction_weight: Of L_pred.
+        prediction_weight: The weight of L_pred.
         distillation_weight: λ1. With 0, no teacher is run.
-        temperature: Of L_kl; the authors' scripts have 3.
+        temperature: The temperature of L_kl; the authors' scripts have 3.
         alignment: L_ins by its name in `losses.ALIGNMENTS`: on the `factors` (eq. 6), on the updates (`delta`), or
             `none`.
         alignment_weight: λ2: `sigmoid` of L_ins, `sigmoid_detached` (not part of the gradient), or a number.
@@ -246,7 +246,7 @@ class OracleSettings:
 
     Args:
         steps: Optimizer steps for each LoRA.
-        learning_rate: Of the first step; it then falls linearly to 0.
+        learning_rate: The rate of the first step; it then falls linearly to 0.
         examples_per_task: Examples of each task in a batch.
     """
 
@@ -290,7 +290,7 @@ class RunSettings:
     Args:
         output_dir: Where it goes; default `outputs/<config name>`.
         label: What tables call the model that is trained.
-        seed: Of everything random; from 0 to 2^32 - 1.
+        seed: Seeds everything random; from 0 to 2^32 - 1.
         train_tasks: Most tasks to train on, spread over the groups; `null` is all.
         bf16: Whether training computes in bfloat16.
         gradient_checkpointing: Less memory for more time; task adapters are tuned without it.

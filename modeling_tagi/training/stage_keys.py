@@ -25,7 +25,7 @@ class Keyed(Protocol):
     """Says what a stage's key is made of, as a `TrainingStage` does.
 
     Attributes:
-        name: Of its section in the settings.
+        name: The name of its section in the settings.
         reads: What its batches are drawn from, `records` or `text`.
         depends_on: Fields and sections, beside its own, that its result depends on.
     """

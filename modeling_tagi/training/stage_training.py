@@ -42,8 +42,8 @@ def train_stage(
 ) -> dict:
     """Trains `model` in place with the HF Trainer, and resumes from the last checkpoint if there is one.
 
-    If weights are sharded, a copy is trained, and its weights are then copied to the main process's `model`: what is
-    saved, and what a teacher shares with it, is not sharded. `seed` seeds dropout.
+    Where weights are sharded, a copy of the model is trained, and the main process then copies its weights back to
+    `model`, which stays whole for saving and for the teacher. `seed` seeds dropout.
 
     Returns:
         `loss` (mean over the last tenth of the log) and `steps`; the whole log is written to the stage's folder.

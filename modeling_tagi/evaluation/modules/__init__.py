@@ -10,7 +10,7 @@ def load_metric(name: str, **options):
 
     Args:
         name: `"sni_answers"` or `"rank_classification"`.
-        options: Of `evaluate.load`; `keep_in_memory=True` writes no temporary files.
+        options: Options of `evaluate.load`; `keep_in_memory=True` writes no temporary files.
 
     Raises:
         ValueError: if there is no such folder.

@@ -133,7 +133,7 @@ class Plot:
     """Holds a plot of a report.
 
     Args:
-        name: Of its file, unique in the report.
+        name: The name of its file, unique in the report.
         svg: A whole SVG document.
         caption: What it shows.
         png: Makes the same as a PNG, where pages take no SVG.

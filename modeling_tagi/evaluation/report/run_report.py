@@ -213,8 +213,8 @@ def score_plots(scored: dict[str, list[list[dict]]], name: str, whose: str = "")
     """Plots scores while finetuning.
 
     Args:
-        scored: By method, for each of its seeds the lines of `scores.jsonl`.
-        name: Of the plot's file.
+        scored: The lines of `scores.jsonl` of each seed, by method.
+        name: The name of the plot's file.
         whose: What the caption ends with.
     """
     every = [entry for logs in scored.values() for log in logs for entry in log]

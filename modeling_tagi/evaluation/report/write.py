@@ -35,7 +35,7 @@ def write_report(folder: Union[str, Path], read: Optional[tuple[str, str, list[S
     """Writes `report/index.html`, which needs no other file, and `report/report.md` with its plots beside it.
 
     Args:
-        folder: Of a run or of a study.
+        folder: The folder of a run or of a study.
         read: What `read_report` gave for it, if that was called before.
 
     Returns:

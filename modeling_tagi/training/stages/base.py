@@ -32,7 +32,7 @@ class TrainingStage(ABC):
     """Declares one stage of a run.
 
     Attributes:
-        name: Of its section in the settings, of its folder, and in messages.
+        name: The name of its section in the settings and of its folder, and its name in messages.
         description: What it does, in a few words.
         stream: Names its random numbers, which are derived from it.
         reads: What its batches are drawn from, `records` or `text`.
@@ -66,8 +66,8 @@ class TrainingStage(ABC):
         """Refuses, before any long work, what the stage would refuse late.
 
         Args:
-            settings: Of the run.
-            config: Of its model.
+            settings: The run's settings.
+            config: Its model's configuration.
             train, text: What it trains on.
 
         Raises:
@@ -79,9 +79,9 @@ class TrainingStage(ABC):
         """Refuses batches that the data are too few for.
 
         Args:
-            settings: Of the run.
+            settings: The run's settings.
             records_of: How many records each `task`, and each `group`, has.
-            passages: Of text; 0 if there is none.
+            passages: How many passages of text there are.
 
         Raises:
             ValueError: naming the field.

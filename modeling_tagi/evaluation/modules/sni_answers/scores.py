@@ -41,9 +41,9 @@ def answer_scores(
 
     Args:
         predictions: One text for each instance.
-        references: For each instance its accepted answers, at least one; the best counts.
-        tasks: For each instance the name of its task.
-        categories: For each instance the name of its task's category.
+        references: The accepted answers of each instance, at least one; the best counts.
+        tasks: The name of each instance's task.
+        categories: The name of the category of each instance's task.
 
     Returns:
         `exact_match` and `rouge_l`, means over the `n` instances as in the script. With tasks, `per_task` (the same
