@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import Optional
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
@@ -83,20 +83,35 @@ def _say_errors_in_one_shape(app: FastAPI):
 
 def _add_answers(app: FastAPI, service: Service):
     @app.post("/v1/completions", tags=["answers"])
-    async def completions(body: CompletionBody):
+    async def completions(body: CompletionBody, request: Request):
         """Answers one or several prompts; with an adapter, they are its inputs, without the instruction."""
-        return await _answer(await service.complete(body))
+        return await _answer(await service.complete(body), request)
 
     @app.post("/v1/chat/completions", tags=["answers"])
-    async def chat_completions(body: ChatBody):
+    async def chat_completions(body: ChatBody, request: Request):
         """Answers messages; with an adapter one message of the user's, its input."""
-        return await _answer(await service.chat(body))
+        return await _answer(await service.chat(body), request)
 
 
-async def _answer(answering: Answering) -> Response:
+async def _answer(answering: Answering, request: Request) -> Response:
     if answering.streams:
         return StreamingResponse(_events(answering), media_type="text/event-stream")
-    return Plain(await answering.whole())
+    whole, gone = asyncio.ensure_future(answering.whole()), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not whole.done():  # nobody is there to read it
+            answering.cancel()
+            await asyncio.wait((whole,))
+            return Response(status_code=499)
+        return Plain(whole.result())
+    finally:
+        gone.cancel()
+
+
+async def _gone(request: Request):
+    """Returns when the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(answering: Answering):

@@ -232,5 +232,9 @@ class Answering:
             if self.with_usage:
                 yield self.shape.usage(self.rows, self.copies)
         finally:
-            for row in self.rows:
-                row.cancelled = row.finished is None
+            self.cancel()
+
+    def cancel(self):
+        """Gives up what is not written yet."""
+        for row in self.rows:
+            row.cancelled = row.finished is None

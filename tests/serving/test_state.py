@@ -103,6 +103,24 @@ def test_a_client_that_goes_while_it_is_answered_frees_its_row(models, serving, 
         assert answer.status_code == 200
 
 
+def test_a_client_that_goes_while_it_waits_is_not_answered(models, serving, tmp_path):
+    with serving(models("t5"), tmp_path, batch=1) as served:
+        asked = {"model": "tagi:say no", "prompt": "a", "max_tokens": 4}
+        assert served.client.post("/v1/completions", json=asked).status_code == 200
+        go, written = threading.Event(), served.service.metrics.tokens.labels("written")
+        served.service.computer.submit(go.wait)
+        before = written._value.get()
+        for _ in range(2):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{served.url}/v1/completions", json=asked, timeout=1)
+        time.sleep(0.2)
+        go.set()
+        while served.service.batcher.running or served.service.batcher.waiting:
+            time.sleep(0.01)
+        assert written._value.get() == before
+        assert served.client.post("/v1/completions", json=asked).status_code == 200
+
+
 def test_a_row_that_fails_does_not_take_others_with_it(models, alone):
     model = models("llama", "none")
     engine = Engine(model, Limits())
