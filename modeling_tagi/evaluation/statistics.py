@@ -42,10 +42,11 @@ def mean_interval(
         values: [tasks] or [seeds, tasks]. Seeds are averaged within each task first: the interval is over tasks, and
             how much seeds differ is to be reported apart.
         clusters: The cluster of each task; `None` makes every task one of its own, and so does a single cluster that
-            holds them all, since nothing can be said of others then. Of one task the interval has no width, and this
-            warns; of equal values it has none either.
+            holds them all, since nothing can be said of others then. The interval of one task has no width, and a
+            warning says so; that of equal values has none either.
         level: The fraction of such intervals that cover the mean of the population that the clusters are drawn from.
-        bounds: Between which the values lie, `SCORES` or `DIFFERENCES`. Without them the interval is symmetric.
+        bounds: The least and the highest value that there can be, `SCORES` or `DIFFERENCES`. Without them the interval
+            is symmetric.
 
     Raises:
         ValueError: if the shape is another, there are no values, one is not a finite number or out of bounds, there

@@ -26,11 +26,11 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def run_study(study: StudySettings, command: str = "") -> Path:
-    """Runs what is not done yet, and writes the tables anew after each cell.
+    """Runs the cells that are not done yet, and writes the tables anew after each of them.
 
     Args:
         study: What to run.
-        command: What was called, for the report.
+        command: The command that the user called, for the report.
 
     Returns:
         The study's folder: `results.jsonl` (a line for each method, seed and number of tasks), `by_split.jsonl`,

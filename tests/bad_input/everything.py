@@ -41,8 +41,13 @@ def import_everything():
     import modeling_tagi
 
     for found in pkgutil.walk_packages(modeling_tagi.__path__, "modeling_tagi."):
-        if not found.name.endswith("__main__") and ".modules." not in found.name:
+        if found.name.endswith("__main__") or ".modules." in found.name:
+            continue
+        try:
             importlib.import_module(found.name)
+        except ModuleNotFoundError as missing:  # what an extra brings, such as vllm
+            if missing.name.split(".")[0] == "modeling_tagi":
+                raise
     for name in ("matplotlib.figure", "peft", "pyarrow.parquet", "transformers.models.t5.modeling_t5"):
         importlib.import_module(name)
     gc.collect()

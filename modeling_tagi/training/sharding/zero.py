@@ -55,7 +55,8 @@ def require_possible():
 def shard(model: nn.Module, bf16: bool):
     """Lets DeepSpeed gather, with a module's own weights, those in its `ParameterList`s and `ParameterDict`s.
 
-    In stage 3 it would leave these sharded. accelerate shards `model` itself, later. `bf16` changes nothing here.
+    DeepSpeed's stage 3 would leave these sharded otherwise. `model` itself is not sharded here; accelerate does that
+    later. `bf16` is not used: other ways of sharding take it.
     """
     if stage() < 3:
         return
