@@ -2,6 +2,7 @@
 
     python tests/serving/load.py checkpoints/smollm2-135m --clients 64 --adapters 16 --requests 5000
     python tests/serving/load.py t5 --requests 5000        # a tiny T5 with cross-attention to the instruction
+    python tests/serving/load.py t5-small --requests 500   # the same in T5-small's shape, but for its vocabulary
 
 An answer is right if it is what `model.generate` alone gives for the request's own adapter and input; where it differs
 in a near-tie of two tokens (1e-3 of a logit) it is counted apart. Throughput is compared with `model.generate` one by
@@ -136,7 +137,10 @@ def tiny(family: str, folder: Path) -> str:
     from transformers import T5Tokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:?"
-    model = conftest._make_model(family, max_instruction_length=64)
+    family, shape = family.partition("-")[::2]
+    shape = {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8} if shape == "small" else {}
+    backbone = conftest._make_backbone(family, **shape)
+    model = conftest._make_model(family, backbone=backbone, max_instruction_length=64)
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -1.0), *((letter, -2.0) for letter in letters)]
     model.tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0)
     with torch.no_grad():
@@ -148,7 +152,7 @@ def tiny(family: str, folder: Path) -> str:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a checkpoint, or the family of a tiny model")
+    parser.add_argument("checkpoint", help="a checkpoint, or what is made: t5, t5-small, llama, …")
     for name, default in (("clients", 64), ("adapters", 16), ("requests", 5000), ("inputs", 12), ("max_tokens", 16),
                           ("bare_requests", 0), ("batches", 6)):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
