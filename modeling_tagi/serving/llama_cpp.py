@@ -44,6 +44,7 @@ def start_server(
     params.n_ctx, params.n_parallel = context * parallel, parallel
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_ram_mib = 0  # it keeps what a prompt came to, and takes that for another adapter's too
     params.warmup, params.verbosity = False, -1
     threads = threads or int(os.environ.get("OMP_NUM_THREADS", 0))
     if threads:

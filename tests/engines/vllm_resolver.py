@@ -18,24 +18,10 @@ import time
 from pathlib import Path
 
 import httpx
+from asked import INPUTS, INSTRUCTIONS
 from openai import AsyncOpenAI
 
 ROOT = Path(__file__).parents[2]
-INSTRUCTIONS = [
-    "Write the first word of the input.", "Write the last word of the input.", "Write the input in capital letters.",
-    "Write the input in lower case.", "Count the words of the input.", "Write the words in reverse order.",
-    "Write the longest word of the input.", "Write the shortest word of the input.", "Repeat the input twice.",
-    "Write the first letter of each word.", "Leave out the first word.", "Leave out the last word.",
-    "Decide whether the text is positive or negative.", "Translate the text into French.", "Summarise the text.",
-    "Write the words in alphabetical order.", "Is there a colour in the text? Answer yes or no.",
-    "Write the second word of the input.", "Replace every vowel with a star.", "What is the text about?",
-]  # fmt: skip
-INPUTS = [
-    "The train was late again and nobody told us why.", "dog plum saw hat car", "A blue lamp stood on the old table.",
-    "We loved every minute of the film.", "seven green bottles", "Her brother sells bread at the market on Sundays.",
-    "It broke after two days, do not buy it.", "Rain is expected in the north tomorrow.", "one two three four six",
-    "My cat sleeps all day and hunts at night.",
-]  # fmt: skip
 NUMBERS = ["third", "fifth", "sixth", "seventh", "eighth"]
 FIRST = [f"Write the {number} word of the input." for number in NUMBERS]  # each asked for alone, to time it
 ONE = "Write the fourth word of the input."  # asked for by all clients at once

@@ -106,6 +106,26 @@ def test_llama_cpp_computes_what_we_do(family, make_model, make_backbone, tmp_pa
     assert len(found) > 3 and found == made[0, ids.shape[1]:].tolist()[: len(found)]
 
 
+def test_a_prompt_that_another_adapter_has_read_is_read_again(make_model, make_backbone, tmp_path, random_ids):
+    pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    from llama_cpp_server import Server
+
+    backbone = make_backbone("llama", vocab_size=len(PIECES))
+    model = make_model("llama", "none", backbone=backbone, target_modules=LINEAR)
+    adapters = model.generate_adapter([[5, 6, 7], [8, 9, 10]])
+    for number in (0, 1):
+        adapters[number].save_gguf(tmp_path / f"{number}.gguf")
+    base = write_gguf_of(backbone, tmp_path / "base.gguf")
+    server = Server(base, [tmp_path / "0.gguf", tmp_path / "1.gguf"])
+    prompts = random_ids(2, 40)
+    for number in (0, 1, 0):
+        for ids in prompts:
+            with torch.no_grad():
+                expected = model(ids[None], adapter=adapters[number]).logits[0, -1].log_softmax(-1)
+            found = torch.tensor(server.log_probabilities(ids.tolist(), len(PIECES), number))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 def test_metadata_say_what_it_is(adapter, tmp_path):
     adapter.save_gguf(tmp_path / "say-it.gguf")
     assert read(tmp_path / "say-it.gguf")[0] == {
