@@ -11,7 +11,7 @@ on; result.json in it has it all.
 import argparse
 import json
 import sys
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Optional
 
@@ -77,6 +77,11 @@ class Compared:
                 adapter.save_pretrained(self.place(number))
                 adapter.save_gguf(self.place(number, ".gguf"))
 
+    @cached_property
+    def server(self) -> Server:
+        # started when it is asked: one that ends before its first request may wait for itself for ever
+        return Server(self.folder / "base.gguf", [self.place(number, ".gguf") for number in range(len(self.adapters))])
+
     def place(self, number: int, ending: str = "") -> Path:
         return self.folder / f"adapter-{number}{ending}"
 
@@ -106,8 +111,8 @@ class Compared:
         peft.set_adapter(str(number))
         return self.generated(peft, number)
 
-    def in_llama_cpp(self, server: Server, number: int) -> list[list[int]]:
-        return self.until_the_end([server.tokens(row, TOKENS, number) for row in self.rows])
+    def in_llama_cpp(self, number: int) -> list[list[int]]:
+        return self.until_the_end([self.server.tokens(row, TOKENS, number) for row in self.rows])
 
     def scores(self, number: int) -> list[list[float]]:
         """Each option's mean log-likelihood over its tokens, for each input."""
@@ -115,13 +120,13 @@ class Compared:
         found = score_rows(self.model, self.tokens, self.rows, targets, self.adapters[number])
         return [[total / count for total, count in row] for row in found]
 
-    def scores_in_llama_cpp(self, server: Server, number: int) -> list[list[float]]:
-        return [[self.score_in_llama_cpp(server, number, row, target) for target in self.targets] for row in self.rows]
+    def scores_in_llama_cpp(self, number: int) -> list[list[float]]:
+        return [[self.score_in_llama_cpp(number, row, target) for target in self.targets] for row in self.rows]
 
-    def score_in_llama_cpp(self, server: Server, number: int, row: list[int], target: list[int]) -> float:
+    def score_in_llama_cpp(self, number: int, row: list[int], target: list[int]) -> float:
         size, total = self.model.config.backbone_config.vocab_size, 0.0
         for place, token in enumerate(target):
-            total += server.log_probabilities(row + target[:place], size, number)[token]
+            total += self.server.log_probabilities(row + target[:place], size, number)[token]
         return total / len(target)
 
     def gap(self, number: int, row: int, one: list[int], other: list[int]) -> dict:
@@ -154,12 +159,9 @@ def compare(folder: Path, checkpoint: str, instructions: list[str], inputs: list
     name = compared.model.config.backbone_name_or_path
     dequantised(gguf_path(name), folder / "base.gguf")
     ours = compared.part("ours", compared.ours)
-    files = [compared.place(number, ".gguf") for number in range(len(instructions))]
-    server = Server(folder / "base.gguf", files)
-    by_llama_cpp = compared.part("llama-cpp", partial(compared.in_llama_cpp, server))
+    by_llama_cpp = compared.part("llama-cpp", compared.in_llama_cpp)
     scores = compared.part("scores", compared.scores, scored)
-    scores_there = compared.part("scores-llama-cpp", partial(compared.scores_in_llama_cpp, server), scored)
-    del server
+    scores_there = compared.part("scores-llama-cpp", compared.scores_in_llama_cpp, scored)
     stock = AutoModelForCausalLM.from_pretrained(readable(name)).eval()
     peft = PeftModel.from_pretrained(stock, compared.place(0), adapter_name="0")
     for number in range(1, len(instructions)):
