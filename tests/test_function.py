@@ -300,6 +300,15 @@ def letters():
     )
 
 
+def with_peft_alone(kind, options, texts, folder):
+    """Returns the answer that the documented lines print in a process without the package, and scores by them."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    block, = (block for block in blocks if f"AutoPeftModelFor{kind}" in block)
+    block += f"\nprint(json.dumps([[score(text, option) for option in {options}] for text in {texts}]))"
+    printed = run_without_package(block, cwd=folder).splitlines()
+    return printed[0], json.loads(printed[-1])
+
+
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_a_saved_function_needs_transformers_and_peft_alone(
     make_backbone, make_model, tokenizer, letters, tmp_path, family
@@ -312,14 +321,23 @@ def test_a_saved_function_needs_transformers_and_peft_alone(
     model.hypernetwork.load_state_dict(make_model(family, "none").hypernetwork.state_dict())  # one that is awake
     classify = model.function("say ab", OPTIONS)
     classify.save(tmp_path / "sentiment")
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    block, = (block for block in blocks if f"AutoPeftModelFor{kind}" in block)
-    block += f"\nprint(json.dumps([[score(text, option) for option in {OPTIONS}] for text in {TEXTS}]))"
-    printed = run_without_package(block, cwd=tmp_path)
-    scores = json.loads(printed.splitlines()[-1])
+    answer, scores = with_peft_alone(kind, OPTIONS, TEXTS, tmp_path)
     for own, found in zip(classify.scores(TEXTS), scores):
         assert list(own.values()) == pytest.approx(found, abs=1e-4)
-    assert printed.splitlines()[0] == classify("a fine film")
+    assert answer == classify("a fine film")
+
+
+@pytest.mark.slow
+def test_a_function_of_a_real_model_has_equal_scores_in_peft(smollm2_folder, tmp_path):
+    model = TagiModel.from_pretrained(PAGE.parents[2] / "checkpoints" / "smollm2-135m").eval()
+    options = ["positive", "negative"]
+    texts = ["a fine film", "Dull; I left after ten minutes.\n\nNever again", "  ü 1,5"]
+    classify = model.function("Decide whether the review is positive or negative.", options)
+    classify.save(tmp_path / "sentiment", base_model=smollm2_folder)
+    answer, scores = with_peft_alone("CausalLM", options, texts, tmp_path)
+    for own, found in zip(classify.scores(texts), scores):
+        assert list(own.values()) == pytest.approx(found, abs=1e-3)
+    assert answer == classify("a fine film")
 
 
 # The network, and transformers' pipelines
