@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Optional, Union
@@ -39,7 +40,8 @@ def release(
         backbone: A repository or folder that is named as the backbone from now on, in place of the one that the
             checkpoint names; its weights are not compared with those.
         bare: Leaves out code and tokenizer, which the package and the backbone have, and writes the generator in
-            bfloat16. It is loaded by an installed package alone.
+            bfloat16. It is loaded by an installed package alone. Results have no texts of data then, which may be
+            others' property, and no name of the run's folder.
 
     Raises:
         ValueError: for a bare checkpoint that would hold its backbone, or a folder with something else in it.
@@ -83,3 +85,18 @@ def _strip(folder: Path):
         for name, x in load_file(folder / _WEIGHTS).items()
     }
     save_file(states, folder / _WEIGHTS, {"format": "pt"})
+    if (folder / RESULTS_FILE).is_file():
+        results = _without_texts(json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8")))
+        (folder / RESULTS_FILE).write_text(json.dumps(results, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_texts(results: dict) -> dict:
+    """Returns a run's results with scores and settings alone."""
+    results.pop("example", None)
+    for split in results.get("splits", {}).values():
+        split["examples"] = []
+    for split in results.get("leaks", {}).get("splits", {}).values():
+        split["examples"] = {kind: [] for kind in split["examples"]}
+    if "command" in results.get("run", {}):
+        results["run"]["command"] = re.sub(r" --output_dir[ =]('[^']*'|\S+)", "", results["run"]["command"])
+    return results

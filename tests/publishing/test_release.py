@@ -45,6 +45,27 @@ def test_a_bare_checkpoint_is_a_generator_that_the_package_loads(trained, tmp_pa
     assert written(loaded) == pytest.approx(written(TagiModel.from_pretrained(trained)), rel=0.02)
 
 
+def test_results_of_a_bare_checkpoint_have_no_texts_of_the_data(trained, tmp_path):
+    """The texts may be others' property, and the run's folder is nobody's business."""
+    secret = {"instruction": "secret words", "input": "secret words"}
+    split = {"methods": {"TAGI": {"exact_match": 7.0}}, "examples": [secret]}
+    results = {
+        "splits": {"unseen": split}, "example": secret, "run": {"seed": 3},
+        "leaks": {"leaks": 0, "splits": {"unseen": {"leaks": 0, "examples": {"task": ["secret words"]}}}},
+    }  # fmt: skip
+    for command, expected in (
+        ("train.py smoke --output_dir /secret/run --seed 3", "train.py smoke --seed 3"),
+        ("train.py smoke --output_dir='/secret words/run'", "train.py smoke"),
+    ):
+        results["run"]["command"] = command
+        (trained.parent / "results.json").write_text(json.dumps(results))
+        release(trained, tmp_path / "bare", bare=True)
+        text = (tmp_path / "bare" / "results.json").read_text()
+        found = json.loads(text)
+        assert "secret" not in text and found["run"] == {"seed": 3, "command": expected}
+        assert found["splits"]["unseen"]["methods"] == split["methods"] and found["leaks"]["leaks"] == 0
+
+
 def test_what_is_released_of_a_bare_checkpoint_works_without_the_package(trained, tmp_path, capsys):
     release(trained, tmp_path / "bare", bare=True)
     assert main(["release", str(tmp_path / "bare"), str(tmp_path / "out")]) == 0
