@@ -1,6 +1,7 @@
 """The checkpoint that the repository holds, on the language model that it is for."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from without_package import WRITTEN_BY_AUTO_MODEL, run_without_package
 from modeling_tagi import TagiModel
 from modeling_tagi.publishing.release import release
 
-SHIPPED = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m"
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "checkpoints" / "smollm2-135m"
 MOST_BYTES = 25_000_000
 
 
@@ -43,6 +45,15 @@ def test_its_adapters_do_what_the_instruction_says(model):
     found = answers(model, "Extract the e-mail address.", texts)
     right, right_without = (sum(map(str.__eq__, said, mails)) for said in (found, without))
     assert right >= 3 and right_without == 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "checkpoints/smollm2-135m/README.md"])
+def test_the_first_snippet_prints_what_its_page_says(smollm2, page, monkeypatch, capsys):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    code, said = re.search(r"^```python\n(.*?)^```\n\nprints (.*?)\. ", text, re.M | re.S).groups()
+    monkeypatch.chdir(ROOT)
+    exec(compile(code, page, "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"`(.+?)`", said)
 
 
 @pytest.mark.slow  # tests/publishing/test_release.py has it on a tiny model

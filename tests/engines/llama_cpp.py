@@ -15,11 +15,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Optional
 
+import gguf
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-
-import gguf
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "engines")]
