@@ -119,7 +119,7 @@ def test_what_is_no_instruction_is_told(given, error, message):
     (["ab", None], TypeError, "input 1 is None, but must be a text"),
     ([1], TypeError, r"input 0 is a int \(1\)"),
     ("a \ud800 b", ValueError, r"input 0 has '\\ud800' at character 3, a lone surrogate.*UTF-8"),
-    ([], ValueError, "got no inputs"),
+    ([], ValueError, "there are no inputs; give a text"),
 ], ids=ascii)  # fmt: skip
 def test_what_is_no_input_is_told(given, error, message):
     with pytest.raises(error, match=message):
