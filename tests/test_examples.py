@@ -92,3 +92,24 @@ def test_the_shipped_checkpoint_sorts_mails_and_finds_years(smollm2, tmp_path):
     assert subjects(output / "unhappy.mbox") == ["Parcel", "Refund", "Jacket"]
     rows = [json.loads(line) for line in command("map_dataset", tmp_path).read_text("utf-8").splitlines()]
     assert all(row["answer"] in re.findall(r"\d{4}", row["text"]) for row in rows) and len(rows) == 5
+
+
+def notebook():
+    nbformat = pytest.importorskip("nbformat", reason="the notebook needs nbclient, of the extra `test`")
+    return nbformat.read(EXAMPLES / "function.ipynb", as_version=4)
+
+
+def test_the_notebook_is_committed_without_outputs():
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook().cells)
+
+
+@pytest.mark.slow  # a minute with the shipped model
+def test_the_notebook_runs_from_top_to_bottom(smollm2):
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is of the extra `test`")
+    pytest.importorskip("ipykernel", reason="ipykernel is of the extra `test`")
+    cells = notebook()
+    nbclient.NotebookClient(cells, timeout=600, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    said = "".join(output.get("text", "") + output.get("data", {}).get("text/plain", "")
+                   for cell in cells.cells for output in cell.get("outputs", ()))  # fmt: skip
+    assert all(answer in said for answer in ("['positive', 'negative']", "1932", "anna.smith@example.org"))
+    assert any("image/png" in output.get("data", {}) for cell in cells.cells for output in cell.get("outputs", ()))
