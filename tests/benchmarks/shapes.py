@@ -10,7 +10,14 @@ from modeling_tagi.costs.inference import t5_backbone
 
 
 def backbone_config(name: str) -> PretrainedConfig:
-    """`t5-small` to `t5-xxl` (v1.1's shapes), `llama` (about as large as T5-base), or `tiny-t5`, `tiny-llama`."""
+    """`t5-small` to `t5-xxl` (v1.1's shapes), `llama` (about as large as T5-base), `smollm2` (135M), or `tiny-t5`,
+    `tiny-llama`."""
+    if name == "smollm2":
+        return LlamaConfig(
+            vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+            num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2,
+        )  # fmt: skip
     if name == "llama":
         return LlamaConfig(
             vocab_size=32000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=14, num_attention_heads=16,
