@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 MODEL = "outputs/quickstart/model"  # what the pages load, which a run of minutes makes
+CAUSAL = "outputs/quickstart-llama/model"
 BACKBONE = "google/t5-base-lm-adapt"  # and what they put a generator on
 
 
@@ -57,9 +58,10 @@ def pasted(hub, make_model, make_backbone, tokenizer, tmp_path, monkeypatch):
 
     Returns what puts this Hub's names into a snippet.
     """
-    model = make_model("t5")
-    model.tokenizer = tokenizer
-    model.save_pretrained(tmp_path / MODEL)
+    for family, folder in (("t5", MODEL), ("llama", CAUSAL)):
+        model = make_model(family)
+        model.tokenizer = tokenizer
+        model.save_pretrained(tmp_path / folder)
     backbone = tmp_path / "stock"
     make_backbone("t5").save_pretrained(backbone)
     tokenizer.save_pretrained(backbone)
