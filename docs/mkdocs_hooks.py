@@ -51,7 +51,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Points links to the site's pages, and indents what belongs to a list as Python's Markdown wants it."""
+    """Points links to the site's pages, and writes lists as Python's Markdown reads them."""
     uri = page.file.src_uri
 
     def of_site(link):
@@ -62,7 +62,14 @@ def on_page_markdown(markdown, page, config, files):
 
     if uri.startswith(("source/", "reference/")):
         return markdown
-    return outside_fences(lambda text: re.sub(r"^ {2,3}(?=\S)", "    ", LINK.sub(of_site, text), flags=re.M), markdown)
+    return outside_fences(lambda text: as_python_reads_lists(LINK.sub(of_site, text)), markdown)
+
+
+def as_python_reads_lists(text):
+    """Returns the text with four spaces before what belongs to an item, and a line between its last paragraph and the
+    next item."""
+    text = re.sub(r"^ {2,3}(?=\S)", "    ", text, flags=re.M)
+    return re.sub(r"(\n\n(?:    .*\n)+)(?=[*-] |\d+\. )", r"\1\n", text)
 
 
 def on_page_content(html, page, config, files):
