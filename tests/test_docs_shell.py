@@ -1,12 +1,16 @@
-"""Every command of the pages is one that a test runs or checks: those of `tagi` in test_docs.py, the others here."""
+"""Every command of the pages is one that a test runs or checks: those of `tagi` in test_docs.py, the others here, and
+so are the blocks that stand in lists."""
 
 import configparser
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
 from test_docs import BLOCK, PAGES, blocks, name
+
+from modeling_tagi.serving.model_names import read_names
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = configparser.ConfigParser()
@@ -91,6 +95,14 @@ def test_text_blocks_have_no_commands_that_would_escape_the_checks(page):
         if block["language"] in ("text", ""):
             firsts = {line.split()[0] for line in block["code"].splitlines() if line.split()}
             assert not firsts & {*CHECKS, "curl", "vllm", "llama-server", "llama-cli", "hf", "git"}, firsts
+
+
+def test_blocks_in_lists_are_sketches_or_names_that_servers_read(tmp_path):
+    for page in PAGES:
+        found = re.findall(r"^ +```(\w+)\n(.*?)^ +```$", page.read_text(encoding="utf-8"), re.M | re.S)
+        for code in (code for language, code in found if language != "text"):  # text: a class to write, in outline
+            (tmp_path / "names.yaml").write_text(textwrap.dedent(code), encoding="utf-8")
+            assert len(read_names(tmp_path / "names.yaml")) == len(code.splitlines())
 
 
 def test_a_wrong_command_is_found():
