@@ -125,11 +125,11 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_again(models, serving, tmp
         with ThreadPoolExecutor(16) as pool:
             asked = [pool.submit(served.client.post, "/v1/completions", json=GOOD) for _ in range(16)]
             while sum(one.done() for one in asked) < 6 and time.monotonic() < until:
-                time.sleep(0.01)  # one or two are with the thread, eight wait, the others are turned away
+                time.sleep(0.01)  # eight wait, at most two are with the thread, the others are turned away
             go.set()
         answers = [one.result() for one in asked]
         accepted = sum(answer.status_code == 200 for answer in answers)
-        assert accepted in (9, 10) and {answer.status_code for answer in answers} == {200, 429}
+        assert 8 <= accepted <= 10 and {answer.status_code for answer in answers} == {200, 429}
         for answer in answers:
             if answer.status_code == 429:
                 assert "8 answers wait already, and 8 may; try again in" in refusal(answer, 429)
