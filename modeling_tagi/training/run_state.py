@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
-import torch
 from transformers import PretrainedConfig, set_seed
 
 from ..banks.adapter_bank import AdapterBank
@@ -14,6 +13,7 @@ from ..modeling_tagi import TagiModel
 from ..tokens import Tokens
 from .run import Run
 from .saved_models import require_finite
+from .starting_point import start_generator
 from .tokenizer import keep_tokenizer
 
 
@@ -66,17 +66,14 @@ class RunState:
 
 
 def start_model(run: Run, backbone: str, revision: Optional[str]) -> TagiModel:
-    """Returns a model with a fresh generator on the backbone as trained so far."""
+    """Returns the model that generators are trained in, on the backbone as trained so far."""
     set_seed(derived_seed(run.settings.seed, "generator", "weights"))
-
-    def made() -> TagiModel:
-        return TagiModel.from_backbone(backbone, revision=revision, dtype=torch.float32, **run.settings.tagi)
 
     folder = Path(backbone)
     if folder.parent.parent != run.folder / "stages":
-        return made()
+        return start_generator(run.settings, backbone, revision)
     with reading(folder, run.again(folder.parent.name)):  # a result of this run
-        return require_finite(made())
+        return require_finite(start_generator(run.settings, backbone, revision))
 
 
 def read_tokens(run: Run, tokenizer, config: PretrainedConfig) -> Tokens:

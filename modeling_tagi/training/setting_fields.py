@@ -302,6 +302,8 @@ class RunSettings:
         push_every: Steps of finetuning between pushes on the way; 0 is at the end alone.
         publish_instructions: Whether the checkpoint holds up to 1,000 of the training instructions, to name those that
             are nearest to one that is far from all; if not, it holds means over groups of them.
+        start_from: A TAGI checkpoint, by its folder or repository, whose generator is trained further. Its `tagi`
+            fields are this run's and, where `backbone` says nothing, so is its backbone. `null`: a fresh generator.
         tagi: Fields of `TagiConfig`.
         text: From-scratch backbones: language modelling on text.
         instruction_tuning: Training with the instruction in the input: the baseline, and what TAGI starts from.
@@ -322,6 +324,7 @@ class RunSettings:
     push_private: bool = False
     push_every: int = 0
     publish_instructions: bool = False
+    start_from: Optional[str] = None
     data: DataSettings = field(default_factory=DataSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
     tagi: dict = field(default_factory=dict)

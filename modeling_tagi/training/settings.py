@@ -7,6 +7,7 @@ from ..hub import named_with_file
 from .recipes import recipe_fields, with_overrides
 from .setting_checks import require_sensible
 from .setting_fields import RunSettings, built_settings
+from .starting_point import fill_in_start
 
 
 def load_settings(path: Union[str, Path], overrides: Optional[dict[str, str]] = None) -> RunSettings:
@@ -37,5 +38,6 @@ def build_settings(values: dict, overrides: Optional[dict[str, Any]] = None) -> 
         raise ValueError(f"backbone.gguf_file is {backbone.gguf_file!r}, but backbone.name says not where it is")
     if backbone.name is not None:  # from here on one name says both
         backbone.name, backbone.gguf_file = named_with_file(backbone.name, backbone.gguf_file), None
+    fill_in_start(settings)
     require_sensible(settings)
     return settings

@@ -259,7 +259,9 @@ class GeneratorStage(TrainingStage):
         return Disk.of(saved, saved, self.device_memory(costs, lengths).optimizer)
 
     def before(self, state: RunState) -> dict[str, Union[str, Path, dict]]:
-        return {"backbone": state.model.config.backbone_name_or_path}
+        start = state.settings.start_from
+        backbone = {"backbone": state.model.config.backbone_name_or_path}
+        return backbone if start is None else {**backbone, "generator": start}
 
     def set_trainable(self, state: RunState, model):
         """Lets the model's parameters change, or stay, as the settings say."""
