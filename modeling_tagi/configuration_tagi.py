@@ -49,6 +49,7 @@ class TagiConfig(PretrainedConfig):
             for every token of an input. `None`: as many as the backbone has.
         generator: How many two-layer MLPs there are. `"per_layer"`: one for each layer, shared over its target
             modules by an index (eq. 2). `"per_module"`: one for each target module. `"shared"`: one for all.
+            `"constant"`: none; every instruction gets the same LoRA, for comparison.
         generator_hidden_size: Width of the generator's hidden layer.
         generator_index_size: Width of the learned index that tells the targets of one MLP apart.
         pooling: What the generator reads of an instruction's states. `"mean"`: their mean (the paper). `"attention"`:

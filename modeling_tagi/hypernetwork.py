@@ -211,9 +211,42 @@ class Shared(Hypernetwork):
         return ""
 
 
+class Constant(nn.Module):
+    """Writes the same LoRA factors for every instruction: one LoRA for all tasks, which generators are seen against.
+
+    The arguments are those of [`Hypernetwork`], whose sizes are not needed.
+    """
+
+    def __init__(
+        self, targets: dict[str, tuple[int, int]], d_model: int, rank: int, hidden_size: int = 0, index_size: int = 0
+    ):
+        super().__init__()
+        self.shared_a = SharedA(
+            {_key(path): nn.Parameter(torch.empty(rank, d_in)) for path, (d_in, _) in targets.items()}
+        )
+        self.b = ConstantB(
+            {_key(path): nn.Parameter(torch.empty(d_out, rank)) for path, (_, d_out) in targets.items()}
+        )
+        self.paths = list(targets)
+
+    def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Writes the factors of each task, as [`Hypernetwork`] does; of `pooled` only the number of tasks counts."""
+        tasks = len(pooled)
+        a = {path: self.shared_a[_key(path)].repeat(tasks, 1, 1) for path in self.paths}
+        return a, {path: self.b[_key(path)].repeat(tasks, 1, 1) for path in self.paths}
+
+    def shared_factors(self) -> dict[str, Tensor]:
+        """Returns A, `[rank, d_in]` by path."""
+        return {path: self.shared_a[_key(path)] for path in self.paths}
+
+    def flops(self) -> int:
+        """Returns 0: nothing is computed."""
+        return 0
+
+
 # By the name that `config.generator` takes. A generator is a module with the constructor, `forward`, `shared_factors`
 # and `flops` of Hypernetwork. Those of its modules that need more than torch's own initial values have `initialise`.
-GENERATORS = {"per_layer": Hypernetwork, "per_module": PerModule, "shared": Shared}
+GENERATORS = {"per_layer": Hypernetwork, "per_module": PerModule, "shared": Shared, "constant": Constant}
 
 
 class SharedA(nn.ParameterDict):
@@ -228,6 +261,15 @@ class SharedA(nn.ParameterDict):
         generator = torch.Generator(next(iter(self.values())).device).manual_seed(torch.initial_seed())
         for a in self.values():
             nn.init.uniform_(a, -(a.shape[1] ** -0.5), a.shape[1] ** -0.5, generator=generator)
+
+
+class ConstantB(nn.ParameterDict):
+    """Holds B of one LoRA, `[d_out, rank]` for each target."""
+
+    def initialise(self):
+        """Initialises B with zeros, so that a fresh LoRA changes nothing."""
+        for b in self.values():
+            nn.init.zeros_(b)
 
 
 class MlpStack(nn.Module):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from toy_generator import LinearGenerator
 
-from modeling_tagi import TagiConfig, TagiModel
+from modeling_tagi import TagiAdapter, TagiConfig, TagiModel
 from modeling_tagi.costs.flops import Lengths, TaskFlops
 from modeling_tagi.hypernetwork import GENERATORS, Hypernetwork, masked_mean
 from modeling_tagi.lora import find_targets
@@ -102,7 +102,7 @@ def test_the_generator_says_how_many_mlps_there_are(generator, count):
     assert set(network.shared_factors()) == set(targets)
 
 
-@pytest.mark.parametrize("generator", ["per_layer", "per_module", "shared"])
+@pytest.mark.parametrize("generator", GENERATORS)
 def test_every_target_gets_factors_of_its_shape(generator):
     targets = {"h.0.q": (4, 4), "h.0.v": (4, 6), "h.1.q": (4, 4), "h.1.v": (4, 6), "head": (4, 9)}
     network = GENERATORS[generator](targets, d_model=4, rank=2, hidden_size=3, index_size=2)
@@ -112,6 +112,25 @@ def test_every_target_gets_factors_of_its_shape(generator):
     assert {path: (tuple(a[path].shape), tuple(b[path].shape)) for path in a} == {
         path: ((5, 2, d_in), (5, d_out, 2)) for path, (d_in, d_out) in targets.items()
     }
+
+
+def test_a_constant_generator_gives_every_instruction_the_same_lora_which_changes_nothing_at_first(
+    make_model, tmp_path, random_ids
+):
+    model = make_model("llama", "none", "constant", awake=False)
+    ids = random_ids(2, 7)
+    adapter = model.adapter_from_rows([[5, 6, 7], [8, 9]])
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids, adapter=adapter).logits)
+        for b in model.hypernetwork.b.values():
+            b.normal_()
+        adapter = model.adapter_from_rows([[5, 6, 7], [8, 9]])
+        assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids, adapter=adapter).logits)
+    for factor in (*adapter.lora_a.values(), *adapter.lora_b.values()):
+        assert torch.equal(factor[0], factor[1])
+    adapter[0].save_pretrained(tmp_path)
+    again = TagiAdapter.from_pretrained(tmp_path)
+    assert all(torch.equal(again.lora_b[path][0], b[0]) for path, b in adapter.lora_b.items())
 
 
 def test_gradients_of_all_parts_together_are_those_of_each_alone():

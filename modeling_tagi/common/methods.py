@@ -46,6 +46,15 @@ _NO_TEACHER = {
     "finetuning.distillation_weight": 0.0,
     "finetuning.alignment": "none",
 }
+# One LoRA for all tasks is trained, over a frozen model.
+_ONE_LORA = {
+    **_NO_TEACHER,
+    "pretraining.steps": 0,
+    "tagi.fusion": "none",
+    "tagi.generator": "constant",
+    "tagi.pooling": "mean",
+    "tagi.standardise": False,
+}
 # The model itself is trained, as in Tk-Instruct and T0.
 _NO_GENERATOR = {
     **_NO_TEACHER,
@@ -60,6 +69,9 @@ METHODS: dict[str, Method] = {
                      compared=True, by_category=2, beside_own=True),
     # what the inputs alone give away
     "input_only": Method({**_NO_GENERATOR, "finetuning.reads": "input"}, among_references=True),
+    "prompted_lora": Method({**_ONE_LORA, "finetuning.reads": "adapter_and_prompt"}, "prompted LoRA",
+                            among_references=True, compared=True),
+    "input_only_lora": Method(_ONE_LORA, "input-only LoRA", among_references=True),
     "hypter": Method({**_NO_TEACHER, "tagi.fusion": "none", "pretraining.steps": 0}, "Hypter", counted=True),
     "hypertuning": Method({**_NO_TEACHER, "tagi.fusion": "none"}, "HyperTuning", counted=True, by_category=5),
     "hint": Method({**_NO_TEACHER, "tagi.fusion": "concat"}, "HINT", counted=True, by_category=4),

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from ..tokens import Tokens, instruction_text, pad, training_tensors
+from .reading import READS
 from .records import Record
 from .text import cut_passage
-
-READS = ("adapter", "prompt", "input")  # how a model comes to know the instruction
 
 
 def instruction_tensors(
@@ -39,9 +38,9 @@ class RecordCollator:
     Args:
         tokens: How texts become tokens.
         reads: `"adapter"`: the model reads the input, the hypernetwork the instruction. `"prompt"`: the model reads
-            both in one text. `"input"`: the model reads the input alone.
-        bank_index: Task or group name -> number of its task adapter. With `"adapter"` it adds `teacher_*` tensors
-            (what the teacher reads) and `teacher_index [tasks]`, -1 for a task without an adapter; else
+            both in one text. `"input"`: the model reads the input alone. `"adapter_and_prompt"`: the first two.
+        bank_index: Task or group name -> number of its task adapter. Where adapters are generated it adds `teacher_*`
+            tensors (what the teacher reads) and `teacher_index [tasks]`, -1 for a task without an adapter; else
             `adapter_index [batch]`.
         bank_by: Whether `bank_index` is by `"task"` or by `"group"`.
         teacher_reads: `"prompt"` or `"input"`.
@@ -59,7 +58,7 @@ class RecordCollator:
         bank_by: str = "group",
         teacher_reads: str = "prompt",
     ):
-        self.tokens, self.reads, self.bank_index, self.bank_by = tokens, reads, bank_index, bank_by
+        self.tokens, self.reads, self.bank_index, self.bank_by = tokens, READS[reads], bank_index, bank_by
         self.teacher_reads = teacher_reads
         self.answers: Optional[Callable[[Sequence[Record]], dict[str, Tensor]]] = None
 
@@ -72,13 +71,13 @@ class RecordCollator:
         targets = [tokens.target(record.targets[0]) for record in records]
         inputs = [tokens.input(record.input) for record in records]
         prompts = None
-        if self.reads == "prompt" or self.bank_index is not None and self.answers is None:
+        if self.reads.prompt or self.bank_index is not None and self.answers is None:
             prompts = [tokens.prompt(instruction_text(r.instruction, r.demonstrations), r.input) for r in records]
-        batch = training_tensors(tokens, prompts if self.reads == "prompt" else inputs, targets)
+        batch = training_tensors(tokens, prompts if self.reads.prompt else inputs, targets)
         numbers = None
         if self.bank_index is not None:
             numbers = [self.number(record) for record in records]
-        if self.reads == "adapter":
+        if self.reads.adapter:
             instructions = [instruction_text(r.instruction, r.demonstrations) for r in records]
             batch.update(instruction_tensors(tokens, instructions, numbers))
             if self.answers is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..adapter import TagiAdapter
 from ..common.console import progress_bar
 from ..common.processes import gathered, of_this_process
-from ..data.collate import READS
+from ..data.reading import READS
 from ..data.records import Record
 from ..function import score_rows
 from ..lora import evaluating
@@ -43,7 +43,7 @@ class Answering:
     ):
         if reads not in READS:
             raise ValueError(f"reads is {reads!r}, but must be one of {', '.join(map(repr, READS))}")
-        if adapters is not None and (reads == "adapter" or row_of is None):
+        if adapters is not None and (READS[reads].adapter or row_of is None):
             raise ValueError(
                 f"adapters were given with reads={reads!r} and row_of={row_of!r}, but go with 'prompt' or 'input' and "
                 "a function from a record to the number of its adapter"
@@ -99,13 +99,13 @@ class Answering:
         return instruction_text(record.instruction, record.demonstrations)
 
     def _input(self, record: Record) -> list[int]:
-        if self.reads == "prompt":
+        if READS[self.reads].prompt:
             return self.tokens.prompt(self._instruction(record), record.input)
         return self.tokens.input(record.input)
 
     def _adapters(self, records) -> tuple[Optional[TagiAdapter], Optional[Callable[[Record], int]]]:
         """Returns the given adapters, or one for each distinct instruction; and a record's number among them."""
-        if self.reads != "adapter":
+        if not READS[self.reads].adapter:
             given = self.adapters.to(self.model.device) if self.adapters is not None else None
             return given, self.row_of
         unique = list(dict.fromkeys(self._instruction(record) for record in records))

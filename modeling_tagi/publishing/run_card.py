@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..common.writing import write_text
 from ..configuration_tagi import TagiConfig
 from ..data.readers import READERS
+from ..data.reading import READS
 from ..evaluation.report.formats import duration, number
 from ..evaluation.report.page import Plot, Section, Table
 from ..evaluation.report.write import read_report
@@ -107,7 +108,10 @@ def _introduction(run: CardRun) -> list[str]:
     """Returns what the checkpoint is, and how it is used."""
     example = run.results.get("example") or {"instruction": "say yes or no", "inputs": ["is it so?"]}
     blocks = checkpoint_blocks(run.config, run.name, example["instruction"], example["inputs"])
-    if run.settings["finetuning.reads"] != "adapter" or not run.settings["finetuning.steps"]:
+    reads = run.settings["finetuning.reads"]
+    if all(READS[reads]):
+        blocks.insert(2, "**It was trained with the instruction in the input too**: give it both.")
+    elif not READS[reads].adapter or not run.settings["finetuning.steps"]:
         blocks.insert(2, "**A baseline**: no generator was trained in this run, and an adapter of it changes nothing.")
     return blocks
 

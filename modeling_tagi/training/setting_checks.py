@@ -8,7 +8,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from ..configuration_tagi import TagiConfig
-from ..data.collate import READS
+from ..data.reading import READS
 from ..modeling_tagi import TRAINABLE
 from .losses import ALIGNMENTS
 from .objective import Objective
@@ -18,7 +18,7 @@ MODULES = ("backbone", "hypernetwork", "fusion")  # of a TagiModel
 _UNFED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 _NAMED_VALUES = {
     "finetuning.train": TRAINABLE,
-    "finetuning.reads": READS,
+    "finetuning.reads": tuple(READS),
     "finetuning.alignment": tuple(ALIGNMENTS),
     "task_adapters.by": ("group", "task"),
     "task_adapters.reads": ("prompt", "input"),
@@ -130,17 +130,22 @@ def _require_something_to_train(settings):
             "finetuning has no loss left before its last step: give finetuning.prediction_weight, or distil or "
             "align to the end (finetuning.distillation_steps or alignment_steps: null)"
         )
-    if finetuning.reads != "adapter" and finetuning.train != "all":
+    if not READS[finetuning.reads].adapter and finetuning.train != "all":
         raise ValueError(
             f"finetuning.reads is {finetuning.reads!r}, where no generator is trained, and finetuning.train is "
             f"{finetuning.train!r}: set it to all"
         )
-    if finetuning.reads != "adapter" and finetuning.losses:
+    if not READS[finetuning.reads].adapter and finetuning.losses:
         raise ValueError(
             f"finetuning.reads is {finetuning.reads!r}, where no adapter is generated, which further losses are of: "
             "set finetuning.losses to {}"
         )
     fusion = TagiConfig(**settings.tagi).fusion  # refuses fields and values that it does not know
+    if all(READS[finetuning.reads]) and fusion != "none":
+        raise ValueError(
+            f"finetuning.reads is {finetuning.reads!r}, and tagi.fusion is {fusion!r}, so that the model would read "
+            "the instruction twice: set tagi.fusion to none"
+        )
     if "hypernetwork" in finetuning.freeze and finetuning.train == "generator" and (
         fusion != "cross_attention" or "fusion" in finetuning.freeze
     ):
@@ -151,7 +156,7 @@ def _require_something_to_train(settings):
 
 def _require_teacher(settings):
     finetuning = settings.finetuning
-    if finetuning.reads != "adapter" and finetuning.needs_teacher:
+    if not READS[finetuning.reads].adapter and finetuning.needs_teacher:
         raise ValueError(
             f"finetuning.reads is {finetuning.reads!r}, but distillation and alignment teach a generated "
             "adapter: set finetuning.distillation_weight to 0 and finetuning.alignment to none"

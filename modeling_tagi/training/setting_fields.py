@@ -13,6 +13,7 @@ from typing import Optional, Union
 
 from ..common.typed import typed
 from ..common.yaml_files import read_yaml
+from ..data.reading import READS
 
 # Former dotted names, and what to write instead; `None` if the field is gone.
 RENAMED = {
@@ -216,6 +217,7 @@ class FinetuningSettings(ObjectiveSettings, TaskSettings):
     Args:
         reads: What the model reads of the instruction: its `adapter`; or, for baselines trained on as long, the
             `prompt` (instruction and input in one text) or the `input` alone. Then no adapter is generated or used.
+            `adapter_and_prompt` gives both, as a LoRA tuned on prompts has it (generator `constant`).
         train: What changes: `generator`, `generator_and_norms` or `all`.
         freeze: Modules of the model that stay as they are all the same, such as `[hypernetwork]`, without which no
             adapter is generated (a fresh one changes nothing) and only the fusion is left.
@@ -237,7 +239,7 @@ class FinetuningSettings(ObjectiveSettings, TaskSettings):
     @property
     def makes_adapters(self) -> bool:
         """Returns whether a generator is finetuned, and not a baseline that reads the instruction or the input."""
-        return self.reads == "adapter" and self.steps > 0
+        return READS[self.reads].adapter and self.steps > 0
 
 
 @dataclass

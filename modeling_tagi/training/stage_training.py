@@ -15,6 +15,7 @@ from ..common.names import file_name
 from ..common.processes import from_main, is_main, wait
 from ..common.randomness import unchanged_randomness
 from ..common.writing import write_text
+from ..data.reading import READS
 from ..lora import evaluating
 from ..modeling_tagi import TagiModel
 from .finite import NotFinite
@@ -109,7 +110,7 @@ def training_arguments(
         remove_unused_columns=False,
         label_names=["labels"],
         # a generator that reads no instruction is not used; else every step uses all trained weights
-        ddp_find_unused_parameters=isinstance(model, TagiModel) and run.settings.finetuning.reads != "adapter",
+        ddp_find_unused_parameters=isinstance(model, TagiModel) and not READS[run.settings.finetuning.reads].adapter,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 

@@ -56,4 +56,5 @@ def test_every_setting_of_training_is_some_stages():
         "output_dir", "label", "evaluation", "push_to_hub", "push_private", "push_every", "publish_instructions",
     }  # fmt: skip
     assert elsewhere == set(FREE_FIELDS)
-    assert values.keys() - used - elsewhere == {"data", "train_tasks"}  # of which the records and the text are hashed
+    # what these give is hashed: the records, the text, the generator
+    assert values.keys() - used - elsewhere == {"data", "train_tasks", "start_from"}

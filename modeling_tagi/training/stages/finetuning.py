@@ -11,6 +11,7 @@ from ...banks.stored import KEPT_BYTES, StoredAdapters
 from ...common.processes import is_main
 from ...costs.work import FLOAT, Disk, TextLengths, Work, size_of
 from ...data.collate import RecordCollator
+from ...data.reading import READS
 from ...data.sampling import TaskBatchSampler
 from ...modeling_tagi import TagiModel
 from ..objective import Objective
@@ -38,8 +39,8 @@ class Finetuning(GeneratorStage):
         section = self.section(costs.settings)
         tasks = section.tasks_per_batch
         rows = tasks * section.examples_per_task
-        if section.reads != "adapter":
-            read = lengths.input + (lengths.instruction if section.reads == "prompt" else 0)
+        read = lengths.input + (lengths.instruction if READS[section.reads].prompt else 0)
+        if not READS[section.reads].adapter:
             return costs.plain(rows, read, lengths.target)
         teacher = flops = 0.0
         if section.distillation_weight:
@@ -47,7 +48,7 @@ class Finetuning(GeneratorStage):
             teacher = rows * taught * costs.read_with_task_adapter(lengths)
             flops = rows * taught * costs.with_task_adapter(lengths, backbone=1, adapter=1)
         flops += tasks * costs.generated(lengths.task, section.examples_per_task)
-        return Work(rows, tasks * lengths.instruction, rows * lengths.input, rows * lengths.target, teacher, flops)
+        return Work(rows, tasks * lengths.instruction, rows * read, rows * lengths.target, teacher, flops)
 
     def reads_bank(self, settings):
         return self.section(settings).needs_teacher
