@@ -20,6 +20,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hub_stand_in import hub_stand_in, log_in  # noqa: E402
 from huggingface_hub.utils import get_session  # noqa: E402
+from network_guard import NetworkGuard  # noqa: E402
 from toy_checkpoints import apart  # noqa: E402, F401
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
@@ -47,6 +48,9 @@ from modeling_tagi.hub import readable  # noqa: E402
 # The Trainer collects garbage in every training, which need not look at the modules that are loaded by now.
 gc.collect()
 gc.freeze()
+
+GUARD = NetworkGuard()
+GUARD.install()
 
 IDS = {"vocab_size": 100, "pad_token_id": 0, "eos_token_id": 1}
 T5 = {
@@ -132,6 +136,14 @@ def _make_model(
         model = TagiModel(config, backbone=backbone).eval()
     model.generation_config = backbone.generation_config
     return _awaken(model) if awake else model
+
+
+@pytest.fixture(autouse=True)
+def network():
+    """Fails a test that tries to reach anything but this machine, whatever became of its attempt."""
+    GUARD.tried.clear()
+    yield GUARD
+    assert not GUARD.tried, f"tests run without a network, but this one tried {', '.join(GUARD.tried)}"
 
 
 @pytest.fixture(scope="session")
