@@ -309,7 +309,7 @@ def with_peft_alone(kind, options, texts, folder):
     return printed[0], json.loads(printed[-1])
 
 
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("t5", marks=pytest.mark.slow)])
 def test_a_saved_function_needs_transformers_and_peft_alone(
     make_backbone, make_model, tokenizer, letters, tmp_path, family
 ):

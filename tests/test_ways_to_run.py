@@ -99,6 +99,7 @@ def test_compiled_equals_eager(make_model, random_ids, family, fusion, backend):
     assert (expected - expected_of_other).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_compiled_backbone_sees_each_adapter_in_force(make_model, random_ids):
     from modeling_tagi.lora import Application, applied
 

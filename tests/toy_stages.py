@@ -26,9 +26,9 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def make_run(backbones, tmp_path_factory):
-    """Runs by name, each in a folder of its own."""
-    folder = tmp_path_factory.mktemp("runs")
+def make_run(request, backbones, tmp_path_factory):
+    """Runs by name, each in a folder of its own; a module's `AT_ONCE` says how many adapters are tuned together."""
+    folder, at_once = tmp_path_factory.mktemp("runs"), getattr(request.module, "AT_ONCE", 4)
 
     def make(name, **sections):
         each = {"steps": STEPS, "save_every": 2, "learning_rate": 1e-2}
@@ -38,7 +38,7 @@ def make_run(backbones, tmp_path_factory):
             "backbone": {"name": backbones("t5", 0.2)},
             "tagi": {"r": 2, "lora_alpha": 4, "generator_hidden_size": 8, "generator_index_size": 4},
             "instruction_tuning": {**each, **batch},
-            "task_adapters": {**each, "at_once": 1, "examples_per_task": 2},
+            "task_adapters": {**each, "at_once": at_once, "examples_per_task": 2},
             "pretraining": {**each, "batch_size": 2, "max_length": 16},
             "finetuning": {**each, **batch, "train": "all", "alignment": "delta", "accumulation": 2},
         }  # fmt: skip

@@ -65,6 +65,7 @@ def _as_on_the_hub(folder):
     return names
 
 
+@pytest.mark.slow
 def test_both_load_from_the_package_without_the_network(tmp_path):
     found = _run(
         """

@@ -71,6 +71,7 @@ def test_what_is_evaluated_and_where_data_lie_may_change(done, capsys):
     assert list(results["tasks"]) == ["third"] and capsys.readouterr().out.count("was done before") == 5
 
 
+@pytest.mark.slow
 def test_a_stage_that_failed_may_be_given_other_settings(done, monkeypatch, capsys):
     shutil.rmtree(done / "run" / "stages" / "finetuning")
     train = base.train_stage

@@ -1,8 +1,7 @@
 """`tagi run --engine llama.cpp`, in llama.cpp itself, on a tiny model."""
 
+import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -88,12 +87,8 @@ def test_options_that_do_not_go_together_are_refused(capsys):
     assert "--base is the GGUF file of --engine llama.cpp; give that too" in capsys.readouterr().err
 
 
-def test_without_the_package_the_message_names_it():
-    code = (
-        "import sys, importlib.util as u\nfind = u.find_spec\n"
-        "u.find_spec = lambda name, *a: None if name == 'xllamacpp' else find(name, *a)\n"
-        "from modeling_tagi.commands.main import main\n"
-        "sys.exit(main(['run', 'nowhere', 'say it', 'one', '--engine', 'llama.cpp']))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert found.returncode == 2 and found.stderr.splitlines()[-1].endswith("pip install xllamacpp")
+def test_without_the_package_the_message_names_it(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "xllamacpp" else find(name, *a))
+    assert main(["run", "nowhere", "say it", "one", "--engine", "llama.cpp"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("pip install xllamacpp")

@@ -34,6 +34,7 @@ def test_examples_and_scored_records_are_apart_and_grow(monkeypatch):
         tasks_of(made, 10, seed=0)
 
 
+@pytest.mark.slow
 def test_the_curve_is_written_as_lines_table_and_plot(tmp_path, monkeypatch):
     write_tiny_data(tmp_path, unseen=["next", "third"])
     settings = build_settings({

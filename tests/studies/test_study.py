@@ -114,6 +114,7 @@ def test_what_is_done_is_not_run_again(done, study_file, monkeypatch):
     assert lines(done / "results.jsonl") == before
 
 
+@pytest.mark.slow
 def test_runs_scored_in_another_way_are_scored_anew_and_not_trained_again(changed, study_file):
     done = [path for path in changed.glob("cells/*/stages/*/done.json") if path.parent.name != "evaluation"]
     trained = {path: path.read_text() for path in done}

@@ -12,6 +12,8 @@ from modeling_tagi.training.run_state import RunState, start_model
 from modeling_tagi.training.stages import base, run_stages
 from modeling_tagi.training.tokenizer import read_tokenizer
 
+AT_ONCE = 1  # so that a run can be cut off between two adapters
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(make_run, records):
@@ -39,6 +41,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, ki
     assert not list(run.folder.rglob("checkpoints"))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_teacher_cache_that_was_cut_off_ends_as_if_it_had_not_been(make_run, records, kill, monkeypatch):
     sections = {
         "instruction_tuning": {"steps": 0}, "pretraining": {"steps": 0}, "task_adapters": {"steps": 2},
@@ -61,6 +64,7 @@ def test_dropout_is_at_work_while_runs_are_compared(make_run, records, uninterru
     assert not same(model.state_dict(), uninterrupted[1])
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_passed_over(make_run, records, kill, monkeypatch, uninterrupted):
     run = make_run("half")
     kill("instruction_tuning", 5)
@@ -133,6 +137,7 @@ def test_each_stage_logs_what_it_minimises(make_run, uninterrupted):
     assert [len(losses) for losses in logs(run).values()] == [STEPS] * 5
 
 
+@pytest.mark.slow
 def test_the_log_between_two_checkpoints_survives_a_kill(make_run, records, kill, monkeypatch):
     sections = {name: {"steps": 0} for name in ("pretraining", "finetuning")}
     sections["task_adapters"] = {"steps": 0}

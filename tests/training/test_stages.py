@@ -26,7 +26,7 @@ from modeling_tagi.training.tokenizer import read_tokenizer
 
 def test_every_stage_draws_its_own_batches_cuts_and_dropout(make_run, records, monkeypatch):
     alike = {"steps": STEPS, "batch_size": 2, "max_length": 16}
-    run = make_run("streams", text=alike, pretraining=alike)
+    run = make_run("streams", text=alike, pretraining=alike, task_adapters={"at_once": 1})
     run.stages = ["text", *STAGES]
     drawn, seeds = {}, {}
 
@@ -72,12 +72,12 @@ def test_a_stage_whose_numbers_run_away_is_named_with_its_last_good_checkpoint(m
 HOSTILE = ["../../../../outside", "/tmp/tagi-outside", "x" * 300, "a\0b", ".", "..", "-", "a/b", "😀", "con", "a\nb"]
 
 
-@pytest.mark.parametrize("by", ["task", "group"])
+@pytest.mark.parametrize("by", ["task", pytest.param("group", marks=pytest.mark.slow)])
 def test_no_name_of_a_task_or_group_leaves_the_runs_folder(make_run, records, by, tmp_path):
     places = [{"task": name} if by == "task" else {"group": name} for name in HOSTILE]
     hostile = [dataclasses.replace(records[n], **place) for n, place in enumerate(places)]
     run = make_run(f"hostile-{by}", output_dir=str(tmp_path / "a" / "b" / "run"), instruction_tuning={"steps": 0},
-                   task_adapters={"steps": 1, "save_every": 1, "by": by}, pretraining={"steps": 0},
+                   task_adapters={"steps": 1, "save_every": 1, "by": by, "at_once": 1}, pretraining={"steps": 0},
                    finetuning={"steps": 1})  # fmt: skip
     _, bank = go(run, hostile)
     assert bank.names == HOSTILE and len({folder.name for folder in bank.folders()}) == len(HOSTILE)
@@ -86,7 +86,7 @@ def test_no_name_of_a_task_or_group_leaves_the_runs_folder(make_run, records, by
     logs = list((run.folder / "stages" / "task_adapters").glob("log-*.jsonl"))
     assert len(logs) == len(HOSTILE) and len(list(run.folder.rglob("adapter_model.safetensors"))) == len(HOSTILE)
     go(make_run(f"hostile-{by}", output_dir=str(run.folder), instruction_tuning={"steps": 0}, pretraining={"steps": 0},
-                task_adapters={"steps": 1, "save_every": 1, "by": by}, finetuning={"steps": 1}), hostile)
+                task_adapters={"steps": 1, "save_every": 1, "by": by, "at_once": 1}, finetuning={"steps": 1}), hostile)
 
 
 def test_a_missing_bank_is_refused_before_any_training_of_the_generator(make_run, records, tmp_path):
