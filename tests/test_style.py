@@ -23,7 +23,7 @@ HOOKS = {
 @pytest.mark.parametrize("linter", HOOKS)
 def test_the_code_passes_the_linters_of_setup_cfg(linter):
     if linter == "mypy" and importlib.util.find_spec("mypy") is None:
-        pytest.skip('mypy is not installed; pip install -c constraints.txt -e ".[docs,serve,test]" does it')
+        pytest.skip('mypy is not installed; pip install -c constraints.txt -e ".[demo,docs,serve,test]" does it')
     python, *command = shlex.split(HOOKS[linter]["entry"])
     result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert python == "python" and result.returncode == 0, result.stdout + result.stderr

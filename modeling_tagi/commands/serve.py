@@ -1,11 +1,10 @@
 """`tagi serve`: a checkpoint behind an API like OpenAI's."""
 
-import argparse
 import json
 import os
 from pathlib import Path
 
-from ..common.arguments import positive, positive_number
+from ..common.arguments import port, positive, positive_number
 from .parsing import add_checkpoint, add_json
 
 HELP = "a server: instructions in, answers out, in OpenAI's API"
@@ -26,7 +25,7 @@ def add_arguments(parser):
         parser.add_argument(name, help=f"{help}{default}", **options)
 
     add("--host", "the address to listen at", metavar="ADDRESS", default="127.0.0.1")
-    add("--port", "0 takes a free one", type=_port, metavar="N", default=8000)
+    add("--port", "0 takes a free one", type=port, metavar="N", default=8000)
     add("--adapters", "where adapters are kept, which servers may share; default: one in the Hugging Face cache",
         metavar="FOLDER")  # fmt: skip
     add("--adapters_gb", "what it may grow to, then those used longest ago leave", type=positive_number, default=10.0,
@@ -92,9 +91,3 @@ def _key(options):
     if key is not None and (not key or not key.isascii() or not key.isprintable()):
         options.refuse(f"{where} holds no key; give printable ASCII characters on one line, or none of it")
     return key
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, a whole number from 0 to 65535")
-    return int(text)

@@ -11,6 +11,7 @@ COMMANDS = {
         "train",
         "evaluate",
         "compare",
+        "demo",
         "serve",
         "vllm",
         "export",

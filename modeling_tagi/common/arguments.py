@@ -42,6 +42,13 @@ def positive_number(text: str) -> float:
     return value
 
 
+def port(text: str) -> int:
+    """Returns the number of a port, 0 for a free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, a whole number from 0 to 65535")
+    return int(text)
+
+
 def share(text: str) -> float:
     """Returns a fraction above 0 and up to 1."""
     value = positive_number(text)

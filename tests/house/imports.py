@@ -8,7 +8,7 @@ PACKAGE = "modeling_tagi"
 # package; what is named nowhere is flat and ships in every checkpoint. `experiments` and `cli` are in old checkouts
 # alone.
 LAYERS = ["", "common", "data", "banks", "costs", "training", "evaluation", "planning", "publishing", "pipeline",
-          "serving", "experiments", "studies", "commands", "cli"]  # fmt: skip
+          "serving", "demo", "experiments", "studies", "commands", "cli"]  # fmt: skip
 
 
 def module_files(root: Path) -> dict[str, Path]:

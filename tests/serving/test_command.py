@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -54,13 +55,16 @@ def test_a_signal_under_load_ends_it_with_every_accepted_request_answered(checkp
 @pytest.mark.parametrize("options, said", [
     (["--names", "nowhere.yaml"], "there is no configuration nowhere.yaml"),
     (["--api_key_file", "nowhere.txt"], "nowhere.txt: there is no such file or folder"),
-    (["--host", "192.0.2.1", "--port", "0"], "192.0.2.1:0 cannot be served"),
+    (["--port", "TAKEN"], "127.0.0.1:TAKEN cannot be served"),
 ])  # fmt: skip
 def test_what_cannot_be_served_is_one_line(options, said, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["serve", checkpoint, "--adapters", "adapters", *options]) == 2
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        options = [option.replace("TAKEN", port) for option in options]
+        assert main(["serve", checkpoint, "--adapters", "adapters", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("tagi serve: ") and said in line
+    assert line.startswith("tagi serve: ") and said.replace("TAKEN", port) in line
 
 
 @pytest.mark.parametrize("options, said", [
