@@ -6,7 +6,7 @@ import time
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import gradio as gr
 
@@ -43,34 +43,9 @@ def make_page(model: TagiModel, name: str) -> gr.Blocks:
         model: In eval mode, on the device where it is to compute.
         name: The checkpoint's, for the title.
     """
-    files = tempfile.TemporaryDirectory(prefix="tagi-page-")
     page = gr.Blocks(
         title=f"TAGI: {name}", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS), fill_width=False
     )
-
-    def answer(
-        instruction: str, inputs: list[str], options: Optional[list[str]] = None, max_new_tokens: int = 32
-    ) -> list[str]:
-        """Answers inputs by an instruction: a generator reads it once and writes an adapter for a language model.
-
-        Args:
-            instruction: What to do with each input.
-            inputs: The texts to answer.
-            options: What may be answered; nothing lets the model write freely.
-            max_new_tokens: The most tokens of a free answer.
-        """
-        with _told():
-            found = shown(model, instruction, inputs, options or (), max_new_tokens)
-        return [one.text for one in found.answers["adapter"]]
-
-    def pressed(instruction: str, inputs: str, options: str, max_new_tokens: int):
-        with _told():
-            choices = [one.strip() for one in (options or "").split(",") if one.strip()]
-            found = shown(model, instruction, lines_of(inputs), choices, int(max_new_tokens))
-            peft, gguf = _files(found.adapter, Path(files.name))
-        return (table_of(found), distance_of(found), plot_of_changes(found.adapter),
-                gr.DownloadButton(value=peft, interactive=True),
-                gr.DownloadButton(value=gguf, interactive=gguf is not None))  # fmt: skip
 
     with page:
         gr.Markdown(
@@ -94,10 +69,47 @@ def make_page(model: TagiModel, name: str) -> gr.Blocks:
                     gguf = gr.DownloadButton("Adapter as GGUF", interactive=False, elem_id="gguf")
                 gr.Markdown("What the adapter changes: the size of its update by layer and module")
                 changes = gr.Plot(show_label=False, elem_id="changes")
-        button.click(pressed, [instruction, inputs, options, most], [table, distance, changes, peft, gguf],
-                     api_visibility="private")  # fmt: skip
-        gr.api(answer, api_name="answer")
+        shows = [table, distance, changes, peft, gguf]
+        button.click(_pressed(model), [instruction, inputs, options, most], shows, api_visibility="private")
+        gr.api(_answer(model), api_name="answer")
     return page
+
+
+def _answer(model: TagiModel) -> Callable[..., list[str]]:
+    """Returns the function that programs call; its docstring is what they are told of it."""
+
+    def answer(
+        instruction: str, inputs: list[str], options: Optional[list[str]] = None, max_new_tokens: int = 32
+    ) -> list[str]:
+        """Answers inputs by an instruction: a generator reads it once and writes an adapter for a language model.
+
+        Args:
+            instruction: What to do with each input.
+            inputs: The texts to answer.
+            options: What may be answered; nothing lets the model write freely.
+            max_new_tokens: The most tokens of a free answer.
+        """
+        with _told():
+            found = shown(model, instruction, inputs, options or (), max_new_tokens)
+        return [one.text for one in found.answers["adapter"]]
+
+    return answer
+
+
+def _pressed(model: TagiModel) -> Callable[..., tuple]:
+    """Returns the function of the page's button, which keeps files to download in a folder that ends with it."""
+    files = tempfile.TemporaryDirectory(prefix="tagi-page-")
+
+    def pressed(instruction: str, inputs: str, options: str, max_new_tokens: int):
+        with _told():
+            choices = [one.strip() for one in (options or "").split(",") if one.strip()]
+            found = shown(model, instruction, lines_of(inputs), choices, int(max_new_tokens))
+            peft, gguf = _files(found.adapter, Path(files.name))
+        return (table_of(found), distance_of(found), plot_of_changes(found.adapter),
+                gr.DownloadButton(value=peft, interactive=True),
+                gr.DownloadButton(value=gguf, interactive=gguf is not None))  # fmt: skip
+
+    return pressed
 
 
 def launch(page: gr.Blocks, host: str, port: Optional[int], mcp: bool = False) -> str:
