@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import publishing  # noqa: F401  (gives push_to_hub its cards)
 from .common import gguf_files  # noqa: F401  (reads backbones from GGUF files)
+from .common import given_files  # noqa: F401  (looks at what is loaded before it is used)
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import is_peft_available, logging
 
-from .hub import STALE, filling, require_folder_for, said_in_one_line
+from .hub import GUARDS, STALE, filling, require_folder_for, said_in_one_line
 
 if is_peft_available():
     from peft import LoraConfig
@@ -127,6 +127,8 @@ def read_adapter(
         HubError: an OSError that says in one line why it could not be downloaded.
         ValueError: if it is another kind of adapter, or a file is damaged; the message names the file and a remedy.
     """
+    if os.path.isdir(name_or_folder):
+        GUARDS[-1](name_or_folder)
     locate = _locator(name_or_folder, revision, token)
     config_file = locate(CONFIG_FILE)
     config = _read_object(config_file)

@@ -1,6 +1,5 @@
 """Checkpoints: loads, saves and pushes a model's weights and tokenizer, and refuses broken ones."""
 
-import json
 import os
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -10,11 +9,10 @@ from typing import Any, Iterator, NoReturn, Optional, Self, Sequence, Union
 
 import torch
 from huggingface_hub import CommitInfo
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedModel
 
 from .configuration_tagi import TagiConfig
-from .hub import STALE, filling, is_repository, push_saved, readable, require_folder_for, said_in_one_line
+from .hub import GUARDS, STALE, filling, is_repository, push_saved, readable, require_folder_for, said_in_one_line
 from .instructions import InstructionIndex
 from .named_backbone import (
     ACCESS,
@@ -68,6 +66,8 @@ class CheckpointMixin(NamedBackboneMixin):
         require_name(name, "the checkpoint")
         require_dtype(kwargs.get("dtype", kwargs.get("torch_dtype")))
         _require_no_adapter(name, kwargs)
+        with said_in_one_line(str(name), "load"):
+            GUARDS[-1](name, **{key: kwargs[key] for key in (*ACCESS, "revision", "subfolder") if kwargs.get(key)})
         config = cls._config_of(name, config, kwargs)
         loader, buffers = cls, {}
         if config.backbone_in_checkpoint and kwargs.get("quantization_config") is not None:
@@ -83,7 +83,7 @@ class CheckpointMixin(NamedBackboneMixin):
             loader = type(cls.__name__, (cls,), {"__module__": cls.__module__, "state_dict": generators_state_dict})
         mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         kwargs["use_safetensors"] = True
-        with _broken_weights_named(name, kwargs), said_in_one_line(str(name), "load"):
+        with _pickles_refused(name, kwargs), said_in_one_line(str(name), "load"):
             model, info = super(CheckpointMixin, loader).from_pretrained(
                 name,
                 *model_args,
@@ -296,6 +296,8 @@ class CheckpointMixin(NamedBackboneMixin):
                 raise ValueError(
                     f"the tokenizer at {name!r} cannot be read ({error}); mend its files, or set model.tokenizer"
                 ) from error
+            if config.input_format == "chat":
+                GUARDS[-1](name, tokenizer=self._tokenizer)
             break
         return self._tokenizer
 
@@ -324,16 +326,10 @@ def _no_model(adapter, model: str) -> ValueError:
 
 
 @contextmanager
-def _broken_weights_named(name, kwargs: dict) -> Iterator[None]:
-    """Turns errors of reading a checkpoint's weights inside the block into one that names the file."""
+def _pickles_refused(name, kwargs: dict) -> Iterator[None]:
     options = {option: kwargs[option] for option in ("revision", "cache_dir", "subfolder") if kwargs.get(option)}
     try:
         yield
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{_broken_file(name, options) or name} is broken ({error}); save the checkpoint again with "
-            "save_pretrained, or download it again"
-        ) from error
     except OSError as error:
         if at_hand(name, "pytorch_model.bin", **options) is None or weight_files(name, **options) is not None:
             raise
@@ -341,19 +337,6 @@ def _broken_weights_named(name, kwargs: dict) -> Iterator[None]:
             f"{name} holds its weights as pytorch_model.bin, a pickle, which can run code when it is read and is "
             "refused; get the checkpoint with model.safetensors, as save_pretrained writes it"
         ) from error
-
-
-def _broken_file(name, options: dict) -> Optional[str]:
-    try:
-        files = weight_files(name, **options) or []
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return at_hand(name, "model.safetensors.index.json", **options)
-    for file in files:
-        try:
-            safe_open(os.path.realpath(file), framework="pt").__exit__(None, None, None)
-        except SafetensorError:
-            return file
-    return None
 
 
 def _require_whole(name, info: dict):

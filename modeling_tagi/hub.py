@@ -43,6 +43,8 @@ GGUF_WRITER: list[Callable] = []
 PACKAGE = "package:"  # begins the name of a backbone whose GGUF file is in an installed package
 # What converts a GGUF file to a folder. The installed package puts it here (common/gguf_files.py).
 GGUF_READER: list[Callable] = []
+# What looks at a model's files before one is made of them; the last counts, the installed package's (given_files.py).
+GUARDS: list[Callable] = [lambda name, revision=None, **given: None]
 
 _HARMLESS = ("README*", "LICENSE*", "*.log", "log.txt")  # may lie beside whatever is written
 # What the system may say of a write.

@@ -199,7 +199,7 @@ def find_targets(
     if missing := sorted(set(layers) - set(there)):
         has = f"layers {there[0]} to {there[-1]}" if there else "no numbered layers"
         raise ValueError(
-            f"layers_to_transform has {missing}, but {type(backbone).__name__} has {target_modules} in {has}"
+            f"layers_to_transform has {missing!s:.80}, but {type(backbone).__name__} has {target_modules} in {has}"
         )
     return {path: shape for path, shape in targets.items() if _layer_of(path) in layers}
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from copy import deepcopy
+from pickle import UnpicklingError
 from typing import Any, Optional, Self, Union
 
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.utils import cached_file, logging
 
 from .configuration_tagi import TagiConfig, new_model_fields
-from .hub import PACKAGE, is_gguf, is_repository, named_with_file, readable, repository_of, said_in_one_line
+from .hub import GUARDS, PACKAGE, is_gguf, is_repository, named_with_file, readable, repository_of, said_in_one_line
 
 logger = logging.get_logger(__name__)
 
@@ -69,6 +70,7 @@ class NamedBackboneMixin:
         access = given_access({"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only})
         place = readable(name, revision, **access)
         with said_in_one_line(place, "load"):
+            GUARDS[-1](place, revision, **access)
             fields, _ = PretrainedConfig.get_config_dict(place, revision=revision, **access)
         if fields.get("model_type") == cls.config_class.model_type:
             raise ValueError(
@@ -84,7 +86,7 @@ class NamedBackboneMixin:
         loading = {"revision": revision, "dtype": dtype or "auto", **access}
         if quantization_config is not None:
             loading["quantization_config"] = quantization_config
-        backbone = auto_class(config).from_pretrained(place, trust_remote_code=False, **loading)
+        backbone = load_language_model(auto_class(config), place, **loading)
         if is_quantized(backbone):
             config.backbone_in_checkpoint = False
         config.backbone_sha256 = backbone_hash(name, revision, cache_dir)
@@ -155,16 +157,16 @@ def load_named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrai
     shared = ("cache_dir", "local_files_only", "token", "device_map", "attn_implementation", "quantization_config")
     loading = {name: kwargs[name] for name in shared if name in kwargs}
     dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto"
-    loading["trust_remote_code"] = False  # the caller has not allowed the backbone's code
     loading["dtype"] = config.dtype if dtype == "auto" and config.dtype is not None else dtype
     source, revision = config.backbone_name_or_path, config.backbone_revision
     try:
         place = readable(source, revision, **given_access(kwargs))
-        backbone = auto_class(config).from_pretrained(place, revision=revision, **loading)
+        GUARDS[-1](place, revision, **given_access(kwargs))
+        backbone = load_language_model(auto_class(config), place, revision=revision, **loading)
     except (OSError, ValueError, ImportError) as error:
         raise OSError(
             f"{checkpoint} holds a generator without its backbone, which should be at {source!r} (revision "
-            f"{revision or 'main'}) and could not be loaded from there: {error}"
+            f"{revision or 'main'}) and could not be loaded from there: {' '.join(str(error).split())}"
         ) from error
     wanted = config.backbone_sha256
     found = backbone_hash(source, revision, kwargs.get("cache_dir")) if wanted else None
@@ -176,6 +178,17 @@ def load_named_backbone(checkpoint, config: TagiConfig, kwargs: dict) -> PreTrai
             "backbone_sha256 to null to take this one all the same"
         )
     return keep_weights(backbone)
+
+
+def load_language_model(auto, place: str, **loading) -> PreTrainedModel:
+    """Loads a plain model without code of its own; refuses missing weights, which transformers would make up."""
+    try:
+        model, info = auto.from_pretrained(place, trust_remote_code=False, output_loading_info=True, **loading)
+    except UnpicklingError as error:
+        raise ValueError(f"the weights of {place} are a pickle of more than tensors; give it safetensors") from error
+    if (missing := sorted(info["missing_keys"])) and not is_quantized(model):
+        raise ValueError(f"{place} lacks {len(missing)} of the model's tensors: {missing!s:.200}; save it whole")
+    return model
 
 
 def generators_state_dict(model, *args, **kwargs) -> dict:

@@ -8,6 +8,8 @@ from typing import Optional
 
 from filelock import FileLock
 
+from ..common.given_files import require_own_files
+
 INDEX_FILE = "index.json"
 ADDED_FILE = "index-added.jsonl"
 # The index is written anew when this fraction of it was added since: n additions then cost O(n), not O(n²).
@@ -31,6 +33,8 @@ class BankIndex(dict):
 
     def _read(self):
         folder = self.folder
+        if folder.is_dir():
+            require_own_files(folder)
         self._seen, self._added, self._whole = self._on_disk(), 0, 0  # adapters and bytes of what was added since
         if (folder / INDEX_FILE).is_file():
             self.update(_parsed(folder / INDEX_FILE, (folder / INDEX_FILE).read_bytes(), "adapters"))
@@ -81,7 +85,7 @@ def _parsed(file: Path, text: bytes, field: Optional[str] = None) -> dict[str, d
         entries = entries if field is None else entries[field]
         folders = [entry["folder"] for entry in entries.values()]
         ours = all(re.fullmatch(r"[A-Za-z0-9_.-]+", folder) and folder.strip(".") for folder in folders)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{file} is no index of task adapters, which has a folder for each name") from None
     if not ours:
         raise ValueError(f"{file} names folders that are not beside it; an index of task adapters names its own alone")

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import struct
 import tempfile
 from functools import lru_cache
 from importlib.metadata import version
@@ -17,7 +18,9 @@ from typing import Optional
 from huggingface_hub import cached_assets_path
 
 from ..hub import GGUF_READER, PACKAGE, repository_of
+from .given_files import require_described
 
+_NUMBERS_A_BYTE = 8  # in the smallest of GGUF's types
 _OF_THE_FILE = ("quantization_config", "_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
@@ -37,7 +40,8 @@ def gguf_path(name: str, revision: Optional[str] = None, **access) -> str:
                 f"the backbone is {name!r}, but there is no installed package {module!r}; install it with pip"
             )
         folders = [Path(folder) for folder in spec.submodule_search_locations]
-        found = next((folder / file for folder in folders if (folder / file).is_file()), None)
+        inside = ".." not in Path(file).parts and not Path(file).is_absolute()
+        found = next((folder / file for folder in folders if inside and (folder / file).is_file()), None)
         if found is None:
             held = sorted(path.name for folder in folders for path in folder.glob("*.gguf"))
             raise FileNotFoundError(
@@ -106,6 +110,9 @@ def _convert(name: str, file: str, folder: str):
     what = "the weights"
     try:
         config = AutoConfig.from_pretrained(**place, trust_remote_code=False)
+        what = "the config"
+        require_described(config.to_dict(), file, _NUMBERS_A_BYTE * os.path.getsize(file), _tensors_in(file))
+        what = "the weights"
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         read = auto.from_pretrained(**place, dtype=torch.float32, trust_remote_code=False)
         what = "the tokenizer"
@@ -125,6 +132,13 @@ def _convert(name: str, file: str, folder: str):
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(folder)
+
+
+def _tensors_in(file: str) -> int:
+    """Returns how many tensors a GGUF file says that it has, as far as there is room for what describes them."""
+    with open(file, "rb") as stream:
+        (count,) = struct.unpack("<Q", stream.read(16)[8:])
+    return min(count, os.path.getsize(file) // 32)
 
 
 GGUF_READER.append(converted)

@@ -10,6 +10,9 @@ from ..function import FUNCTION_FILE, IF_FAR, SAVED, TagiFunction, require_choic
 from ..modeling_tagi import TagiModel
 from ..named_backbone import ACCESS, file_of
 from ..tokens import instruction_text
+from .given_files import require_own_files
+
+_MOST_NEW_TOKENS = 2**16  # of a saved function, which may come from anyone
 
 
 def load_function(
@@ -25,6 +28,8 @@ def load_function(
         FileNotFoundError: if there is no function.json.
         ValueError: if it is damaged, names no place of its model, or the model is another than it was made for.
     """
+    if os.path.isdir(name_or_folder):
+        require_own_files(Path(name_or_folder))
     access = {name: value for name, value in loading.items() if name in ACCESS}
     file = file_of(name_or_folder, FUNCTION_FILE, **access)
     if file is None:
@@ -67,8 +72,10 @@ def _read(file: Path) -> dict[str, Any]:
             raise ValueError(f"it lacks {', '.join(missing)}")
         instruction_text(found["instruction"])
         require_choices(found["options"], max_new_tokens=found["max_new_tokens"])
+        if found["max_new_tokens"] > _MOST_NEW_TOKENS:
+            raise ValueError(f"max_new_tokens is {found['max_new_tokens']}, more than {_MOST_NEW_TOKENS}")
         if found["how"] not in IF_FAR.values():
             raise ValueError(f"how is {found['how']!r}, but must be one of {', '.join(map(repr, IF_FAR.values()))}")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); save the function again") from error
     return found

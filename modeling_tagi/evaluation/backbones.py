@@ -8,16 +8,17 @@ from transformers import AutoConfig, PreTrainedModel
 
 from ..common.randomness import unchanged_randomness
 from ..configuration_tagi import TagiConfig
-from ..hub import readable
+from ..hub import GUARDS, readable
 from ..modeling_tagi import TagiModel
-from ..named_backbone import auto_class
+from ..named_backbone import auto_class, load_language_model
 
 
 def load_backbone(name: str, revision: Optional[str] = None) -> PreTrainedModel:
     """Returns a language model of either kind, in fp32 and eval mode, on the GPU if there is one."""
     name = readable(name, revision)
+    GUARDS[-1](name, revision)
     config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    model = auto_class(config).from_pretrained(name, revision=revision, dtype=torch.float32)
+    model = load_language_model(auto_class(config), name, revision=revision, dtype=torch.float32)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

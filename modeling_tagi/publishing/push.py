@@ -12,6 +12,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..adapter_files import CONFIG_FILE, MEMORY_FILE, PROVENANCE_FILE, WEIGHTS_FILE
 from ..banks.index import ADDED_FILE, INDEX_FILE, BankIndex
+from ..common.given_files import require_shards
 from ..configuration_tagi import TagiConfig
 from ..hub import STALE, is_repository, kind_in
 from ..named_backbone import require_backbone_for_others
@@ -123,7 +124,7 @@ def _checkpoint(folder: Path) -> Callable[[str], str]:
     config = TagiConfig.from_pretrained(folder)
     require_backbone_for_others(config, config.backbone_in_checkpoint)
     index = _json(folder / "model.safetensors.index.json")
-    weights = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    weights = require_shards(folder / "model.safetensors.index.json") if index else ["model.safetensors"]
     code = {f"{name.rpartition('.')[0]}.py" for name in (getattr(config, "auto_map", None) or {}).values()}
     if not code:
         raise ValueError(f"{folder}/config.json has no auto_map, so nobody could load it; use save_pretrained")

@@ -9,6 +9,7 @@ from typing import Callable, Optional, Sequence, Union
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import EntryNotFoundError
 
+from ..common.given_files import require_own_files
 from ..hub import said_in_one_line
 from .cards import CARD_FILE, is_edited
 
@@ -118,11 +119,13 @@ def files_to_publish(folder: Path, token: Optional[str] = None) -> dict[str, Pat
 
     Raises:
         FileNotFoundError: if there is no such folder, or nothing in it.
-        ValueError: naming pickles (they can run anything when they are read), states of training, or files with an
-            access token in them.
+        ValueError: naming links out of the folder, pickles (they can run anything when they are read), states of
+            training, or files with an access token in them.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to push")
+    for place in (folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())):
+        require_own_files(place, folder)
     files, refused = {}, {}
     secrets = [secret.encode() for secret in (token, get_token()) if isinstance(secret, str) and secret]
     for path in sorted(folder.rglob("*")):

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from ..common.seeds import derived_seed
-from ..hub import is_gguf, readable
+from ..hub import GUARDS, is_gguf, readable
+from ..named_backbone import load_language_model
 from .setting_fields import RunSettings
 
 # Fields beyond those of its class that every config knows, or that earlier versions wrote.
@@ -52,7 +53,8 @@ def load_backbone_to_train(settings: RunSettings, source: str, revision: Optiona
         source = readable(source, revision)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return auto.from_pretrained(source, revision=revision, dtype=torch.float32)
+        GUARDS[-1](source, revision)
+        return load_language_model(auto, source, revision=revision, dtype=torch.float32)
     config = backbone_config(settings, vocab_size)
     model = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM).from_config(config)
     if settings.backbone.embedding_std is not None:
