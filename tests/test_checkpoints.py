@@ -42,8 +42,8 @@ def assert_equal(one, two):
 
 def test_what_ships_stays_small():
     # 30 lines of them for save_gguf, whose writer does not ship; a file and 260 lines for function.py, which is called
-    # and saved wherever a checkpoint is; 95 for poolings
-    assert len(CODE) <= 19 and sum(len((PACKAGE / name).read_text().splitlines()) for name in CODE) <= 5635
+    # and saved wherever a checkpoint is; 95 for poolings; 45 for one LoRA for all tasks
+    assert len(CODE) <= 19 and sum(len((PACKAGE / name).read_text().splitlines()) for name in CODE) <= 5680
 
 
 # The three lines that must always work

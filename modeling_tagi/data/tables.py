@@ -111,7 +111,8 @@ def read_folder(
         ValueError: as `iter_table`; if a split has two files, or none can be streamed.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give the folder that holds train.jsonl (or .parquet) and other splits")
+        what = "a file" if folder.exists() else "not there"
+        raise ValueError(f"{folder} is {what}; give the folder that holds train.jsonl (or .parquet) and other splits")
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if file.name.endswith((*JSON_SUFFIXES, ".parquet")) and not file.name.startswith("."):
