@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from copy import deepcopy
-from pickle import UnpicklingError
+from pickle import UnpicklingError  # nosec B403 # to catch it
 from typing import Any, Optional, Self, Union
 
 import torch

@@ -19,7 +19,8 @@ from modeling_tagi.training.settings import RunSettings, build_settings, load_se
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [README, *(ROOT / f"{name}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")),
+         *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.+?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 MODEL = "outputs/quickstart/model"  # what the pages load, which a run of minutes makes
 CAUSAL = "outputs/quickstart-llama/model"

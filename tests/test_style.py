@@ -22,8 +22,8 @@ HOOKS = {
 
 @pytest.mark.parametrize("linter", HOOKS)
 def test_the_code_passes_the_linters_of_setup_cfg(linter):
-    if linter == "mypy" and importlib.util.find_spec("mypy") is None:
-        pytest.skip('mypy is not installed; pip install -c constraints.txt -e ".[demo,docs,serve,test]" does it')
+    if linter in ("mypy", "bandit") and importlib.util.find_spec(linter) is None:
+        pytest.skip(f'{linter} is not installed; pip install -c constraints.txt -e ".[demo,docs,serve,test]" does it')
     python, *command = shlex.split(HOOKS[linter]["entry"])
     result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert python == "python" and result.returncode == 0, result.stdout + result.stderr
@@ -33,7 +33,7 @@ def test_hooks_before_a_commit_are_the_linters_of_the_test_environment():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     fixed = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
-    assert list(HOOKS) == ["flake8", "isort", "mypy"]
+    assert list(HOOKS) == ["flake8", "isort", "mypy", "bandit"]
     for linter, hook in HOOKS.items():
         assert hook["language"] == "system"  # whose version is that of the environment, which these two lines fix
         (least,) = re.findall(rf"^{linter}>=(.+)$", setup["options.extras_require"]["test"], re.M)

@@ -109,14 +109,14 @@ def _convert(name: str, file: str, folder: str):
     place = {"pretrained_model_name_or_path": os.path.dirname(file) or ".", "gguf_file": os.path.basename(file)}
     what = "the weights"
     try:
-        config = AutoConfig.from_pretrained(**place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**place, trust_remote_code=False)  # nosec B615 # a file of this machine
         what = "the config"
         require_described(config.to_dict(), file, _NUMBERS_A_BYTE * os.path.getsize(file), _tensors_in(file))
         what = "the weights"
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         read = auto.from_pretrained(**place, dtype=torch.float32, trust_remote_code=False)
         what = "the tokenizer"
-        tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**place, trust_remote_code=False)  # nosec B615 # the same
     except Exception as error:  # the reader raises whatever a broken file leads to
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(

@@ -99,7 +99,7 @@ def replacing(target: Path) -> Iterator[Path]:
         if target.exists():
             os.replace(target, old)
         os.replace(beside, target)
-        os.chmod(target, 0o755)  # mkdtemp's folders are private
+        os.chmod(target, 0o755)  # nosec B103 # as of any new folder; mkdtemp's are private
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

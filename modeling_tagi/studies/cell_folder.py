@@ -63,7 +63,9 @@ def start(cell: Cell, folder: Path, threads: int) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), TRACEBACK: "1"}  # to its log
     command = [sys.executable, "-m", "modeling_tagi.studies.cell", str(place / CELL_FILE)]
     with open(place / LOG_FILE, "ab") as log:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(  # nosec B603 # this package, by a list of arguments
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
+        )
 
 
 def last_line(log: Path) -> str:

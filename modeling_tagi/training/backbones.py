@@ -75,7 +75,8 @@ def made_config(fields: dict, section: str = "config") -> PretrainedConfig:
         raise ValueError(f"backbone.{section}.model_type is {kind!r}, but must be a family of transformers; {hint}")
     _require_known(CONFIG_MAPPING[kind], fields, f"backbone.{section}")
     try:
-        config = AutoConfig.for_model(**{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, **fields})
+        known = dict(pad_token_id=0, eos_token_id=1, bos_token_id=3)
+        config = AutoConfig.for_model(**{**known, **fields})
     except Exception as error:  # each family's config raises errors of its own
         raise ValueError(f"backbone.{section} is not one of {kind!r}: {' '.join(str(error).split())}") from error
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:

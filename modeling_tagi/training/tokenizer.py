@@ -62,4 +62,4 @@ def _is_made_of(folder: Path, key: dict) -> bool:
 
 def _read(folder: Path):
     with reading(folder, "delete it: it is made again of the same data"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # nosec B615 # a folder of the run

@@ -147,7 +147,8 @@ class Plot:
     def markup(self) -> Markup:
         """Returns the SVG as a part of a page, read out as its caption."""
         drawing = self.svg[self.svg.index("<svg"):]
-        return Markup(drawing.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(self.caption), 1))
+        beginning = Markup('<svg role="img" aria-label="{}"').format(self.caption)  # which escapes the caption
+        return Markup(drawing.replace("<svg", beginning, 1))  # matplotlib escapes the texts that it draws
 
 
 @dataclass
