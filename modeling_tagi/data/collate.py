@@ -58,7 +58,7 @@ class RecordCollator:
         bank_by: str = "group",
         teacher_reads: str = "prompt",
     ):
-        self.tokens, self.reads, self.bank_index, self.bank_by = tokens, READS[reads], bank_index, bank_by
+        self.tokens, self.reads, self.bank_index, self.bank_by = tokens, reads, bank_index, bank_by
         self.teacher_reads = teacher_reads
         self.answers: Optional[Callable[[Sequence[Record]], dict[str, Tensor]]] = None
 
@@ -67,17 +67,17 @@ class RecordCollator:
         return self.bank_index.get(getattr(record, self.bank_by), -1)
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
-        tokens = self.tokens
+        tokens, reads = self.tokens, READS[self.reads]
         targets = [tokens.target(record.targets[0]) for record in records]
         inputs = [tokens.input(record.input) for record in records]
         prompts = None
-        if self.reads.prompt or self.bank_index is not None and self.answers is None:
+        if reads.prompt or self.bank_index is not None and self.answers is None:
             prompts = [tokens.prompt(instruction_text(r.instruction, r.demonstrations), r.input) for r in records]
-        batch = training_tensors(tokens, prompts if self.reads.prompt else inputs, targets)
+        batch = training_tensors(tokens, prompts if reads.prompt else inputs, targets)
         numbers = None
         if self.bank_index is not None:
             numbers = [self.number(record) for record in records]
-        if self.reads.adapter:
+        if reads.adapter:
             instructions = [instruction_text(r.instruction, r.demonstrations) for r in records]
             batch.update(instruction_tensors(tokens, instructions, numbers))
             if self.answers is not None:

@@ -87,9 +87,12 @@ def test_a_killed_process_leaves_no_half_of_an_adapter(tmp_path):
         for number in range(10**6):
             cache.folder_for(f"say {number}")
 
-    for seconds in (0.05, 0.08, 0.11):
+    for number, seconds in enumerate((0.0, 0.03, 0.06)):
         process = FORKED.Process(target=work)
         process.start()
+        until = time.monotonic() + 60
+        while len(list(tmp_path.glob("mark/*"))) <= number and time.monotonic() < until:
+            time.sleep(0.001)
         time.sleep(seconds)
         os.kill(process.pid, signal.SIGKILL)
         process.join(60)
