@@ -150,8 +150,9 @@ def _strangers(folder: Path, kind: str) -> list[str]:
     names = [name for name in _names(folder) if not any(fnmatch(name, pattern) for pattern in _HARMLESS)]
     if kind == "checkpoint":  # what it would replace
         return [name for name in names if name == "config.json" or name.endswith((".py", ".safetensors"))]
-    if kind == "bank":  # one that was cut off before its first index was written
-        return [name for name in names if kind_in(folder / name) != "adapter"]
+    if kind == "bank":  # one that was cut off before its first index was written, or in a folder's first moment
+        return [name for name in names if kind_in(folder / name) != "adapter"
+                and (_names(folder / name) or not (folder / name).is_dir())]  # fmt: skip
     return names
 
 

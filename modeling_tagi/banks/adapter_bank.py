@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..adapter import TagiAdapter
 from ..common.names import file_name
+from ..common.writing import drop_left_over
 from ..fit import require_fit
 from ..hub import require_folder_for
 from .index import ADDED_FILE, INDEX_FILE, BankIndex
@@ -98,6 +99,8 @@ class AdapterBank:
     def add(self, names: Sequence[str], adapters: TagiAdapter, details: Optional[Sequence[dict]] = None):
         """Writes adapters to folders of their own, then names them all in the index."""
         require_folder_for("bank", self.folder)
+        for leftover in self.folder.glob(".*-*"):  # of a process that was killed while it wrote an adapter
+            drop_left_over(leftover)
         entries = {}
         for number, name in enumerate(names):
             folder = file_name(name)

@@ -1,11 +1,13 @@
 """Files and folders that are written beside and moved into place, and read with one message if they are damaged."""
 
 import errno
+import glob
 import os
 import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Union
 
@@ -17,6 +19,7 @@ from .. import hub
 # What torch says of a failed write, whatever the reason.
 _TORCH_WRITES = re.compile(r"iostream error|unexpected pos|PytorchStreamWriter failed")
 _SMALL = 4 << 20  # bytes
+_LEFT_OVER = 3600.0  # seconds after which what lies beside an output is what a killed process left
 
 
 @contextmanager
@@ -67,6 +70,9 @@ def reading(what: Path, mend: str) -> Iterator[None]:
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
     """Yields the path of a file beside `target`, which is moved into its place if the block ends without an error."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if leftover.suffix[1:].isdigit():
+            drop_left_over(leftover)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with naming(target):
@@ -74,6 +80,13 @@ def replacing_file(target: Path) -> Iterator[Path]:
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)  # half of it, where the disk is full
+
+
+def drop_left_over(path: Path):
+    """Removes a temporary file or folder that is older than an hour."""
+    with suppress(FileNotFoundError):  # another process did, or ended well
+        if time.time() - path.stat().st_mtime > _LEFT_OVER:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def write_text(path: Path, text: str):
@@ -84,22 +97,28 @@ def write_text(path: Path, text: str):
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Yields a folder to write to, which replaces `target` if the block ends without an error."""
+    """Yields a folder to write to, which replaces `target` if the block ends without an error.
+
+    It lies in a temporary folder, and so does what a save to it writes beside it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in sorted(target.parent.glob(f".{target.name}-*")):  # of a run that was killed in here
+    # mkdtemp's names: what another target, whose name begins with this one's, has beside it is left alone
+    ours = re.compile(re.escape(f".{target.name}-") + r"[a-z0-9_]{8}(-old)?")
+    for leftover in sorted(path for path in target.parent.glob(".*") if ours.fullmatch(path.name)):  # a killed run's
         if leftover.name.endswith("-old") and not target.exists():
             os.replace(leftover, target)
         else:
             shutil.rmtree(leftover, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    beside = temporary / target.name
     try:
         with naming(target):
+            beside.mkdir()
             yield beside
-        old = beside.with_name(beside.name + "-old")
+        old = temporary.with_name(temporary.name + "-old")
         if target.exists():
             os.replace(target, old)
         os.replace(beside, target)
-        os.chmod(target, 0o755)  # nosec B103 # as of any new folder; mkdtemp's are private
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -222,11 +222,16 @@ class Stage:
         facts = {"seconds": round(self.tick(), 1), **facts}
         if is_main():
             write_text(self.folder / DONE_FILE, json.dumps(facts, indent=2) + "\n")
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            self._drop_checkpoints()
         if not result and facts.get("loss") is not None:
             result = f"loss {facts['loss']:.2f}"
         say(f"{self.label}: done in {facts['seconds']:.0f} s" + (f", {result}" if result else ""))
         wait()  # the next stage reads what this one left
 
+    def _drop_checkpoints(self):
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
     def skip(self):
+        if is_main():
+            self._drop_checkpoints()  # of a run that was killed when it had just finished this stage
         say(f"{self.label}: was done before")

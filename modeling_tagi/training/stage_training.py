@@ -121,7 +121,8 @@ def plot_losses(history: Sequence[dict], path: Path, title: str):
 
     figure = Figure(figsize=(7, 4))
     axes = figure.add_axes((0.11, 0.13, 0.87, 0.79))  # a layout that is found by trial draws everything twice
-    for name in dict.fromkeys(key for entry in history for key in entry if key.startswith("loss")):
+    # sorted: a run that resumes reads its history back in another order
+    for name in sorted({key for entry in history for key in entry if key.startswith("loss")}):
         points = [(entry["step"], entry[name]) for entry in history if name in entry]
         axes.plot(*zip(*points), label=name.removeprefix("loss_").replace("loss", "all"))
     axes.set(title=title, xlabel="optimizer steps", ylabel="loss (nats per token; alignment: its own)")

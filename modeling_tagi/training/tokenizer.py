@@ -18,6 +18,8 @@ from .setting_fields import RunSettings
 from .stage_keys import KEY_FILE, digest_of_records, digest_of_text
 
 FOLDER = "tokenizer"
+# What transformers notes of how a tokenizer was read, and saves with it: a run that resumes would write other files.
+_OF_READING = ("is_local", "local_files_only")
 
 
 def read_tokenizer(settings: RunSettings, train: Sequence[Record], text: Sequence[str]):
@@ -62,4 +64,7 @@ def _is_made_of(folder: Path, key: dict) -> bool:
 
 def _read(folder: Path):
     with reading(folder, "delete it: it is made again of the same data"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # nosec B615 # a folder of the run
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)  # nosec B615 # of the run
+    for name in _OF_READING:
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
