@@ -143,7 +143,11 @@ class Cases:
             wrong = [name for n, name in enumerate(bank.names) if not same(bank.read(name), adapters[n])]
             return f"other adapters than were added: {wrong}" if wrong else ""
 
-        return Case(folder.parent, act, begin=lambda: folder.mkdir(), holds=holds, share=2)
+        def ends():  # the index by what it says: a part of it may be in either file
+            files = {name: x for name, x in contents(folder.parent).items() if "/index" not in name}
+            return {**files, "the index": str(list(AdapterBank(folder)._index.items()))}
+
+        return Case(folder.parent, act, lambda: folder.mkdir(), holds, ends, share=2)
 
     def _adapter(self) -> Case:
         folder = self.folder / "adapter-case" / "adapter"
