@@ -118,8 +118,16 @@ def parse_fields(texts: Optional[dict[str, str]]) -> dict[str, Any]:
         try:
             parsed[name] = load_yaml(text)
         except ValueError as error:
-            raise ValueError(f"--{name} is {text!r}, which is not YAML ({error}); put quotes around a text") from None
+            raise ValueError(
+                f"--{shown_name(name)} is {text!r}, which is not YAML ({error}); put quotes around a text"
+            ) from None
     return parsed
+
+
+def shown_name(name: Any) -> str:
+    """Returns a field's name as a message shows it: in one line, and not too long."""
+    name = str(name)
+    return f"{name if name.isprintable() else repr(name):.200}"
 
 
 def flat(values: dict, prefix: str = "") -> dict:

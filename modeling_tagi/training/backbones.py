@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ..common.seeds import derived_seed
+from ..common.yaml_files import shown_name
 from ..hub import GUARDS, is_gguf, readable
 from ..named_backbone import load_language_model
 from .setting_fields import RunSettings
@@ -129,7 +130,8 @@ def _require_known(kind: type, fields: dict[str, Any], section: str):
         if name not in known:
             close = difflib.get_close_matches(str(name), sorted(known), n=1)
             hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(known - _OF_EVERY_CONFIG))}"
-            raise ValueError(f"unknown field {section}.{name} of a {kind.model_type!r} backbone; {hint}")
+            shown = shown_name(f"{section}.{name}")
+            raise ValueError(f"unknown field {shown} of a {kind.model_type!r} backbone; {hint}")
         default = defaults.get(kind.attribute_map.get(name, name))
         if name.endswith(("_id", "_ids")) or value is None or isinstance(value, bool):
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from ..common.typed import typed
-from ..common.yaml_files import read_yaml
+from ..common.yaml_files import read_yaml, shown_name
 from ..data.reading import READS
 
 # Former dotted names, and what to write instead; `None` if the field is gone.
@@ -370,7 +370,7 @@ def built_settings(cls, values: dict, prefix: str = ""):
                       if dataclasses.is_dataclass(kind) and name in kind.__dataclass_fields__]  # fmt: skip
             meant = [prefix + one for one in close or inside]
             hint = f"did you mean {' or '.join(meant)}?" if meant else f"the fields are {', '.join(fields)}"
-            raise ValueError(f"unknown field {prefix}{name}; {hint}")
+            raise ValueError(f"unknown field {shown_name(f'{prefix}{name}')}; {hint}")
         kind = hints[name]
         if dataclasses.is_dataclass(kind):
             built[name] = built_settings(kind, value if value is not None else {}, f"{prefix}{name}.")

@@ -56,7 +56,8 @@ def _config_of(name: str) -> TagiConfig:
         with said_in_one_line(name, "load"):
             fields, _ = TagiConfig.get_config_dict(name)
     except OSError as error:
-        raise FileNotFoundError(f"start_from is {name!r}, which cannot be read: {error}") from error
+        said = " ".join(str(error).split())
+        raise FileNotFoundError(f"start_from is {name!r}, which cannot be read: {said}") from error
     if fields.get("model_type") != "tagi":
         raise ValueError(
             f"start_from is {name!r}, which is no TAGI checkpoint; a plain language model goes in backbone.name"
