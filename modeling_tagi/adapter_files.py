@@ -123,7 +123,7 @@ def read_adapter(
     """Returns the fields of a [`TagiAdapter`] that a folder or a repository holds; `memory` as its tensors.
 
     Raises:
-        FileNotFoundError: if a file of the folder is missing.
+        FileNotFoundError: if a file of the folder is missing, or the adapter is saved anew while it is read.
         HubError: an OSError that says in one line why it could not be downloaded.
         ValueError: if it is another kind of adapter, or a file is damaged; the message names the file and a remedy.
     """
@@ -131,7 +131,7 @@ def read_adapter(
         GUARDS[-1](name_or_folder)
     locate = _locator(name_or_folder, revision, token)
     config_file = locate(CONFIG_FILE)
-    config = _read_object(config_file)
+    written, config = config_file.stat(), _read_object(config_file)  # the first to go and the last to come in a save
     _require_plain_lora(config, config_file, name_or_folder)
     weights_file = locate(WEIGHTS_FILE)
     tensors = _read_tensors(weights_file, device)
@@ -147,6 +147,8 @@ def read_adapter(
     if check_finite:
         require_finite(tensors, weights_file)
         require_finite(memory or {}, memory_file)
+    if (now := config_file.stat()).st_ino != written.st_ino or now.st_mtime_ns != written.st_mtime_ns:
+        raise FileNotFoundError(f"{name_or_folder} was written anew while it was read; read it again")
     base = {"backbone": config.get("base_model_name_or_path"), "backbone_revision": config.get("revision")}
     return {
         "lora_a": {path: x.unsqueeze(0) for path, x in lora_a.items()},
@@ -165,8 +167,8 @@ def _locator(name_or_folder, revision, token) -> Callable[..., Optional[Path]]:
     def locate(name: str, optional: bool = False) -> Optional[Path]:
         if folder.is_dir():
             path = folder / name
-            if path.is_file() or optional:
-                return path if path.is_file() else None
+            if optional or path.is_file():
+                return path if not optional or path.is_file() else None
             raise FileNotFoundError(
                 f"{folder} has no {name}; an adapter folder holds {CONFIG_FILE}, {WEIGHTS_FILE} and, if its generator "
                 f"fuses the instruction, {MEMORY_FILE}: save the adapter there again"

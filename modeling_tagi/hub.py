@@ -151,8 +151,8 @@ def _strangers(folder: Path, kind: str) -> list[str]:
     if kind == "checkpoint":  # what it would replace
         return [name for name in names if name == "config.json" or name.endswith((".py", ".safetensors"))]
     if kind == "bank":  # one that was cut off before its first index was written, or in a folder's first moment
-        return [name for name in names if kind_in(folder / name) != "adapter"
-                and (_names(folder / name) or not (folder / name).is_dir())]  # fmt: skip
+        names = [name for name in names if _names(folder / name) or not (folder / name).is_dir()]
+        return [name for name in names if kind_in(folder / name) != "adapter" and name not in KINDS[kind][1]]
     return names
 
 

@@ -108,6 +108,14 @@ class AdapterBank:
             entries[name] = {"folder": folder, **(details[number] if details else {})}
         self._index.add(entries)
 
+    def noted(self, field: str) -> list:
+        """Returns what the index says of each adapter in a field of its details, of those that have it."""
+        return [entry[field] for entry in self._index.values() if field in entry]
+
+    def write_index(self):
+        """Writes the whole index to one file; banks to which the same was added are the same files then."""
+        self._index.write()
+
     def load(self, names: Optional[Sequence[str]] = None) -> TagiAdapter:
         """Reads the named adapters, or all, stacked into one; those of lower rank are padded with zeros.
 

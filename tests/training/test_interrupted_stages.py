@@ -128,6 +128,8 @@ def test_adapters_tuned_before_the_kill_are_not_tuned_again(make_run, records, k
     assert [item for item in trained if item[0] in STAGES[:2]] == [("task_adapters", "two")]
     assert file.stat().st_mtime_ns == written
     assert same(adapters(run), adapters(uninterrupted[0]))
+    loss = run.stage("task_adapters").facts["loss"]
+    assert loss is not None and loss == uninterrupted[0].stage("task_adapters").facts["loss"]
 
 
 def test_each_stage_logs_what_it_minimises(make_run, uninterrupted):

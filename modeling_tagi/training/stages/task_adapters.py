@@ -132,12 +132,17 @@ class TaskAdapters(TrainingStage):
         model.backbone.to(device())  # the Trainer moves what it trains
         missing = [name for name in records_of if name not in bank]
         model.requires_grad_(False)
-        shared_a, losses = model.hypernetwork.shared_factors(), []
+        shared_a = model.hypernetwork.shared_factors()
         for start in range(0, len(missing), at_once):
             some = {name: records_of[name] for name in missing[start: start + at_once]}
-            losses.append(self._tuned(state, folder, model, shared_a, some))
-            say(f"{folder.label}: {len(self._bank(state).names)} of {len(records_of)} adapters, loss {losses[-1]:.3f}")
-        return {"adapters": len(self._bank(state).names), "loss": sum(losses) / len(losses) if losses else None}
+            loss = self._tuned(state, folder, model, shared_a, some)
+            say(f"{folder.label}: {len(self._bank(state).names)} of {len(records_of)} adapters, loss {loss:.3f}")
+        if is_main():
+            self._bank(state).write_index()  # however often the stage was interrupted, in the same files
+        wait()
+        bank = self._bank(state)
+        losses = bank.noted("loss")  # of those tuned before an interruption too
+        return {"adapters": len(bank.names), "loss": sum(losses) / len(losses) if losses else None}
 
     def _tuned(
         self,
@@ -164,7 +169,9 @@ class TaskAdapters(TrainingStage):
         )
         facts = self.trained(state, folder, tuner, collator, sampler, Drawn(records), part=names[0])
         adapters = tuner.adapter().detach().to("cpu")
-        details = [{"by": settings.by, "reads": settings.reads, "records": len(records_of[name])} for name in names]
+        loss = facts["loss"] / len(names)  # the tuner's is a sum over its tasks
+        details = [{"by": settings.by, "reads": settings.reads, "records": len(records_of[name]), "loss": loss}
+                   for name in names]  # fmt: skip
         source = {
             "backbone": model.config.backbone_name_or_path,
             "backbone_revision": model.config.backbone_revision,
@@ -173,7 +180,7 @@ class TaskAdapters(TrainingStage):
         if is_main():
             self._bank(state).add(names, adapters.described(source, model.peft_config()), details)
         wait()
-        return facts["loss"] / len(names)  # the tuner's is a sum over its tasks
+        return loss
 
     def hand_on(self, state: RunState, folder: Stage):
         state.bank = self._bank(state)
