@@ -14,6 +14,7 @@ INDEX_FILE = "index.json"
 ADDED_FILE = "index-added.jsonl"
 # The index is written anew when this fraction of it was added since: n additions then cost O(n), not O(n²).
 _REWRITTEN_AT = 1 / 16
+_READINGS = 100  # of an index that others are writing to
 
 
 class BankIndex(dict):
@@ -32,9 +33,21 @@ class BankIndex(dict):
         self._read()
 
     def _read(self):
+        """Reads both files, and again where a writer has gone from one to the other meanwhile. No lock is taken for it,
+        since a bank may lie where nothing can be written."""
+        if self.folder.is_dir():
+            require_own_files(self.folder)
+        for _ in range(_READINGS):
+            try:
+                self._read_once()
+                if self._on_disk() == self._seen:
+                    return
+            except FileNotFoundError:  # between the look for it and the reading
+                pass
+        self._read_once()
+
+    def _read_once(self):
         folder = self.folder
-        if folder.is_dir():
-            require_own_files(folder)
         self._seen, self._added, self._whole = self._on_disk(), 0, 0  # adapters and bytes of what was added since
         if (folder / INDEX_FILE).is_file():
             self.update(_parsed(folder / INDEX_FILE, (folder / INDEX_FILE).read_bytes(), "adapters"))
