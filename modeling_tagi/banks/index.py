@@ -33,7 +33,7 @@ class BankIndex(dict):
         self._read()
 
     def _read(self):
-        """Reads both files, and again where a writer has gone from one to the other meanwhile. No lock is taken for it,
+        """Reads both files, and again where a writer went from one to the other meanwhile. No lock is taken for it,
         since a bank may lie where nothing can be written."""
         if self.folder.is_dir():
             require_own_files(self.folder)
